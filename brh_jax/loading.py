@@ -1,0 +1,52 @@
+"""brh_jax.load: an Encoder from anything that holds one."""
+
+import pathlib
+
+from brh_jax.errors import UserError
+from brh_jax.models import store
+from brh_jax.models.encoder import Encoder
+
+
+def load(path, *, image_size=None, k: int | None = None, dtype=None) -> Encoder:
+    """Loads a ViT or a Raptor.
+
+    Args:
+        path: `hf:organisation/model`; a .safetensors, .pth or .onnx file or a folder in the hub's layout, converted as it is
+            read; a folder written by `python -m weights_convert`; a run's work directory, which gives its Raptor (the one with
+            most phases, or with `k`); or a stage of one, `workdir/teacher` giving the teacher.
+        image_size: int or (height, width) that it will be used at; its own by default.
+        k: which Raptor of a work directory.
+        dtype: precision of the matrix products, for example `jnp.bfloat16`.
+
+    Raises:
+        UserError: nothing readable there, or no such Raptor.
+    """
+    encoder = _load(path, k)
+    if image_size is not None:
+        encoder = encoder.at_size(image_size)
+    return encoder if dtype is None else encoder.replace(dtype=dtype)
+
+
+def _load(path, k) -> Encoder:
+    folder = pathlib.Path(path).expanduser()
+    if store.is_encoder_folder(folder):
+        return store.read(folder)
+    if (folder / "distill").is_dir() or (folder / "teacher").is_dir():
+        return _from_workdir(folder, k)
+    if store.is_encoder_folder(folder / "model"):
+        return store.read(folder / "model")
+    from weights_convert.convert import convert  # the converter knows models, not the other way round
+
+    return convert(str(path))[0]
+
+
+def _from_workdir(workdir, k) -> Encoder:
+    found = {int(p.parent.name.removeprefix("k")): p for p in sorted(workdir.glob("distill/k*/raptor"))}
+    if k is None and found:
+        return store.read(found[max(found)])
+    if k in found:
+        return store.read(found[k])
+    there = f"there are k = {', '.join(map(str, sorted(found)))}" if found else "it holds no finished Raptor yet"
+    raise UserError(
+        f"{workdir} has no Raptor with {'any k' if k is None else f'k = {k}'}: {there}; load({str(workdir / 'teacher')!r}) gives the teacher"
+    )

@@ -1,0 +1,147 @@
+"""Encoder: a model with its parameters, ready to be asked for trajectories and features."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brh_jax.data.transforms import Preprocessing
+from brh_jax.dynamics.system import DepthSystem
+from brh_jax.errors import UserError
+from brh_jax.models.raptor import Raptor, RaptorConfig
+from brh_jax.models.vit import ViT, ViTConfig
+from brh_jax.tokens import TokenLayout
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def _apply(module, params, *args, method):
+    return module.apply({"params": params}, *args, method=method)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A ViT or a Raptor with its parameters.
+
+    Attributes:
+        config: ViTConfig or RaptorConfig.
+        params: the parameters, a nested dictionary of arrays.
+        preprocessing: how images are made ready for it; its crop is the image size that `layout` describes.
+        name: what it is, for people.
+        head: classifier weights {"kernel": [features, classes], "bias": [classes]}, where the source had one.
+        dtype: precision of the matrix products (None: that of the parameters).
+    """
+
+    config: ViTConfig | RaptorConfig
+    params: Any
+    preprocessing: Preprocessing
+    name: str = "encoder"
+    head: Any = None
+    dtype: Any = None
+
+    @property
+    def module(self) -> ViT | Raptor:
+        """The flax module."""
+        return (ViT if isinstance(self.config, ViTConfig) else Raptor)(self.config, self.dtype)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return self.config.depth
+
+    @property
+    def dim(self) -> int:
+        """Width of a token."""
+        return self.config.dim
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens of an image of the size that `preprocessing` gives."""
+        return self.layout_for(*self.preprocessing.crop)
+
+    def layout_for(self, height: int, width: int) -> TokenLayout:
+        """The tokens of an image of height x width pixels. Raises UserError if that is no multiple of the patch."""
+        return self.config.layout(height, width)
+
+    def preprocess(self, images) -> np.ndarray:
+        """PIL images (or uint8 arrays `[height, width, 3]`) to float32 `[batch, height, width, 3]`."""
+        return self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images]))
+
+    def normalize_pixels(self, images):
+        """uint8 pixels to what the model takes: (pixels / 255 - mean) / std."""
+        return self.preprocessing.normalize(images)
+
+    def trajectory(self, images):
+        """Every state: preprocessed images `[batch, height, width, 3] -> [depth + 1, batch, tokens, dim]`; no final norm."""
+        return _apply(self.module, self.params, self._check(images), method="__call__")
+
+    def embed(self, images):
+        """a_0 of preprocessed images, `[batch, tokens, dim]`."""
+        return _apply(self.module, self.params, self._check(images), method="embed")
+
+    def rollout(self, state):
+        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
+        return _apply(self.module, self.params, jnp.asarray(state), method="rollout")
+
+    def features(self, states):
+        """States after the final LayerNorm, of any leading shape."""
+        return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
+
+    def system(self) -> DepthSystem:
+        """Depth as a dynamical system: one step per layer."""
+        module, params = self.module, self.params
+
+        def step(state, layer):
+            return module.apply({"params": params}, state, layer, method="step")
+
+        return DepthSystem(step, self.depth, self.layout)
+
+    def replace(self, **changes) -> "Encoder":
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def at_size(self, size) -> "Encoder":
+        """A copy for images of another size, an int or (height, width); resizing keeps its ratio to the crop.
+
+        Raises:
+            UserError: the size is not a multiple of the patch.
+        """
+        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.layout_for(height, width)
+        return self.replace(preprocessing=self.preprocessing.at_size((height, width)))
+
+    def _check(self, images):
+        images = jnp.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != self._channels:
+            raise UserError(f"images must be [batch, height, width, {self._channels}], got {tuple(images.shape)}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"images must be preprocessed floats, got {images.dtype}: call encoder.normalize_pixels(images) first, "
+                "or encoder.preprocess([...]) on PIL images"
+            )
+        self.layout_for(images.shape[1], images.shape[2])
+        return images
+
+    @property
+    def _channels(self) -> int:
+        return (self.config if isinstance(self.config, ViTConfig) else self.config.teacher).channels
+
+
+def pooled_features(features, layout: TokenLayout):
+    """[cls, mean patch] of normalised tokens, what the paper's linear probes read.
+
+    Args:
+        features: `[..., tokens, dim]` after the final norm.
+
+    Returns:
+        `[..., 2 dim]`, or `[..., dim]` for a model without class token or without patches.
+    """
+    by_token = layout.split(features)
+    return jnp.concatenate([t.mean(-2) for t in (by_token.cls, by_token.patches) if t.shape[-2]], axis=-1)
+
+
+def count_params(params) -> int:
+    """Number of parameters in a tree."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,81 @@
+"""The layers that ViT and Raptor blocks are made of. Normalisation and softmax run in the residual stream's precision."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+MLP_KINDS = ("gelu", "swiglu")
+
+
+class LayerNorm(nn.LayerNorm):
+    """flax's LayerNorm with the two-pass variance: ViT states have channels of mean >> deviation, where E[x²]-E[x]² loses digits."""
+
+    use_fast_variance: bool = False
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values.
+
+    `qkv/kernel` is `[dim, 3, heads, head_dim]` and `proj/kernel` `[heads, head_dim, dim]`, so that heads can be sharded.
+    """
+
+    num_heads: int
+    qkv_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, tokens, dim] -> [batch, tokens, dim]."""
+        dim = x.shape[-1]
+        head_dim = dim // self.num_heads
+        qkv = nn.DenseGeneral((3, self.num_heads, head_dim), use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
+        q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q * head_dim**-0.5, k, preferred_element_type=x.dtype)
+        weights = nn.softmax(logits, axis=-1).astype(v.dtype)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+        return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, name="proj")(jnp.moveaxis(out, 1, 2))
+
+
+class Mlp(nn.Module):
+    """The feed-forward layer: `gelu` (exact, not the tanh form) or `swiglu`, silu(a) * b with `a` first in `fc1`."""
+
+    hidden_dim: int
+    kind: str = "gelu"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """[batch, tokens, dim] -> [batch, tokens, dim]."""
+        dim = x.shape[-1]
+        if self.kind == "gelu":
+            hidden = nn.gelu(nn.Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x), approximate=False)
+        else:
+            gate_and_value = nn.DenseGeneral((2, self.hidden_dim), dtype=self.dtype, name="fc1")(x)
+            hidden = nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
+        return nn.Dense(dim, dtype=self.dtype, name="fc2")(hidden)
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel on a residual branch."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("scale", nn.initializers.constant(self.init_value), (x.shape[-1],))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch for whole samples with probability `rate` (rng stream `drop_path`)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool = True):
+        if deterministic or self.rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(keep, x / (1.0 - self.rate), 0.0)

@@ -1,0 +1,224 @@
+"""Raptor: a ViT's depth as k shared blocks applied recurrently (paper, section 3)."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from brh_jax.errors import UserError
+from brh_jax.models import layers
+from brh_jax.models.vit import Embedding, ViTConfig
+from brh_jax.phases.partition import Partition
+from brh_jax.tokens import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class RaptorConfig:
+    """The architecture of a Raptor.
+
+    Attributes:
+        teacher: architecture of the ViT it stands for; width, heads, embedding and final norm are the teacher's.
+        partition: which layers share which block.
+        mlp, mlp_dim: feed-forward layer of the blocks. SwiGLU of the same hidden width costs half as much again as GELU.
+        depth_scaling: whether branches and output are scaled by a function of depth.
+        layer_norm_eps, layer_scale_init: of the shared blocks.
+    """
+
+    teacher: ViTConfig
+    partition: Partition
+    mlp: str = "swiglu"
+    mlp_dim: int = 0
+    depth_scaling: bool = True
+    layer_norm_eps: float = 1e-5
+    layer_scale_init: float = 1e-5
+
+    def __post_init__(self):
+        if self.mlp not in layers.MLP_KINDS:
+            raise UserError(f"unknown mlp {self.mlp!r}: expected one of {', '.join(layers.MLP_KINDS)}")
+        if not self.mlp_dim:
+            object.__setattr__(self, "mlp_dim", 4 * self.teacher.dim)
+        if self.partition.depth != self.teacher.depth:
+            raise UserError(
+                f"the partition {self.partition} covers {self.partition.depth} layers, the teacher has {self.teacher.depth}"
+            )
+
+    @property
+    def depth(self) -> int:
+        return self.teacher.depth
+
+    @property
+    def dim(self) -> int:
+        return self.teacher.dim
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """The tokens of an image of height x width pixels."""
+        return self.teacher.layout(height, width)
+
+
+class DepthScaling(nn.Module):
+    """Gains of the attention branch, the MLP branch and the output, as a small MLP of depth that starts at one."""
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, depth):
+        """depth `[...]` -> three gains `[..., dim]`."""
+        hidden = nn.silu(nn.Dense(16, name="fc1")(depth[..., None]))
+        small = nn.initializers.normal(1e-4)
+        gains = nn.Dense(3 * self.dim, kernel_init=small, bias_init=small, name="fc2")(hidden) + 1.0
+        return jnp.split(gains, 3, axis=-1)
+
+
+class RaptorBlock(nn.Module):
+    """The shared block: a pre-norm transformer block whose branches and output are scaled by depth."""
+
+    config: RaptorConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, depth):
+        """One application.
+
+        Args:
+            x: `[batch, tokens, dim]`.
+            depth: 1-based index of the layer being produced, a scalar or `[batch]`.
+        """
+        cfg = self.config
+        scale_attn = scale_mlp = scale_out = None
+        if cfg.depth_scaling:
+            gains = DepthScaling(cfg.dim, name="depth_scaling")(jnp.asarray(depth, x.dtype))
+            if gains[0].ndim == 2:
+                gains = [g[:, None, :] for g in gains]
+            scale_attn, scale_mlp, scale_out = gains
+
+        def branch(x, layer, scale, index):
+            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x)).astype(x.dtype)
+            out = layers.LayerScale(cfg.layer_scale_init, name=f"ls{index}")(out)
+            return x + (out if scale is None else scale * out)
+
+        attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, name="attn")
+        x = branch(x, attention, scale_attn, 1)
+        x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), scale_mlp, 2)
+        return x if scale_out is None else scale_out * x
+
+
+class Raptor(nn.Module):
+    """k shared blocks that reproduce every state of a ViT.
+
+    Parameters: `embedding` and `norm`, the teacher's, and `blocks`, a dictionary `phase_1` ... `phase_k`.
+
+    Attributes:
+        config: the architecture.
+        dtype: precision of the matrix products (None: that of the parameters).
+    """
+
+    config: RaptorConfig
+    dtype: Any = None
+
+    def setup(self):
+        cfg = self.config
+        self.embedding = Embedding(cfg.teacher, self.dtype)
+        self.blocks = Blocks(cfg, self.dtype)
+        self.norm = layers.LayerNorm(epsilon=cfg.teacher.layer_norm_eps)
+
+    def __call__(self, images):
+        """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
+        states = self.rollout(self.embed(images))
+        if self.is_initializing():
+            self.norm(states[-1])
+        return states
+
+    def embed(self, images):
+        """a_0 of the images, `[batch, tokens, dim]`: the teacher's own."""
+        return self.embedding(images)
+
+    def rollout(self, state):
+        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
+        return self.blocks.rollout(state)
+
+    def step(self, state, layer):
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}."""
+        return self.blocks.step(state, layer)
+
+    def normalize(self, states):
+        """The final LayerNorm (the teacher's), on states of any leading shape."""
+        return self.norm(states)
+
+
+class Blocks(nn.Module):
+    """The trained part of a Raptor: one shared block per phase, and the ways to run them."""
+
+    config: RaptorConfig
+    dtype: Any = None
+
+    def setup(self):
+        for phase in range(self.config.partition.k):
+            setattr(self, f"phase_{phase + 1}", RaptorBlock(self.config, self.dtype))
+
+    def _block(self, phase: int) -> RaptorBlock:
+        return getattr(self, f"phase_{phase + 1}")
+
+    def _scan(self, run, state):
+        """One run of layers from the state before it: (last state, `[layers of the run, batch, tokens, dim]`)."""
+
+        def body(block, x, depth):
+            x = block(x, depth)
+            return x, x
+
+        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
+        return scan(self._block(run.phase), state, depths(run, state.dtype))
+
+    def rollout(self, state):
+        """All layers from a_0, each from the output of the one before: `[depth + 1, batch, tokens, dim]`."""
+        pieces = [state[None]]
+        for run in self.config.partition.runs:
+            state, outputs = self._scan(run, state)
+            pieces.append(outputs)
+        return jnp.concatenate(pieces)
+
+    def rollout_runs(self, states):
+        """Each run rolled out from the teacher's state before it (stage 1's autoregression).
+
+        Args:
+            states: the teacher's trajectory, `[depth + 1, batch, tokens, dim]`.
+
+        Returns:
+            predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
+        """
+        return jnp.concatenate([self._scan(run, states[run.start])[1] for run in self.config.partition.runs])
+
+    def teacher_forced(self, states):
+        """Every layer predicted from the teacher's state before it; all layers of a run go through as one batch.
+
+        Args:
+            states: the teacher's trajectory, `[depth + 1, batch, tokens, dim]`.
+
+        Returns:
+            predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
+        """
+        batch, rest = states.shape[1], states.shape[2:]
+        pieces = []
+        for run in self.config.partition.runs:
+            inputs = states[run.start : run.stop].reshape(-1, *rest)
+            outputs = self._block(run.phase)(inputs, jnp.repeat(depths(run, states.dtype), batch))
+            pieces.append(outputs.reshape(-1, batch, *rest))
+        return jnp.concatenate(pieces)
+
+    def step(self, state, layer):
+        """Layer `layer` (from 0, may be traced) applied to a state."""
+        params = self.variables["params"]
+        block = RaptorBlock(self.config, self.dtype, parent=None)
+
+        def apply(phase):
+            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth)
+
+        partition = self.config.partition
+        phase = jnp.asarray(partition.labels)[layer]
+        return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
+
+
+def depths(run, dtype):
+    """1-based indices of the layers that a run produces."""
+    return jnp.arange(run.start + 1, run.stop + 1, dtype=dtype)

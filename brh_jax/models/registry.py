@@ -1,0 +1,88 @@
+"""Architectures by name."""
+
+import dataclasses
+import difflib
+from typing import NamedTuple
+
+from brh_jax.errors import UserError
+from brh_jax.models.vit import ViTConfig
+
+
+class Architecture(NamedTuple):
+    """A named architecture: its configuration, the hub id of its published weights, and the image size they are used at."""
+
+    config: ViTConfig
+    hub_id: str
+    image_size: int
+
+
+_SIZES = {"t": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, 40, 24)}
+_LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
+
+
+def _vit(size, patch_size, image_size, **changes):
+    dim, depth, heads = _SIZES[size]
+    grid = (image_size // patch_size,) * 2
+    config = ViTConfig(
+        dim=dim, depth=depth, num_heads=heads, mlp_dim=4 * dim, patch_size=patch_size, position_grid=grid
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def _dinov2(size, registers):
+    changes = {"layer_scale": True}
+    if size == "g":
+        changes |= {"mlp": "swiglu", "mlp_dim": 4096}
+    if registers:
+        changes |= {"num_registers": 4, "position_resampling": "cubic-antialias"}
+    hub = f"facebook/dinov2-{'with-registers-' if registers else ''}{_LONG[size]}"
+    return Architecture(_vit(size, 14, 518, **changes), hub, 224)
+
+
+ARCHITECTURES = {
+    **{f"dinov2_vit{size}14": _dinov2(size, False) for size in "sblg"},
+    **{f"dinov2_vit{size}14_reg": _dinov2(size, True) for size in "sblg"},
+    **{
+        f"vit_{size}{patch}_{pixels}": Architecture(
+            _vit(size, patch, pixels, layer_norm_eps=1e-12), f"google/vit-{_LONG[size]}-patch{patch}-{pixels}", pixels
+        )
+        for size, patch, pixels in [("b", 16, 224), ("b", 32, 384), ("b", 16, 384), ("l", 16, 224), ("l", 16, 384)]
+    },
+    **{
+        f"augreg_{size}16_224": Architecture(
+            _vit(size, 16, 224, layer_norm_eps=1e-12), f"WinKawaks/vit-{_LONG[size]}-patch16-224", 224
+        )
+        for size in "ts"
+    },
+    **{
+        f"deit_{size}16_224": Architecture(
+            _vit(size, 16, 224, layer_norm_eps=1e-12), f"facebook/deit-{_LONG[size]}-patch16-224", 224
+        )
+        for size in "tsb"
+    },
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of that name; DINOv2's may be given short, `vits14` or `vitb14_reg`.
+
+    Raises:
+        UserError: unknown name, with the nearest known ones.
+    """
+    for candidate in (name, f"dinov2_{name}"):
+        if candidate in ARCHITECTURES:
+            return ARCHITECTURES[candidate]
+    short = [known.removeprefix("dinov2_") for known in ARCHITECTURES]
+    near = difflib.get_close_matches(name.removeprefix("dinov2_"), short, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"unknown architecture {name!r}: {hint}known are {', '.join(sorted(ARCHITECTURES))}")
+
+
+def differences(found: ViTConfig, expected: ViTConfig) -> list[str]:
+    """What tells two architectures apart, `field: found x, expected y`; training options and image size do not count."""
+    ignored = {"drop_path", "position_grid", "position_resampling", "layer_norm_eps"}
+    return [
+        f"{f.name}: found {getattr(found, f.name)}, expected {getattr(expected, f.name)}"
+        for f in dataclasses.fields(ViTConfig)
+        if f.name not in ignored and getattr(found, f.name) != getattr(expected, f.name)
+    ]

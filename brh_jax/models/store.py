@@ -1,0 +1,93 @@
+"""Encoders on disk: a folder with `model.safetensors` and `config.json`, written whole or not at all."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax.numpy as jnp
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
+
+from brh_jax.data.transforms import Preprocessing
+from brh_jax.errors import UserError
+from brh_jax.models.encoder import Encoder
+from brh_jax.models.raptor import RaptorConfig
+from brh_jax.models.vit import ViTConfig
+from brh_jax.phases.partition import Partition
+
+FORMAT = "brh_jax encoder"
+VERSION = 1
+
+
+def is_encoder_folder(path) -> bool:
+    """Whether `path` is a folder that `save` wrote."""
+    config = pathlib.Path(path) / "config.json"
+    try:
+        return json.loads(config.read_text()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
+    """Writes an encoder, replacing what is at `folder` in one step.
+
+    Args:
+        notes: anything worth keeping with it, as JSON (where the weights came from, say).
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tree = {"params": encoder.params} | ({"head": encoder.head} if encoder.head is not None else {})
+    tensors = {name: jnp.asarray(value) for name, value in traverse_util.flatten_dict(tree, sep="/").items()}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": "vit" if isinstance(encoder.config, ViTConfig) else "raptor",
+        "name": encoder.name,
+        "config": dataclasses.asdict(encoder.config),
+        "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "notes": notes or {},
+    }
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        save_file(tensors, temporary / "model.safetensors")
+        (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def read(folder) -> Encoder:
+    """Reads an encoder that `save` wrote.
+
+    Raises:
+        UserError: not such a folder, a newer format, or a damaged weight file.
+    """
+    folder = pathlib.Path(folder)
+    if not is_encoder_folder(folder):
+        raise UserError(f"{folder} holds no encoder: expected model.safetensors and config.json as brh_jax writes them")
+    about = json.loads((folder / "config.json").read_text())
+    if about["version"] > VERSION:
+        raise UserError(
+            f"{folder} was written by a newer brh_jax (format {about['version']}, this one reads {VERSION}): upgrade brh-jax"
+        )
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / 'model.safetensors'} is missing or damaged ({error}): convert or train again") from None
+    tree = traverse_util.unflatten_dict(tensors, sep="/")
+    config = about["config"]
+    if about["kind"] == "vit":
+        config = ViTConfig(**config)
+    else:
+        partition = {k: v if v is None else tuple(v) for k, v in config["partition"].items()}
+        config = RaptorConfig(**config | {"teacher": ViTConfig(**config["teacher"]), "partition": Partition(**partition)})
+    return Encoder(config, tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head"))

@@ -1,0 +1,184 @@
+"""ViT: embed -> one nn.scan over unshared blocks -> norm, returning every state on the way."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from brh_jax.errors import UserError
+from brh_jax.models import layers, position
+from brh_jax.tokens import TokenLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """The architecture of a ViT.
+
+    Attributes:
+        dim, depth, num_heads, mlp_dim: width, number of blocks, attention heads, hidden width of the feed-forward layer.
+        patch_size: side of a patch in pixels.
+        position_grid: (rows, columns) of the position table; other image sizes resample it.
+        mlp: "gelu" (exact) or "swiglu".
+        num_cls, num_registers: tokens before the patches. Registers carry no position.
+        layer_scale: whether residual branches carry a learned gain.
+        layer_norm_eps: epsilon of every LayerNorm (DINOv2 1e-6, transformers' ViT 1e-12).
+        position_resampling: a key of `position.RESAMPLINGS`.
+        drop_path: probability of stochastic depth in training, the same at every depth.
+    """
+
+    dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int
+    position_grid: tuple[int, int]
+    mlp: str = "gelu"
+    num_cls: int = 1
+    num_registers: int = 0
+    layer_scale: bool = False
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    position_resampling: str = "cubic"
+    drop_path: float = 0.0
+    channels: int = 3
+
+    def __post_init__(self):
+        object.__setattr__(self, "position_grid", tuple(self.position_grid))
+        if self.dim % self.num_heads:
+            raise UserError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        if self.mlp not in layers.MLP_KINDS:
+            raise UserError(f"unknown mlp {self.mlp!r}: expected one of {', '.join(layers.MLP_KINDS)}")
+        if self.position_resampling not in position.RESAMPLINGS:
+            raise UserError(
+                f"unknown position_resampling {self.position_resampling!r}: expected one of "
+                + ", ".join(position.RESAMPLINGS)
+            )
+
+    def layout(self, height: int, width: int) -> TokenLayout:
+        """The tokens of an image of height x width pixels.
+
+        Raises:
+            UserError: the size is not a multiple of the patch.
+        """
+        p = self.patch_size
+        if height % p or width % p or height < p or width < p:
+
+            def near(n):
+                return max(p, round(n / p) * p)
+
+            raise UserError(
+                f"image size {height} x {width} is not a multiple of the patch size {p}: "
+                f"use for example {near(height)} x {near(width)}"
+            )
+        return TokenLayout(self.num_cls, self.num_registers, (height // p, width // p))
+
+
+class Embedding(nn.Module):
+    """Patch projection, class and register tokens, position table: images to a_0."""
+
+    config: ViTConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images):
+        """[batch, height, width, channels] -> [batch, tokens, dim]."""
+        cfg = self.config
+        batch, height, width, channels = images.shape
+        rows, columns = cfg.layout(height, width).grid
+        p = cfg.patch_size
+        init = nn.initializers.truncated_normal(0.02)
+
+        patches = images.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(batch, rows * columns, p * p * channels)
+        patches = nn.Dense(cfg.dim, dtype=self.dtype, name="patch")(patches)
+        # The residual stream starts here, in the precision of the parameters.
+        table = self.param("patch_position", init, (*cfg.position_grid, cfg.dim))
+        at = position.resample(table, (rows, columns), cfg.position_resampling)
+        patches = patches.astype(table.dtype) + at.reshape(1, rows * columns, cfg.dim)
+
+        tokens = []
+        if cfg.num_cls:
+            cls = self.param("cls_token", init, (cfg.num_cls, cfg.dim))
+            tokens.append(cls + self.param("cls_position", init, (cfg.num_cls, cfg.dim)))
+        if cfg.num_registers:
+            tokens.append(self.param("register_tokens", init, (cfg.num_registers, cfg.dim)))
+        tokens = [jnp.broadcast_to(t, (batch, *t.shape)) for t in tokens]
+        return jnp.concatenate([*tokens, patches], axis=1)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: x + ls1 Attn(LN x), then x + ls2 MLP(LN x)."""
+
+    config: ViTConfig
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool = True):
+        """[batch, tokens, dim] -> [batch, tokens, dim]."""
+        cfg = self.config
+
+        def branch(x, layer, index):
+            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x)).astype(x.dtype)
+            if cfg.layer_scale:
+                out = layers.LayerScale(1e-5, name=f"ls{index}")(out)
+            return x + layers.DropPath(cfg.drop_path, name=f"drop_path{index}")(out, deterministic)
+
+        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, name="attn"), 1)
+        return branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
+
+
+class ViT(nn.Module):
+    """A vision transformer that hands back its whole trajectory.
+
+    Parameters: `embedding`, `blocks` (stacked along a leading axis of `depth`), `norm`.
+
+    Attributes:
+        config: the architecture.
+        dtype: precision of the matrix products (None: that of the parameters). The residual stream keeps the parameters'.
+    """
+
+    config: ViTConfig
+    dtype: Any = None
+
+    def setup(self):
+        self.embedding = Embedding(self.config, self.dtype)
+        self.blocks = Block(self.config, self.dtype)
+        self.norm = layers.LayerNorm(epsilon=self.config.layer_norm_eps)
+
+    def __call__(self, images, deterministic: bool = True):
+        """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
+        states = self.rollout(self.embed(images), deterministic)
+        if self.is_initializing():
+            self.norm(states[-1])
+        return states
+
+    def embed(self, images):
+        """a_0 of the images, `[batch, tokens, dim]`."""
+        return self.embedding(images)
+
+    def rollout(self, state, deterministic: bool = True):
+        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
+
+        def body(block, x, _):
+            x = block(x, deterministic)
+            return x, x
+
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            length=self.config.depth,
+        )
+        _, outputs = scan(self.blocks, state, None)
+        return jnp.concatenate([state[None], outputs])
+
+    def step(self, state, layer):
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}."""
+        params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
+        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state)
+
+    def normalize(self, states):
+        """The final LayerNorm, on states of any leading shape."""
+        return self.norm(states)

@@ -1,0 +1,176 @@
+"""Cutting depth into phases: exact optima of two objectives, the recursive bisection, and random controls.
+
+The objectives are different and may give different partitions of one matrix; a result should name the one it used.
+"""
+
+import itertools
+
+import numpy as np
+
+from brh_jax.phases.partition import Partition
+
+
+def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
+    """The contiguous partition of largest total dissimilarity across phases, by dynamic programming (paper, section 2).
+
+    Exact, in O(k depth²). Of equal optima the one with the earliest last cut is returned.
+
+    Args:
+        dissimilarity: symmetric `[depth, depth]`.
+        k: number of phases.
+        min_length: fewest layers in a phase.
+
+    Raises:
+        ValueError: not a square finite matrix, or k phases of that length do not fit.
+    """
+    d = _check(dissimilarity, k, min_length)
+    depth = len(d)
+    within = _within(d)
+    # cost[j, i]: least dissimilarity within phases over all cuts of the first i layers into j phases.
+    cost = np.full((k + 1, depth + 1), np.inf)
+    cut = np.zeros((k + 1, depth + 1), int)
+    cost[0, 0] = 0.0
+    for j in range(1, k + 1):
+        for i in range(j * min_length, depth + 1):
+            starts = np.arange(i - min_length + 1)
+            totals = cost[j - 1, starts] + within[starts, i]
+            cut[j, i] = np.argmin(totals)
+            cost[j, i] = totals[cut[j, i]]
+    return _trace(cut, depth)
+
+
+def contrast_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
+    """The contiguous partition of largest (mean dissimilarity across phases) - (mean within), exactly.
+
+    Means, unlike sums, do not favour phases of equal length, but isolate an outlying layer unless `min_length` forbids it.
+    For every number of within-phase pairs the least within-phase sum is found; the objective is a function of the two.
+
+    Args and errors as for `max_cut`.
+    """
+    d = _check(dissimilarity, k, min_length)
+    depth = len(d)
+    within = _within(d)
+    pairs = depth * (depth - 1) // 2
+    total = within[0, depth]
+    cost = np.full((k + 1, depth + 1, pairs + 1), np.inf)
+    cut = np.zeros((k + 1, depth + 1, pairs + 1), int)
+    cost[0, 0, 0] = 0.0
+    for j in range(1, k + 1):
+        for i in range(j * min_length, depth + 1):
+            for start in range(i - min_length + 1):
+                new = (i - start) * (i - start - 1) // 2
+                candidate = np.full(pairs + 1, np.inf)
+                candidate[new:] = cost[j - 1, start, : pairs + 1 - new] + within[start, i]
+                better = candidate < cost[j, i]
+                cost[j, i][better] = candidate[better]
+                cut[j, i][better] = start
+    sums, counts = cost[k, depth], np.arange(pairs + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_within = np.where(counts > 0, sums / counts, 0.0)
+        mean_across = np.where(counts < pairs, (total - sums) / (pairs - counts), 0.0)
+        best = int(np.argmax(np.where(np.isfinite(sums), mean_across - mean_within, -np.inf)))
+    edges, i, p = [depth], depth, best
+    for j in range(k, 0, -1):
+        start = cut[j, i, p]
+        p -= (i - start) * (i - start - 1) // 2
+        i = start
+        edges.append(i)
+    return Partition(tuple(np.diff(edges[::-1])))
+
+
+def recursive_bisection(dissimilarity, threshold: float) -> Partition:
+    """Cuts a segment in two where most dissimilarity crosses, and each half again, as long as a cut is worth it.
+
+    Args:
+        dissimilarity: symmetric `[depth, depth]`.
+        threshold: least share of the whole matrix's dissimilarity that must cross a cut. The paper's authors used 0.2, 0.10
+            and 0.09; the number of phases follows from it.
+
+    Raises:
+        ValueError: not a square finite matrix, or a threshold that is not positive.
+    """
+    d = _check(dissimilarity, 1, 1)
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold}: it is a share of the total dissimilarity")
+    within = _within(d)
+    total = within[0, len(d)]
+
+    def lengths(start, stop):
+        cuts = np.arange(start + 1, stop)
+        if not len(cuts):
+            return [stop - start]
+        crossing = within[start, stop] - within[start, cuts] - within[cuts, stop]
+        best = int(np.argmax(crossing))
+        if not crossing[best] >= threshold * total or total <= 0:
+            return [stop - start]
+        return lengths(start, cuts[best]) + lengths(cuts[best], stop)
+
+    return Partition(tuple(lengths(0, len(d))))
+
+
+def random_contiguous(depth: int, k: int, seed: int, min_length: int = 1) -> Partition:
+    """A contiguous partition drawn uniformly from all with k phases of at least `min_length` layers."""
+    _fits(depth, k, min_length)
+    slack = depth - k * min_length
+    # Stars and bars: k - 1 bars among slack + k - 1 places.
+    bars = np.sort(np.random.default_rng(seed).choice(slack + k - 1, k - 1, replace=False))
+    extra = np.diff(np.concatenate([[-1], bars, [slack + k - 1]])) - 1
+    return Partition(tuple(extra + min_length))
+
+
+def random_fragmented(lengths, seed: int) -> Partition:
+    """The layers of a partition dealt out to its phases at random: phases keep their sizes but not their place in depth."""
+    labels = np.repeat(np.arange(len(lengths)), lengths)
+    return Partition.from_labels(np.random.default_rng(seed).permutation(labels).tolist())
+
+
+def cut_weight(dissimilarity, partition: Partition) -> float:
+    """Share of the dissimilarity that lies between phases: what `max_cut` maximises, divided by the total."""
+    d = np.asarray(dissimilarity, np.float64)
+    labels = np.asarray(partition.labels)
+    total = d.sum()
+    return float(d[labels[:, None] != labels[None, :]].sum() / total) if total else 0.0
+
+
+def all_contiguous(depth: int, k: int, min_length: int = 1):
+    """Every contiguous partition into k phases; for brute force at small depth."""
+    for cuts in itertools.combinations(range(1, depth), k - 1):
+        lengths = np.diff([0, *cuts, depth])
+        if lengths.min() >= min_length:
+            yield Partition(tuple(lengths))
+
+
+def _within(d) -> np.ndarray:
+    """within[i, j]: sum of d over pairs a < b of layers i ... j - 1."""
+    depth = len(d)
+    sums = np.zeros((depth + 1, depth + 1))
+    for length in range(2, depth + 1):
+        for i in range(depth - length + 1):
+            j = i + length
+            sums[i, j] = sums[i, j - 1] + d[i : j - 1, j - 1].sum()
+    return sums
+
+
+def _trace(cut, depth) -> Partition:
+    edges = [depth]
+    for j in range(len(cut) - 1, 0, -1):
+        edges.append(cut[j, edges[-1]])
+    return Partition(tuple(np.diff(edges[::-1])))
+
+
+def _check(dissimilarity, k, min_length) -> np.ndarray:
+    d = np.asarray(dissimilarity, np.float64)
+    if d.ndim != 2 or d.shape[0] != d.shape[1]:
+        raise ValueError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
+    if not np.isfinite(d).all():
+        raise ValueError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
+    if not np.allclose(d, d.T, rtol=1e-4, atol=1e-6):
+        raise ValueError("the dissimilarity matrix is not symmetric")
+    _fits(len(d), k, min_length)
+    return (d + d.T) / 2
+
+
+def _fits(depth, k, min_length):
+    if k < 1 or min_length < 1 or k * min_length > depth:
+        at_least = f" of at least {min_length} layers" if min_length > 1 else ""
+        raise ValueError(f"{depth} layers cannot be cut into {k} phases{at_least}: k must be between 1 and {depth // max(min_length, 1)}")

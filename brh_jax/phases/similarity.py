@@ -1,0 +1,67 @@
+"""How alike the outputs of two layers are, over any number of images in constant memory (paper, section 2)."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brh_jax.tokens import TokenLayout, check_trajectory
+
+
+def layer_similarity(states, layout: TokenLayout):
+    """Mean cosine between block outputs, of the class token and of the mean patch, averaged over both and over images.
+
+    Args:
+        states: trajectory `[depth + 1, batch, tokens, dim]`.
+
+    Returns:
+        `[depth, depth]` for a_1 ... a_L, with a diagonal of ones. A model without class token is compared by patches alone.
+
+    Raises:
+        ValueError: not a trajectory of that layout.
+    """
+    return jnp.mean(image_similarity(states, layout), axis=0)
+
+
+def layer_dissimilarity(states, layout: TokenLayout):
+    """1 - `layer_similarity`: `[depth, depth]`, zero on the diagonal."""
+    return 1.0 - layer_similarity(states, layout)
+
+
+def image_similarity(states, layout: TokenLayout):
+    """`layer_similarity` of each image: `[batch, depth, depth]`."""
+    check_trajectory(states, layout)
+    outputs = layout.split(states[1:])
+    per_type = []
+    for tokens in (outputs.cls, outputs.patches):
+        if tokens.shape[-2]:
+            vectors = tokens.mean(-2)
+            unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+            per_type.append(jnp.einsum("lbd,mbd->blm", unit, unit, precision="highest"))
+    return jnp.mean(jnp.stack(per_type), axis=0)
+
+
+def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tuple[np.ndarray, int]:
+    """`layer_dissimilarity` over batches that are never held together.
+
+    Args:
+        trajectories: yields `(states, valid)`, valid `[batch]` saying which images count (padding does not).
+
+    Returns:
+        `[depth, depth]` float64, and the number of images.
+
+    Raises:
+        ValueError: no images.
+    """
+    total, count = 0.0, 0
+    similarity = jax.jit(image_similarity, static_argnums=1)
+    for states, valid in trajectories:
+        valid = np.asarray(valid)
+        total = total + np.asarray(similarity(states, layout), np.float64)[valid].sum(0)
+        count += int(valid.sum())
+    if not count:
+        raise ValueError("no images: the similarity of layers is a mean over images")
+    dissimilarity = 1.0 - total / count
+    np.fill_diagonal(dissimilarity, 0.0)
+    return dissimilarity, count

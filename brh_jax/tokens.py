@@ -1,0 +1,68 @@
+"""TokenLayout: which tokens of a state are cls, registers and patches."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+
+
+class ByToken(NamedTuple):
+    """One value per token type; where a model lacks the type the value is empty (size 0) or None."""
+
+    cls: jax.Array
+    registers: jax.Array
+    patches: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLayout:
+    """How the token axis of a state `[batch, tokens, dim]` is made up: cls, then registers, then patches.
+
+    Attributes:
+        num_cls: number of class tokens (2 for a DeiT with a distillation token, 0 for SigLIP).
+        num_registers: number of register tokens.
+        grid: (rows, columns) of patches; (0, 0) for a system without patches.
+    """
+
+    num_cls: int
+    num_registers: int
+    grid: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_cls + self.num_registers + self.num_patches
+
+    @property
+    def counts(self) -> ByToken:
+        """Number of tokens of each type."""
+        return ByToken(self.num_cls, self.num_registers, self.num_patches)
+
+    def split(self, states) -> ByToken:
+        """Slices `[..., tokens, dim]` by token type, each `[..., tokens of the type, dim]`.
+
+        Raises:
+            ValueError: the token axis does not have `num_tokens` entries.
+        """
+        if states.ndim < 2 or states.shape[-2] != self.num_tokens:
+            raise ValueError(
+                f"states of shape {tuple(states.shape)} do not fit the layout: expected {self.num_tokens} tokens on the "
+                f"second last axis ({self.num_cls} cls + {self.num_registers} registers + {self.grid[0]} x {self.grid[1]}"
+                " patches). Use the layout of the image size that the states come from: encoder.layout_for(height, width)."
+            )
+        patches = self.num_cls + self.num_registers
+        return ByToken(
+            states[..., : self.num_cls, :], states[..., self.num_cls : patches, :], states[..., patches:, :]
+        )
+
+
+def check_trajectory(states, layout: TokenLayout) -> None:
+    """Raises ValueError unless `states` is `[depth + 1, batch, tokens, dim]` with the tokens of `layout`."""
+    if states.ndim != 4:
+        raise ValueError(
+            f"expected a trajectory [depth + 1, batch, tokens, dim], got an array of shape {tuple(states.shape)}"
+        )
+    layout.split(states)

@@ -1,0 +1,5 @@
+"""Pretrained ViT weights into Flax parameters, exactly."""
+
+from weights_convert.convert import Report, convert
+
+__all__ = ["Report", "convert"]
