@@ -1,0 +1,213 @@
+"""Where images come from: folders, IDX files, TFDS, scikit-learn's digits, arrays. All give records by index."""
+
+import gzip
+import pathlib
+import threading
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from brh_jax.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
+UNLABELLED = -1
+
+
+class CorruptImage(Exception):
+    """An image that cannot be decoded; pipelines skip and count it."""
+
+
+class Source:
+    """Records `{"image": PIL image or uint8 array, "label": int}` by index.
+
+    Attributes:
+        name: for people.
+        classes: names of the classes, empty where there are no labels (every label is then -1).
+        skipped: what could not be decoded so far, name -> reason.
+    """
+
+    def __init__(self, name: str, classes=()):
+        self.name = name
+        self.classes = tuple(classes)
+        self.skipped: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> dict[str, Any]:
+        """The record; raises CorruptImage."""
+        raise NotImplementedError
+
+    def read_or_skip(self, index: int) -> dict[str, Any] | None:
+        """The record, or None after noting in `skipped` why it cannot be read.
+
+        Raises:
+            UserError: nothing in the source can be read.
+        """
+        try:
+            return self.read(index)
+        except CorruptImage as error:
+            name, _, reason = str(error).partition(": ")
+            with self._lock:
+                if name not in self.skipped:
+                    self.skipped[name] = reason
+                    print(f"warning: skipped {name}: {reason}", flush=True)
+                everything = len(self.skipped) == len(self)
+            if everything:
+                raise UserError(f"none of the {len(self)} images of {self.name} can be decoded; the last: {error}") from None
+            return None
+
+
+class ArraySource(Source):
+    """Images held in memory, uint8 `[n, height, width]` or `[n, height, width, 3]`, with optional labels `[n]`."""
+
+    def __init__(self, images, labels=None, name: str = "array", classes=()):
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise UserError(f"{name}: expected uint8 images [n, height, width(, 3)], got {images.dtype} {images.shape}")
+        if labels is not None and len(labels) != len(images):
+            raise UserError(f"{name}: {len(images)} images but {len(labels)} labels")
+        if labels is not None and not len(classes):
+            classes = [str(i) for i in range(int(np.max(labels)) + 1)]
+        super().__init__(name, classes)
+        self.images = images
+        self.labels = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class ImageFolder(Source):
+    """Image files below a folder. With images in sub-folders the path of the sub-folder is the class; a flat folder has none.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+
+    def __init__(self, folder):
+        folder = pathlib.Path(folder).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"no image folder at {folder}: expected images in it, or one sub-folder of images per class")
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not self.paths:
+            raise UserError(f"{folder} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+        groups = [p.parent.relative_to(folder).as_posix() for p in self.paths]
+        classes = sorted(set(groups)) if "." not in groups else []
+        super().__init__(str(folder), classes)
+        number = {name: i for i, name in enumerate(classes)}
+        self.labels = [number.get(group, UNLABELLED) for group in groups]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def read(self, index):
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return {"image": image.convert("RGB"), "label": self.labels[index]}
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise CorruptImage(f"{path}: {error}") from None
+
+
+class TfdsSource(Source):
+    """A TFDS data set prepared as array_record files; read without TensorFlow.
+
+    Args:
+        name: `imagenet2012`, `cifar100:3.0.2`, ...
+        split: `train`, `validation`, `train[:1%]`, ...
+        data_dir: where the data sets are; TFDS's own default if empty.
+
+    Raises:
+        UserError: TFDS is not installed, or the data set is not prepared there.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str = ""):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise UserError(f"tfds:{name} needs TFDS: pip install 'brh-jax[tfds]'") from None
+        where = pathlib.Path(data_dir).expanduser() if data_dir else None
+        try:
+            builder = tfds.builder(name, data_dir=where, file_format="array_record")
+            records = builder.as_data_source(split)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"TFDS data set {name!r}, split {split!r}, is not ready in {where or 'the default data_dir'} ({first}). Prepare it "
+                f"once, on a machine with TensorFlow: tfds build {name} --file_format=array_record --data_dir=DIR, then give "
+                "--config.data.data_dir=DIR"
+            ) from None
+        features = builder.info.features
+        classes = features["label"].names if "label" in features else []
+        super().__init__(f"tfds:{name}:{split}", classes)
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def read(self, index):
+        record = self.records[index]
+        return {"image": record["image"], "label": int(record.get("label", UNLABELLED))}
+
+
+def digits(split: str) -> ArraySource:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels; 4/5 `train`, 1/5 `test`, always the same."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.images))
+    cut = len(order) * 4 // 5
+    part = {"train": order[:cut], "test": order[cut:]}.get(split)
+    if part is None:
+        raise UserError(f"digits has no split {split!r}: expected digits:train or digits:test")
+    images = np.round(data.images[part] * (255 / 16)).astype(np.uint8)
+    return ArraySource(images, data.target[part], f"digits:{split}")
+
+
+def idx(path) -> ArraySource:
+    """MNIST's format: `PATH-images-idx3-ubyte` and `PATH-labels-idx1-ubyte`, plain or .gz.
+
+    Raises:
+        UserError: the files are not there or not of that format.
+    """
+
+    def load(kind):
+        for name in (f"{path}-{kind}-ubyte.gz", f"{path}-{kind}-ubyte"):
+            file = pathlib.Path(name).expanduser()
+            if file.exists():
+                raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+                break
+        else:
+            raise UserError(f"no file {path}-{kind}-ubyte.gz: give the path up to '-images-idx3-ubyte.gz', such as .../train")
+        dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
+        shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
+        if not dims or len(raw) != 4 + 4 * dims + np.prod(shape):
+            raise UserError(f"{file} is damaged or not of unsigned bytes in IDX format: download it again")
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+    return ArraySource(load("images-idx3"), load("labels-idx1"), f"idx:{path}")
+
+
+def open_source(spec: str, data_dir: str = "") -> Source:
+    """A source from its description.
+
+    Args:
+        spec: `tfds:NAME[:VERSION]:SPLIT`, `folder:PATH`, `idx:PATH` or `digits:SPLIT`.
+        data_dir: where TFDS data sets are.
+
+    Raises:
+        UserError: unknown kind, or nothing there.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "tfds" and ":" in rest:
+        name, _, split = rest.rpartition(":")
+        return TfdsSource(name, split, data_dir)
+    makers = {"folder": ImageFolder, "idx": idx, "digits": digits}
+    if kind in makers and rest:
+        return makers[kind](rest)
+    raise UserError(f"unknown data {spec!r}: expected tfds:NAME:SPLIT, folder:PATH, idx:PATH, digits:train or digits:test")

@@ -1,0 +1,133 @@
+"""The two stages of distillation. The frozen teacher runs inside the jitted step: no state ever touches the disk."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from brh_jax.distill import objectives
+from brh_jax.distill.optim import optimizer
+from brh_jax.models.encoder import Encoder
+from brh_jax.models.raptor import Blocks, RaptorConfig
+from brh_jax.parallel import replicate
+from brh_jax.training import train
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings:
+    """How a stage trains; the defaults are the paper's.
+
+    Attributes:
+        steps: number of optimiser steps.
+        token_weights: of (cls, registers, patches): in stage 1 for the last block, in stage 2 for all.
+        annealed: share of the steps over which teacher forcing gives way to autoregression (stage 1).
+        noise: standard deviation of Gaussian noise on the states that blocks start from.
+    """
+
+    steps: int = 312_500
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 10_000
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    token_weights: tuple[float, float, float] = (0.45, 0.10, 0.45)
+    annealed: float = 0.25
+    noise: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "token_weights", tuple(self.token_weights))
+
+
+STAGE1 = StageSettings(token_weights=(0.34, 0.33, 0.33))
+STAGE2 = StageSettings()
+
+
+def raptor_encoder(config: RaptorConfig, blocks, teacher: Encoder, name: str) -> Encoder:
+    """A Raptor of trained blocks between its teacher's embedding and norm, with the teacher's classifier."""
+    params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
+    return Encoder(config, params, teacher.preprocessing, name=name, head=teacher.head, dtype=teacher.dtype)
+
+
+def train_stage(
+    stage: int,
+    teacher: Encoder,
+    config: RaptorConfig,
+    blocks,
+    batches,
+    settings: StageSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    mesh,
+    folder,
+    identity: dict,
+    label: str,
+    **loop,
+):
+    """Trains the blocks of a Raptor.
+
+    Args:
+        stage: 1, each block on its own phase from the teacher's states; 2, the blocks joined, autoregressive from a_0.
+        blocks: parameters to start from.
+        batches: grain's iterator over uint8 images.
+        folder, identity, label, loop: see `training.train`.
+
+    Returns:
+        The trained parameters.
+    """
+    layout, module = teacher.layout, Blocks(config, teacher.dtype)
+    optimiser, schedule = optimizer(settings, per_block=stage == 1, blocks=blocks)
+    key = jax.random.key(seed)
+
+    def losses(params, states, index, forced):
+        noise_key = jax.random.fold_in(key, index)
+        inputs = states
+        if settings.noise:
+            inputs = states + settings.noise * jax.random.normal(noise_key, states.shape, states.dtype)
+        if stage == 2:
+            loss = objectives.stage2_loss(module, params, states, layout, settings.token_weights, start=inputs[0])
+            return loss, {"loss": loss}
+        share = objectives.teacher_forcing_share(index, settings.steps, settings.annealed)
+        each = objectives.stage1_losses(
+            module, params, states, layout, settings.token_weights, share, forced=forced, inputs=inputs
+        )
+        named = {f"loss_{name}": each[i] for i, name in enumerate(sorted(params, key=_phase_number))}
+        return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}
+
+    @functools.partial(jax.jit, static_argnames="forced", donate_argnums=0)
+    def update(state, teacher_params, images, index, forced):
+        pixels = teacher.normalize_pixels(images)
+        states = jax.lax.stop_gradient(teacher.module.apply({"params": teacher_params}, pixels))
+        grads, metrics = jax.grad(losses, has_aux=True)(state["params"], states, index, forced)
+        updates, opt_state = optimiser.update(grads, state["opt_state"], state["params"])
+        metrics |= {"gradient_norm": optax.global_norm(grads), "learning_rate": schedule(index)}
+        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
+
+    teacher_params = replicate(teacher.params, mesh)
+
+    def step(state, batch, index):
+        forced = stage == 1 and index < settings.annealed * settings.steps
+        return update(state, teacher_params, batch["image"], index, forced=forced)
+
+    # Copied: the loop donates its state, and the caller may still want the blocks it gave.
+    state = jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)})
+    state = train(
+        step,
+        state,
+        batches,
+        num_steps=settings.steps,
+        folder=pathlib.Path(folder),
+        identity=identity,
+        mesh=mesh,
+        label=label,
+        batch_size=batch_size,
+        **loop,
+    )
+    return state["params"]
+
+
+def _phase_number(name: str) -> int:
+    return int(name.removeprefix("phase_"))

@@ -1,0 +1,100 @@
+"""Figures of a run as it goes: a JSONL file for scripts, a progress line for people."""
+
+import json
+import pathlib
+import sys
+import time
+
+
+class MetricsFile:
+    """Rows of `{"step": ..., name: value}` appended to a JSONL file.
+
+    Args:
+        path: the file.
+        resume_step: rows after this step are dropped, so that a run that goes on repeats none.
+    """
+
+    def __init__(self, path, resume_step: int = 0):
+        self.path = pathlib.Path(path)
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w")
+        for row in kept:
+            self._write(row)
+
+    def write(self, step: int, values: dict) -> None:
+        """Appends a row; on disk at once."""
+        self._write({"step": step} | values)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, row):
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path) -> list[dict]:
+    """The rows of a metrics file; none where there is no file. A line cut off by a crash is left out."""
+    rows = []
+    path = pathlib.Path(path)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+class Progress:
+    """A line that says what runs, how far it is, at what rate, and how long it will take.
+
+    On a terminal one line is rewritten; in a log file a new line comes every `interval` seconds.
+
+    Args:
+        label: what runs.
+        total: number of steps.
+        unit: what `rate` counts, "images" say; `per_step` of them pass in a step.
+        start: step that the run begins at.
+    """
+
+    def __init__(self, label: str, total: int, *, unit: str = "images", per_step: int = 1, start: int = 0, interval: float = 10.0):
+        self.label, self.total, self.unit, self.per_step, self.interval = label, total, unit, per_step, interval
+        self.begun = time.monotonic()
+        self._first = None  # (time, step) after the first step: compilation does not count towards the rate
+        self._shown = 0.0
+        self._start = start
+        self._width = 0
+
+    def update(self, step: int, text: str = "") -> float | None:
+        """Shows the state after `step` steps; returns the rate in units per second, once it is known."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, step)
+            rate = None
+        else:
+            elapsed, steps = now - self._first[0], step - self._first[1]
+            rate = self.per_step * steps / elapsed if elapsed > 0 and steps else None
+        done = step >= self.total
+        tty = sys.stdout.isatty()
+        if not (tty or done or now - self._shown >= self.interval):
+            return rate
+        self._shown = now
+        parts = [f"{self.label:<24} {step:>{len(str(self.total))}}/{self.total}", text]
+        if rate:
+            parts.append(f"{rate:,.1f} {self.unit}/s")
+            if not done:
+                parts.append(f"{clock(self.per_step * (self.total - step) / rate)} left")
+        if done:
+            parts.append(f"took {clock(now - self.begun)}")
+        line = "  ".join(p for p in parts if p)
+        self._width = max(self._width, len(line))
+        print(("\r" if tty else "") + line.ljust(self._width if tty else 0), end="\n" if done or not tty else "", flush=True)
+        return rate
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:07, 12:30 or 3:05:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

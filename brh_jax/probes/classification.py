@@ -1,0 +1,128 @@
+"""Linear classification of [LN(cls), mean LN(patches)] on a frozen encoder (paper, section 9)."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from brh_jax.errors import UserError
+from brh_jax.models.encoder import Encoder, pooled_features
+from brh_jax.training import adamw, train
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe trains; the defaults are the paper's for ImageNet-1k.
+
+    Attributes:
+        epochs: passes over the training set.
+        cache: whether features are computed once and kept. Saves the encoder's passes on small sets, but sees no random crops.
+    """
+
+    epochs: int = 15
+    batch_size: int = 512
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    cache: bool = False
+
+
+def encode(encoder: Encoder, images):
+    """uint8 images `[batch, h, w, 3]` to probe features `[batch, features]`; to be called inside jit."""
+    states = encoder.module.apply({"params": encoder.params}, encoder.normalize_pixels(images))
+    final = encoder.module.apply({"params": encoder.params}, states[-1], method="normalize")
+    return pooled_features(final, encoder.layout)
+
+
+def extract_features(encoder: Encoder, batches: Iterable, progress=None) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[n, features]` and labels `[n]` of all images in `measuring_batches`."""
+    compute = jax.jit(functools.partial(encode, encoder))
+    features, labels = [], []
+    for number, batch in enumerate(batches, 1):
+        features.append(np.asarray(compute(batch["image"]))[batch["valid"]])
+        labels.append(batch["label"][batch["valid"]])
+        if progress is not None:
+            progress.update(number)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+class CachedBatches(Iterator):
+    """Endless shuffled epochs over features held in memory; resumable as grain's iterators are."""
+
+    def __init__(self, features, labels, batch_size: int, seed: int):
+        self.features, self.labels, self.seed = features, labels, seed
+        self.batch_size = min(batch_size, len(labels))
+        self._next = 0
+
+    def __next__(self):
+        per_epoch = len(self.labels) // self.batch_size
+        epoch, position = divmod(self._next, per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
+        rows = order[position * self.batch_size :][: self.batch_size]
+        self._next += 1
+        return {"features": self.features[rows], "label": self.labels[rows]}
+
+    def get_state(self) -> dict:
+        return {"next": self._next}
+
+    def set_state(self, state: dict) -> None:
+        self._next = state["next"]
+
+
+def train_probe(
+    encoder: Encoder | None, batches, num_features: int, num_classes: int, num_steps: int, settings: ProbeSettings, *, mesh, **loop
+):
+    """Trains `{"kernel": [features, classes], "bias": [classes]}` by cross-entropy.
+
+    Args:
+        encoder: computes features of `batch["image"]` in the step; None where batches hold `features`.
+        loop: see `training.train`.
+    """
+    adam, _ = adamw(
+        learning_rate=settings.learning_rate,
+        final_learning_rate=settings.final_learning_rate,
+        warmup_steps=settings.warmup_steps,
+        num_steps=num_steps,
+        weight_decay=settings.weight_decay,
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+
+    def loss_fn(head, features, labels):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(classify(head, features), labels))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch, index):
+        features = batch["features"] if encoder is None else encode(encoder, batch["image"])
+        loss, grads = jax.value_and_grad(loss_fn)(state["head"], features, batch["label"])
+        updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
+        return {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}, {"loss": loss}
+
+    head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
+    state = {"head": head, "opt_state": optimiser.init(head)}
+    return train(step, state, batches, num_steps=num_steps, mesh=mesh, **loop)["head"]
+
+
+def classify(head, features):
+    """Logits `[..., classes]`."""
+    return features @ head["kernel"] + head["bias"]
+
+
+def accuracy(head, features, labels) -> float:
+    """Share of images whose largest logit is the label's."""
+    return float(np.mean(np.argmax(np.asarray(classify(head, features)), -1) == labels))
+
+
+def check_labels(source, what: str) -> None:
+    """Raises UserError unless the source has at least two classes."""
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{what} {source.name} has {len(source.classes)} classes: a probe needs labelled images (sub-folders named after "
+            "their class, or a labelled data set); leave config.probe.train empty to go without a probe"
+        )
+
