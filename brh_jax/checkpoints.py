@@ -20,7 +20,8 @@ class Checkpoints:
         self.folder = pathlib.Path(folder).absolute()
         self.identity = identity
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True),
         )
 
     def __enter__(self):
@@ -32,9 +33,7 @@ class Checkpoints:
     def save(self, step: int, state, data_state: dict) -> None:
         """Saves the state and the position of the input after `step` steps; returns before it is written."""
         about = {"identity": self.identity, "data": data_state}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-        )
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
 
     def restore(self, like):
         """The newest checkpoint, laid out as `like` is, or None: (step, state, position of the input).

@@ -47,6 +47,5 @@ def _from_workdir(workdir, k) -> Encoder:
     if k in found:
         return store.read(found[k])
     there = f"there are k = {', '.join(map(str, sorted(found)))}" if found else "it holds no finished Raptor yet"
-    raise UserError(
-        f"{workdir} has no Raptor with {'any k' if k is None else f'k = {k}'}: {there}; load({str(workdir / 'teacher')!r}) gives the teacher"
-    )
+    wanted = "" if k is None else f" with k = {k}"
+    raise UserError(f"{workdir} has no Raptor{wanted}: {there}; load({str(workdir / 'teacher')!r}) gives the teacher")

@@ -58,7 +58,9 @@ class Progress:
         start: step that the run begins at.
     """
 
-    def __init__(self, label: str, total: int, *, unit: str = "images", per_step: int = 1, start: int = 0, interval: float = 10.0):
+    def __init__(
+        self, label: str, total: int, *, unit: str = "images", per_step: int = 1, start: int = 0, interval: float = 10.0
+    ):
         self.label, self.total, self.unit, self.per_step, self.interval = label, total, unit, per_step, interval
         self.begun = time.monotonic()
         self._first = None  # (time, step) after the first step: compilation does not count towards the rate
@@ -89,7 +91,11 @@ class Progress:
             parts.append(f"took {clock(now - self.begun)}")
         line = "  ".join(p for p in parts if p)
         self._width = max(self._width, len(line))
-        print(("\r" if tty else "") + line.ljust(self._width if tty else 0), end="\n" if done or not tty else "", flush=True)
+        print(
+            ("\r" if tty else "") + line.ljust(self._width if tty else 0),
+            end="\n" if done or not tty else "",
+            flush=True,
+        )
         return rate
 
 

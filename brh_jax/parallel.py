@@ -20,7 +20,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     shape = [data, fsdp, tensor]
     known = int(np.prod([n for n in shape if n != -1]))
     if shape.count(-1) > 1 or known < 1 or (-1 in shape and len(devices) % known):
-        raise UserError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not divide {len(devices)} devices; one axis may be -1")
+        raise UserError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not divide {len(devices)} devices; one axis may be -1"
+        )
     shape = [len(devices) // known if n == -1 else n for n in shape]
     if int(np.prod(shape)) != len(devices):
         raise UserError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} has {np.prod(shape)} places for {len(devices)} devices")

@@ -54,15 +54,11 @@ class TokenLayout:
                 " patches). Use the layout of the image size that the states come from: encoder.layout_for(height, width)."
             )
         patches = self.num_cls + self.num_registers
-        return ByToken(
-            states[..., : self.num_cls, :], states[..., self.num_cls : patches, :], states[..., patches:, :]
-        )
+        return ByToken(states[..., : self.num_cls, :], states[..., self.num_cls : patches, :], states[..., patches:, :])
 
 
 def check_trajectory(states, layout: TokenLayout) -> None:
     """Raises ValueError unless `states` is `[depth + 1, batch, tokens, dim]` with the tokens of `layout`."""
     if states.ndim != 4:
-        raise ValueError(
-            f"expected a trajectory [depth + 1, batch, tokens, dim], got an array of shape {tuple(states.shape)}"
-        )
+        raise ValueError(f"expected a trajectory [depth + 1, batch, tokens, dim], got an array of shape {tuple(states.shape)}")
     layout.split(states)

@@ -68,8 +68,8 @@ def train(
                 pending = []
                 if not np.isfinite(means["loss"]):
                     raise UserError(
-                        f"{label}: the loss is {means['loss']} between steps {max(done - log_every, start)} and {done}; the last good "
-                        "checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+                        f"{label}: the loss is {means['loss']} between steps {max(done - log_every, start)} and {done}; "
+                        "the last good checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
                     )
                 rate = progress.update(done, f"loss {means['loss']:.4f}")
                 metrics_file.write(done, means | ({"images_per_second": rate} if rate else {}))
@@ -82,6 +82,10 @@ def train(
 def adamw(*, learning_rate: float, final_learning_rate: float, warmup_steps: int, num_steps: int, weight_decay: float):
     """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9)."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup_steps else learning_rate, learning_rate, min(warmup_steps, num_steps), num_steps, final_learning_rate
+        0.0 if warmup_steps else learning_rate,
+        learning_rate,
+        min(warmup_steps, num_steps),
+        num_steps,
+        final_learning_rate,
     )
     return optax.adamw(schedule, weight_decay=weight_decay), schedule

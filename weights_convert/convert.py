@@ -120,7 +120,9 @@ def _family(source: Source, names) -> Family:
 def _check_architecture(spec, config: ViTConfig, arch: str):
     faults = registry.differences(config, registry.architecture(arch).config)
     if faults:
-        raise UserError(f"{spec} is not {arch}: {'; '.join(faults)}. Give the weights of {arch}, or the name of their architecture")
+        raise UserError(
+            f"{spec} is not {arch}: {'; '.join(faults)}. Give the weights of {arch}, or the name of their architecture"
+        )
 
 
 def _fill(source: Source, family: Family, config: ViTConfig, names, dtype):

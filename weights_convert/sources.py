@@ -43,10 +43,7 @@ def open_source(spec: str) -> Source:
     Raises:
         UserError: nothing there, the hub cannot be reached, the file is damaged or of an unknown kind.
     """
-    if spec.startswith("hf:"):
-        path = _snapshot(spec.removeprefix("hf:"))
-    else:
-        path = pathlib.Path(spec).expanduser()
+    path = _snapshot(spec.removeprefix("hf:")) if spec.startswith("hf:") else pathlib.Path(spec).expanduser()
     if not path.exists():
         raise UserError(
             f"no weights at {spec}: expected a .safetensors, .pth or .onnx file, a folder with config.json and weights, "
@@ -69,7 +66,12 @@ def open_source(spec: str) -> Source:
 def _snapshot(spec: str) -> pathlib.Path:
     """A hub model's files, from the local cache where they are there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     repo, _, revision = spec.partition("@")
     patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "pytorch_model.bin"]
@@ -80,7 +82,9 @@ def _snapshot(spec: str) -> pathlib.Path:
     try:
         return pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"the hub knows no model {repo!r} ({_first_line(error)}): check the name, or log in if it is gated") from None
+        raise UserError(
+            f"the hub knows no model {repo!r} ({_first_line(error)}): check the name, or log in if it is gated"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(f"could not get hf:{spec} from the hub ({_first_line(error)}): {hint}") from None
     except Exception as error:  # the HTTP client's own connection errors have no common base that is public

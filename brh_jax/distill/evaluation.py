@@ -1,4 +1,4 @@
-"""How well a trajectory is reproduced: pooled R², cosine and the e of the block-recurrent hypothesis, per layer and token type."""
+"""How well a trajectory is reproduced: pooled R², cosine and e of the hypothesis, per layer and token type."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -37,7 +37,11 @@ class TrajectoryFit(NamedTuple):
 
 
 def evaluate(
-    teacher_states: Callable, predictors: dict[str, Callable], normalize: Callable, batches: Iterable, layout: TokenLayout
+    teacher_states: Callable,
+    predictors: dict[str, Callable],
+    normalize: Callable,
+    batches: Iterable,
+    layout: TokenLayout,
 ) -> dict[str, TrajectoryFit]:
     """Measures several predictions of one teacher's trajectories in one pass.
 

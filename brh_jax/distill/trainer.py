@@ -65,6 +65,7 @@ def train_stage(
     folder,
     identity: dict,
     label: str,
+    remat: str = "dots",
     **loop,
 ):
     """Trains the blocks of a Raptor.
@@ -73,12 +74,13 @@ def train_stage(
         stage: 1, each block on its own phase from the teacher's states; 2, the blocks joined, autoregressive from a_0.
         blocks: parameters to start from.
         batches: grain's iterator over uint8 images.
+        remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
         folder, identity, label, loop: see `training.train`.
 
     Returns:
         The trained parameters.
     """
-    layout, module = teacher.layout, Blocks(config, teacher.dtype)
+    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat)
     optimiser, schedule = optimizer(settings, per_block=stage == 1, blocks=blocks)
     key = jax.random.key(seed)
 

@@ -10,7 +10,7 @@ MLP_KINDS = ("gelu", "swiglu")
 
 
 class LayerNorm(nn.LayerNorm):
-    """flax's LayerNorm with the two-pass variance: ViT states have channels of mean >> deviation, where E[x²]-E[x]² loses digits."""
+    """flax's LayerNorm with the two-pass variance: where a state's mean is large, E[x²] - E[x]² loses digits."""
 
     use_fast_variance: bool = False
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from brh_jax.errors import UserError
 from brh_jax.models import layers
+from brh_jax.models.remat import rematerialize
 from brh_jax.models.vit import Embedding, ViTConfig
 from brh_jax.phases.partition import Partition
 from brh_jax.tokens import TokenLayout
@@ -148,10 +149,15 @@ class Raptor(nn.Module):
 
 
 class Blocks(nn.Module):
-    """The trained part of a Raptor: one shared block per phase, and the ways to run them."""
+    """The trained part of a Raptor: one shared block per phase, and the ways to run them.
+
+    Attributes:
+        remat: what the backward pass keeps, a key of `remat.POLICIES`.
+    """
 
     config: RaptorConfig
     dtype: Any = None
+    remat: str = "none"
 
     def setup(self):
         for phase in range(self.config.partition.k):
@@ -167,7 +173,7 @@ class Blocks(nn.Module):
             x = block(x, depth)
             return x, x
 
-        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
+        scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
         return scan(self._block(run.phase), state, depths(run, state.dtype))
 
     def rollout(self, state):

@@ -23,9 +23,7 @@ _LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
 def _vit(size, patch_size, image_size, **changes):
     dim, depth, heads = _SIZES[size]
     grid = (image_size // patch_size,) * 2
-    config = ViTConfig(
-        dim=dim, depth=depth, num_heads=heads, mlp_dim=4 * dim, patch_size=patch_size, position_grid=grid
-    )
+    config = ViTConfig(dim=dim, depth=depth, num_heads=heads, mlp_dim=4 * dim, patch_size=patch_size, position_grid=grid)
     return dataclasses.replace(config, **changes)
 
 

@@ -174,4 +174,6 @@ def _check(dissimilarity, k, min_length) -> np.ndarray:
 def _fits(depth, k, min_length):
     if k < 1 or min_length < 1 or k * min_length > depth:
         at_least = f" of at least {min_length} layers" if min_length > 1 else ""
-        raise UserError(f"{depth} layers cannot be cut into {k} phases{at_least}: k must be between 1 and {depth // max(min_length, 1)}")
+        raise UserError(
+            f"{depth} layers cannot be cut into {k} phases{at_least}: k must be between 1 and {depth // max(min_length, 1)}"
+        )

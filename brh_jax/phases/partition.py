@@ -1,6 +1,7 @@
 """Partition: how depth is divided into phases that share one block each."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 
@@ -36,7 +37,7 @@ class Partition:
             raise ValueError(f"{len(lengths)} runs but {len(phases)} phases: give one phase per run")
         if sorted(set(phases)) != list(dict.fromkeys(phases)) or phases[0] != 0 or set(phases) != set(range(max(phases) + 1)):
             raise ValueError(f"phases must be numbered 0, 1, ... in order of first appearance, got {phases}")
-        if any(a == b for a, b in zip(phases, phases[1:], strict=False)):
+        if any(a == b for a, b in itertools.pairwise(phases)):
             raise ValueError(f"neighbouring runs of one phase must be one run, got phases {phases}")
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "phases", phases)

@@ -11,6 +11,7 @@ import optax
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, pooled_features
+from brh_jax.parallel import replicate
 from brh_jax.training import adamw, train
 
 
@@ -33,10 +34,10 @@ class ProbeSettings:
     cache: bool = False
 
 
-def encode(encoder: Encoder, images):
-    """uint8 images `[batch, h, w, 3]` to probe features `[batch, features]`; to be called inside jit."""
-    states = encoder.module.apply({"params": encoder.params}, encoder.normalize_pixels(images))
-    final = encoder.module.apply({"params": encoder.params}, states[-1], method="normalize")
+def encode(encoder: Encoder, params, images):
+    """uint8 images `[batch, h, w, 3]` to probe features `[batch, features]`; called inside jit, parameters as an argument."""
+    states = encoder.module.apply({"params": params}, encoder.normalize_pixels(images))
+    final = encoder.module.apply({"params": params}, states[-1], method="normalize")
     return pooled_features(final, encoder.layout)
 
 
@@ -45,7 +46,7 @@ def extract_features(encoder: Encoder, batches: Iterable, progress=None) -> tupl
     compute = jax.jit(functools.partial(encode, encoder))
     features, labels = [], []
     for number, batch in enumerate(batches, 1):
-        features.append(np.asarray(compute(batch["image"]))[batch["valid"]])
+        features.append(np.asarray(compute(encoder.params, batch["image"]))[batch["valid"]])
         labels.append(batch["label"][batch["valid"]])
         if progress is not None:
             progress.update(number)
@@ -76,7 +77,15 @@ class CachedBatches(Iterator):
 
 
 def train_probe(
-    encoder: Encoder | None, batches, num_features: int, num_classes: int, num_steps: int, settings: ProbeSettings, *, mesh, **loop
+    encoder: Encoder | None,
+    batches,
+    num_features: int,
+    num_classes: int,
+    num_steps: int,
+    settings: ProbeSettings,
+    *,
+    mesh,
+    **loop,
 ):
     """Trains `{"kernel": [features, classes], "bias": [classes]}` by cross-entropy.
 
@@ -97,11 +106,16 @@ def train_probe(
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(classify(head, features), labels))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch, index):
-        features = batch["features"] if encoder is None else encode(encoder, batch["image"])
+    def update(state, params, batch):
+        features = batch["features"] if encoder is None else encode(encoder, params, batch["image"])
         loss, grads = jax.value_and_grad(loss_fn)(state["head"], features, batch["label"])
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
         return {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}, {"loss": loss}
+
+    params = None if encoder is None else replicate(encoder.params, mesh)
+
+    def step(state, batch, index):
+        return update(state, params, batch)
 
     head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
     state = {"head": head, "opt_state": optimiser.init(head)}
@@ -125,4 +139,3 @@ def check_labels(source, what: str) -> None:
             f"{what} {source.name} has {len(source.classes)} classes: a probe needs labelled images (sub-folders named after "
             "their class, or a labelled data set); leave config.probe.train empty to go without a probe"
         )
-

@@ -82,8 +82,9 @@ def preprocessing(c):
 FAMILY = Family(
     name="ViT",
     model_types=("vit", "deit"),
-    recognises=lambda names: any(n.endswith("cls_token") for n in names)
-    and not any(n.endswith(("lambda1", "gamma", "gamma_1")) for n in names),
+    recognises=lambda names: (
+        any(n.endswith("cls_token") for n in names) and not any(n.endswith(("lambda1", "gamma", "gamma_1")) for n in names)
+    ),
     config=config,
     preprocessing=preprocessing,
     rules=RULES,

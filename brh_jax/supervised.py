@@ -1,0 +1,88 @@
+"""Training a ViT from scratch on labelled images: teachers for small-scale studies."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from brh_jax.data.transforms import Preprocessing
+from brh_jax.models.encoder import Encoder, pooled_features
+from brh_jax.models.vit import ViT, ViTConfig
+from brh_jax.training import adamw, train
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedSettings:
+    """How the ViT trains: AdamW, linear warm-up, cosine decay, label smoothing, the config's stochastic depth."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.1
+    remat: str = "dots"
+
+
+def train_vit(
+    config: ViTConfig,
+    preprocessing: Preprocessing,
+    num_classes: int,
+    batches,
+    settings: SupervisedSettings,
+    *,
+    seed: int,
+    mesh,
+    name: str,
+    **loop,
+) -> Encoder:
+    """Trains a ViT with a linear classifier on [cls, mean patch] of its last state.
+
+    Args:
+        batches: grain's iterator over uint8 images and labels.
+        loop: see `training.train`.
+
+    Returns:
+        The trained ViT, its classifier as `head`.
+    """
+    module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
+    num_features = config.dim * (bool(layout.num_cls) + bool(layout.num_patches))
+    init_key, drop_key = jax.random.split(jax.random.key(seed))
+    image = jnp.zeros((1, *preprocessing.crop, config.channels))
+    adam, _ = adamw(
+        learning_rate=settings.learning_rate,
+        final_learning_rate=settings.final_learning_rate,
+        warmup_steps=settings.warmup_steps,
+        num_steps=settings.steps,
+        weight_decay=settings.weight_decay,
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+
+    def loss_fn(trained, batch, key):
+        variables = {"params": trained["vit"]}
+        states = module.apply(variables, preprocessing.normalize(batch["image"]), False, rngs={"drop_path": key})
+        features = pooled_features(module.apply(variables, states[-1], method="normalize"), layout)
+        logits = features @ trained["head"]["kernel"] + trained["head"]["bias"]
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), settings.label_smoothing)
+        right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        return jnp.mean(optax.softmax_cross_entropy(logits, targets)), right
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch, index):
+        key = jax.random.fold_in(drop_key, index)
+        (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trained"], batch, key)
+        updates, opt_state = optimiser.update(grads, state["opt_state"], state["trained"])
+        trained = optax.apply_updates(state["trained"], updates)
+        return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
+
+    trained = {
+        "vit": jax.jit(module.init)(init_key, image)["params"],
+        "head": {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)},
+    }
+    state = {"trained": trained, "opt_state": optimiser.init(trained)}
+    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, batch_size=settings.batch_size, **loop)
+    return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])

@@ -1,0 +1,1 @@
+"""Runs from a configuration: `python -m experiments.main --config=configs/quickstart.py`."""

@@ -1,0 +1,1 @@
+"""Configurations. Each docstring gives command, hardware, time and what to expect."""

@@ -1,0 +1,96 @@
+"""Every setting there is, with the paper's values. Other configurations start from this one and change what they need.
+
+Not run by itself: it names no teacher and no data.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The defaults. Takes no argument."""
+    if arg:
+        raise ValueError(f"configs/default.py takes no argument, got {arg!r}")
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("teacher", "phases", "distill", "probes", "dynamics", "report")
+    config.compute_dtype = "float32"  # of matrix products; parameters, residual stream and losses are float32
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
+
+    # source: hf:organisation/model, a file or folder of weights, or "train" for a ViT trained here from scratch.
+    # arch: refuse weights of any other architecture; with "train" the sizes are given in teacher.vit.
+    config.teacher = ConfigDict({"source": "", "arch": ""})
+
+    # What images look like to the model. 0 and () keep what comes with the teacher's weights.
+    config.data = ConfigDict(
+        {
+            "train": "",  # tfds:NAME:SPLIT, folder:PATH, idx:PATH or digits:SPLIT
+            "eval": "",
+            "data_dir": "",  # of TFDS
+            "image_size": 0,
+            "augment": "center_crop",  # or random_resized_crop, for training
+            "eval_augment": "center_crop",  # random_resized_crop gives more views of few images
+            "crop_scale": (0.08, 1.0),
+            "crop_ratio": (3 / 4, 4 / 3),
+            "flip": True,
+            "threads": 8,
+        }
+    )
+
+    # method: max_cut, contrast_cut, recursive_bisection (k follows from threshold), random_contiguous, random_fragmented
+    # (max_cut's phase lengths, dealt out), or given (lengths, such as (7, 3, 2)).
+    config.phases = ConfigDict(
+        {
+            "method": "max_cut",
+            "k": (3,),
+            "min_length": 1,
+            "threshold": 0.1,
+            "lengths": (),
+            "num_images": 10_000,
+            "batch_size": 64,
+            "seed": 0,
+        }
+    )
+
+    config.raptor = ConfigDict({"mlp": "swiglu", "mlp_ratio": 4.0, "depth_scaling": True, "layer_scale_init": 1e-5})
+
+    stage = {
+        "steps": 312_500,
+        "learning_rate": 3e-4,
+        "final_learning_rate": 1e-6,
+        "warmup_steps": 10_000,
+        "weight_decay": 1e-4,
+        "clip_norm": 1.0,
+        "noise": 0.0,
+    }
+    config.distill = ConfigDict(
+        {
+            "batch_size": 64,
+            "remat": "dots",  # what the backward pass keeps of a block: none (everything), dots, full (nothing)
+            "log_every": 50,
+            "save_every": 5000,
+            # token weights are those of (cls, registers, patches); stage 1 uses them for the last block only
+            "stage1": {**stage, "token_weights": (0.34, 0.33, 0.33), "annealed": 0.25},
+            "stage2": {**stage, "token_weights": (0.45, 0.10, 0.45)},
+        }
+    )
+    config.eval = ConfigDict({"num_images": 10_000, "batch_size": 64})
+
+    # Linear probe on [cls, mean patch]; train empty: none. Data are labelled and may be others than the ones above.
+    config.probe = ConfigDict(
+        {
+            "train": "",
+            "eval": "",
+            "num_train": 0,  # at most so many images, 0 for all
+            "num_eval": 0,
+            "cache": False,  # features computed once: for small sets, without random crops
+            "epochs": 15,
+            "batch_size": 512,
+            "learning_rate": 1e-4,
+            "final_learning_rate": 1e-6,
+            "warmup_steps": 100,
+            "weight_decay": 1e-2,
+            "clip_norm": 1.0,
+        }
+    )
+    config.dynamics = ConfigDict({"num_images": 1000, "batch_size": 32})
+    return config.lock()

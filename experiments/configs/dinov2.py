@@ -1,0 +1,69 @@
+"""The paper's setting: DINOv2 ViT-B/14 with registers, distilled on ImageNet-1k into a Raptor with k = 3.
+
+    python -m experiments.main --config=configs/dinov2.py --workdir=runs/dinov2 --config.data.data_dir=/data/tensorflow_datasets
+    python -m experiments.main --config=configs/dinov2.py:arch=vits14_reg,k=2
+    python -m experiments.main --config=configs/dinov2.py:arch=vits14,runlocal --workdir=runs/local \\
+        --config.teacher.source=weights.onnx --config.data.train=folder:photos/train --config.data.eval=folder:photos/test
+
+Arguments, separated by commas:
+    arch=NAME   vits14, vitb14, vitl14, vitg14, each also with _reg (default vitb14_reg); weights come from the hub
+    k=3 | k=2+3 number of phases, several joined by +
+    runlocal    random crops at 112 px, few steps: a real teacher on a folder of images in about a quarter of an hour on 2 CPU
+                cores, k = 2 and 3. Give the images as in the third command; the hub's weights serve where it can be reached.
+
+Hardware: one TPU v4-8 or a GPU of 80 GB for the full run; every device that JAX sees is used.
+Paper, k = 3, linear probes: 83.0 % on ImageNet-1k (teacher 84.5 %).
+"""
+
+from ml_collections import ConfigDict
+
+from brh_jax.models.registry import architecture
+from experiments.configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The configuration for an argument such as `arch=vits14,k=2`."""
+    options = {"arch": "vitb14_reg", "k": "3", "runlocal": False}
+    for item in filter(None, arg.split(",")):
+        name, _, value = item.partition("=")
+        if name not in options or (name == "runlocal") != (not value):
+            raise ValueError(f"configs/dinov2.py does not know {item!r}: expected arch=NAME, k=NUMBER or runlocal")
+        options[name] = value or True
+    try:
+        ks = tuple(int(n) for n in options["k"].split("+"))
+    except ValueError:
+        raise ValueError(f"configs/dinov2.py: k={options['k']} is no number of phases: expected k=3 or k=2+3") from None
+
+    config = default.get_config().unlock()
+    config.teacher.update({"source": f"hf:{architecture(options['arch']).hub_id}", "arch": options["arch"]})
+    config.data.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
+    config.phases.k = ks
+    config.probe.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
+    if options["runlocal"]:
+        _run_local(config, given_k="k=" in arg)
+    return config.lock()
+
+
+def _run_local(config: ConfigDict, given_k: bool) -> None:
+    if not given_k:
+        config.phases.k = (2, 3)
+    crops = "random_resized_crop"
+    config.data.update({"image_size": 112, "augment": crops, "eval_augment": crops, "crop_scale": (0.2, 1.0), "threads": 2})
+    config.phases.update({"num_images": 128, "batch_size": 16})
+    config.distill.update({"batch_size": 16, "log_every": 10, "save_every": 50})
+    config.distill.stage1.update({"steps": 100, "learning_rate": 1e-3, "warmup_steps": 10})
+    config.distill.stage2.update({"steps": 60, "learning_rate": 5e-4, "warmup_steps": 5})
+    config.eval.update({"num_images": 128, "batch_size": 16})
+    # ImageNet is not at hand: no probe, unless the command line names labelled images.
+    config.probe.update(
+        {
+            "train": "",
+            "eval": "",
+            "cache": True,
+            "epochs": 40,
+            "batch_size": 256,
+            "learning_rate": 1e-2,
+            "warmup_steps": 10,
+        }
+    )
+    config.dynamics.update({"num_images": 128, "batch_size": 16})

@@ -1,0 +1,68 @@
+"""Everything once, small: digits, a 12-layer ViT trained here, Raptors with k = 2 and 3, a page of results.
+
+    python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Hardware: 2 CPU cores. Data: scikit-learn's digits, nothing is downloaded.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quickstart. Takes no argument."""
+    if arg:
+        raise ValueError(f"configs/quickstart.py takes no argument, got {arg!r}")
+    config = default.get_config().unlock()
+    config.teacher.source = "train"
+    config.teacher.vit = ConfigDict(
+        {
+            "dim": 64,
+            "depth": 12,
+            "num_heads": 2,
+            "mlp_dim": 256,
+            "patch_size": 2,
+            "num_registers": 4,
+            "drop_path": 0.1,
+        }
+    )
+    config.teacher.train = ConfigDict(
+        {
+            "steps": 600,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "warmup_steps": 60,
+            "weight_decay": 0.05,
+            "label_smoothing": 0.1,
+            "remat": "full",
+        }
+    )
+    config.data.update(
+        {
+            "train": "digits:train",
+            "eval": "digits:test",
+            "image_size": 8,
+            "augment": "random_resized_crop",
+            "crop_scale": (0.9, 1.0),
+            "flip": False,
+        }
+    )
+    config.phases.update({"k": (2, 3), "num_images": 360})
+    config.distill.update({"batch_size": 64, "remat": "full", "log_every": 20, "save_every": 200})
+    config.distill.stage1.update({"steps": 250, "learning_rate": 2e-3, "warmup_steps": 25})
+    config.distill.stage2.update({"steps": 250, "learning_rate": 1e-3, "warmup_steps": 25})
+    config.eval.num_images = 360
+    config.probe.update(
+        {
+            "train": "digits:train",
+            "eval": "digits:test",
+            "cache": True,
+            "epochs": 40,
+            "batch_size": 256,
+            "learning_rate": 1e-2,
+            "warmup_steps": 10,
+        }
+    )
+    config.dynamics.update({"num_images": 360, "batch_size": 72})
+    return config.lock()

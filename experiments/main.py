@@ -1,0 +1,91 @@
+"""Runs an experiment: python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+--config is looked up from the current directory, then beside this file; an argument may follow a colon, and single settings are
+overridden by --config.section.name=value. The page of results is WORKDIR/report/index.html.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from brh_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :argument.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/NAME of the configuration by default.")
+_RERUN = flags.DEFINE_bool("rerun", False, "Discard stages in the work directory that another configuration made.")
+
+
+def main(argv) -> None:
+    """After flags are parsed."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected {' '.join(argv[1:])}: options are --config=..., --workdir=... and --config.name=value")
+    if _CONFIG.value is None:
+        raise UserError("no configuration: give --config=configs/quickstart.py, or a file of your own")
+    logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
+    from experiments import pipeline  # after the flags: a wrong flag answers at once, before jax is loaded
+
+    workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
+    pipeline.run(_CONFIG.value, pathlib.Path(workdir), rerun=_RERUN.value, command=["python -m experiments.main", *sys.argv[1:]])
+
+
+def find_config(value: str) -> str:
+    """`path.py[:argument]` with the path resolved from the current directory, then from the experiments package.
+
+    Raises:
+        UserError: no such file in either place.
+    """
+    path, colon, argument = value.partition(":")
+    here = pathlib.Path(__file__).parent
+    for candidate in (pathlib.Path(path).expanduser(), here / path):
+        if candidate.is_file():
+            return f"{candidate}{colon}{argument}"
+    shipped = ", ".join(sorted(f"configs/{p.name}" for p in (here / "configs").glob("*.py") if p.stem != "__init__"))
+    raise UserError(f"no configuration file {path}: looked in {pathlib.Path.cwd()} and in {here}; there are {shipped}")
+
+
+def _config_path(argv) -> str:
+    return next((a.partition("=")[2].partition(":")[0] for a in argv if a.startswith(("--config=", "-config="))), "run")
+
+
+def _parse(argv):
+    """absl's parser, with the configuration file found first and every fault as one message."""
+    argv = list(argv)
+    for i, item in enumerate(argv):
+        if item.startswith(("--config=", "-config=")):
+            name, _, value = item.partition("=")
+            argv[i] = f"{name}={find_config(value)}"
+        elif item in ("--config", "-config") and i + 1 < len(argv):
+            argv[i + 1] = find_config(argv[i + 1])
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    except (AttributeError, KeyError) as error:
+        key = str(error.args[0] if error.args else error).strip("'\"").split("\n")[0]
+        given = [a for a in argv if a.startswith("--config.")]
+        raise UserError(
+            f"unknown setting {key} among {' '.join(given)}: the settings are those of the configuration file; "
+            "experiments/configs/default.py lists and explains them all"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+
+
+def cli() -> None:
+    """Entry point: faults that the user can put right end in one message and exit status 2."""
+    try:
+        # Parsed here rather than by app.run, which prints a help text of its own for some faults and a stack trace for others.
+        arguments = _parse(sys.argv)
+        app.run(main, argv=arguments, flags_parser=lambda argv: argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    cli()

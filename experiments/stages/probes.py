@@ -1,0 +1,77 @@
+"""Linear probes on the teacher and on every Raptor."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from brh_jax.data.pipeline import training_batches
+from brh_jax.data.transforms import RandomResizedCrop
+from brh_jax.errors import UserError
+from brh_jax.probes import classification
+from experiments.context import Context, identity, settings_of
+
+_NOT_TRAINING = ("train", "eval", "num_train", "num_eval")
+
+
+def run(context: Context, folder: pathlib.Path) -> dict:
+    """Returns accuracies by model; nothing where `config.probe.train` is empty."""
+    config = context.config
+    if not config.probe.train:
+        print("probes: config.probe.train is empty, nothing to do", flush=True)
+        return {}
+    train, evaluation = context.source(config.probe.train), context.source(config.probe.eval)
+    classification.check_labels(train, "config.probe.train")
+    classification.check_labels(evaluation, "config.probe.eval")
+    if train.classes != evaluation.classes:
+        raise UserError(f"config.probe.train and config.probe.eval have different classes: {train.name}, {evaluation.name}")
+    accuracies, counts = {}, (0, 0)
+    for name, encoder in context.encoders().items():
+        accuracies[name], counts = _probe(context, folder / name, name, encoder, train, evaluation)
+        print(f"probes: {name}: accuracy {accuracies[name]:.4f} on {counts[1]} images", flush=True)
+    return {
+        "train": train.name,
+        "eval": evaluation.name,
+        "num_train": counts[0],
+        "num_eval": counts[1],
+        "accuracy": accuracies,
+        "skipped": train.skipped | evaluation.skipped,
+    }
+
+
+def _probe(context: Context, folder, name, encoder, train, evaluation):
+    config = context.config
+    settings = settings_of(classification.ProbeSettings, {k: v for k, v in config.probe.items() if k not in _NOT_TRAINING})
+
+    def features(source, limit, what):
+        section = ConfigDict({"num_images": limit or len(source), "batch_size": config.eval.batch_size})
+        label = f"probe {name}: {what}"
+        batches = context.measuring_batches(source, encoder.preprocessing, section, label, augment="center_crop")
+        return classification.extract_features(encoder, batches)
+
+    if settings.cache:
+        batches = classification.CachedBatches(
+            *features(train, config.probe.num_train, "training set"), settings.batch_size, config.seed
+        )
+        count, batch_size, frozen = len(batches.labels), batches.batch_size, None
+    else:
+        crops = RandomResizedCrop(encoder.preprocessing.crop)  # the paper's, whatever config.data does
+        batches = training_batches(train, crops, settings.batch_size, seed=config.seed, threads=config.data.threads)
+        count, batch_size, frozen = len(train), settings.batch_size, encoder
+    layout = encoder.layout
+    head = classification.train_probe(
+        frozen,
+        batches,
+        encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches)),
+        len(train.classes),
+        settings.epochs * max(count // batch_size, 1),
+        settings,
+        mesh=context.mesh,
+        folder=folder,
+        identity=identity(config.probe),
+        label=f"probe {name}",
+        batch_size=batch_size,
+        log_every=config.distill.log_every,
+        save_every=config.distill.save_every,
+    )
+    values, labels = features(evaluation, config.probe.num_eval, "test set")
+    return classification.accuracy(head, values, labels), (count, len(labels))

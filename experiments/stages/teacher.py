@@ -1,0 +1,68 @@
+"""The teacher: converted from pretrained weights, or trained here."""
+
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from brh_jax.data.transforms import Preprocessing
+from brh_jax.errors import UserError
+from brh_jax.models import Encoder, ViTConfig, store
+from brh_jax.models.cost import cost
+from brh_jax.probes import classification
+from brh_jax.supervised import SupervisedSettings, train_vit
+from experiments.context import Context, identity, settings_of
+
+
+def run(context: Context, folder: pathlib.Path) -> dict:
+    """Leaves the teacher in `model/`."""
+    config = context.config
+    if config.teacher.source == "train":
+        encoder, notes = _train(context, folder), ["trained here from scratch"]
+    else:
+        from weights_convert.convert import convert
+
+        encoder, report = convert(config.teacher.source, arch=config.teacher.arch, image_size=config.data.image_size or None)
+        notes = list(report.lines(encoder))
+        print("\n".join(notes), flush=True)
+    store.save(encoder, folder / "model", {"lines": notes})
+    summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
+    summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict()}
+    if config.teacher.source == "train":
+        source = context.source(config.data.eval)
+        batches = context.measuring_batches(source, encoder.preprocessing, config.eval, "teacher accuracy")
+        summary["accuracy"] = classification.accuracy(encoder.head, *classification.extract_features(encoder, batches))
+        print(f"teacher: accuracy {summary['accuracy']:.3f} on {source.name}", flush=True)
+    return summary
+
+
+def _train(context: Context, folder) -> Encoder:
+    config = context.config
+    if "vit" not in config.teacher or "train" not in config.teacher:
+        raise UserError(
+            "config.teacher.source is train, but config.teacher.vit and .train are not set: see configs/quickstart.py"
+        )
+    size, patch = config.data.image_size, config.teacher.vit.patch_size
+    if not size:
+        raise UserError("config.data.image_size is 0: a teacher trained here needs the size of its images in pixels")
+    vit = settings_of(ViTConfig, config.teacher.vit, position_grid=(max(size // patch, 1),) * 2)
+    vit.layout(size, size)
+    preprocessing = Preprocessing((size, size), None, (0.5,) * 3, (0.5,) * 3)
+    source = context.source(config.data.train)
+    classification.check_labels(source, "config.data.train")
+    settings = settings_of(SupervisedSettings, config.teacher.train)
+    return train_vit(
+        vit,
+        preprocessing,
+        len(source.classes),
+        context.training_batches(source, preprocessing, settings.batch_size, config.seed),
+        settings,
+        seed=config.seed,
+        mesh=context.mesh,
+        name=f"ViT trained on {source.name}",
+        folder=folder / "training",
+        identity=identity(ConfigDict({"vit": config.teacher.vit, "train": config.teacher.train})),
+        label="teacher",
+        log_every=config.distill.log_every,
+        save_every=config.distill.save_every,
+    )
