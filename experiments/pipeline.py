@@ -78,7 +78,8 @@ def _run_stage(name: str, stage: Stage, context) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     depends = dependencies(context.config, stage.depends)
-    spent = record.get("seconds", 0.0)
+    # A stage that was killed goes on: its earlier time counts. One that runs again starts from nothing.
+    spent = 0.0 if record.get("done") else record.get("seconds", 0.0)
     write_json(folder / "record.json", {"done": False, "config": depends, "seconds": spent})
     begun = time.monotonic()
     summary = stage.function(context, folder)

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from brh_jax.phases.partition import Partition
 
@@ -63,41 +64,45 @@ def dissimilarity(matrix, partitions: list[Partition]) -> Figure:
             )
         axis.set_title(f"k = {partition.k}:  {partition}")
         axis.set_xlabel("layer")
-        axis.set_ylabel("layer")
         ticks = _ticks(1, depth)
         axis.set_xticks(ticks)
         axis.set_yticks(ticks)
         for spine in axis.spines.values():
             spine.set_visible(False)
+    axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, label="1 - cosine", shrink=0.85)
     return figure
 
 
 @styled
-def training_curves(runs: dict[str, list[dict]]) -> Figure:
+def training_curves(runs: dict[str, list[dict]], columns: int = 2) -> Figure:
     """Loss against step: one panel per run, the mean in black and, where they were trained side by side, each block's own.
 
     Args:
         runs: title -> rows of a metrics file (`step`, `loss`, `loss_phase_1`, ..., `teacher_forcing`).
+        columns: panels in a row.
     """
-    columns = min(len(runs), 4)
+    columns = min(len(runs), columns)
     lines = -(-len(runs) // columns)
-    figure = Figure(figsize=(3.1 * columns, 2.6 * lines), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 2.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis, (title, rows) in zip(axes, runs.items(), strict=False):
         steps = [r["step"] for r in rows]
         blocks = sorted(k for k in (rows[0] if rows else {}) if k.startswith("loss_phase_"))
         for i, name in enumerate(blocks):
             axis.plot(steps, [r[name] for r in rows], color=colour(i), lw=1, label=f"block {i + 1}")
-        axis.plot(steps, [r["loss"] for r in rows], color=TEACHER, lw=1.6, label="mean of blocks" if blocks else "loss")
+        axis.plot(steps, [r["loss"] for r in rows], color=TEACHER, lw=1.6, label="mean" if blocks else "loss")
         annealed = [r["step"] for r in rows if r.get("teacher_forcing", 0) > 0]
         if annealed:
-            axis.axvspan(0, max(annealed), color="#eeeeee", lw=0, label="teacher forcing annealed")
+            axis.axvspan(0, max(annealed), color="#eeeeee", lw=0, label="teacher\nforcing\nannealed")
         axis.set_yscale("log")
+        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatter("{x:.3g}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylabel("loss")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     for axis in axes[len(runs) :]:
         axis.set_visible(False)
     return figure
@@ -116,7 +121,6 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
     order = _raptor_order(fits)
     for axis, token in zip(axes, types, strict=True):
-        lowest = np.inf
         for name, fit in fits.items():
             values = np.asarray(fit[measure][token])
             layers = np.arange(1, len(values) + 1)
@@ -124,13 +128,13 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
             style = _fit_style(name, order)
             axis.plot(layers, drawn, **style)
             if floor is not None and (values < floor).any():
-                axis.plot(layers[values < floor], drawn[values < floor], "v", color=style["color"], ms=4, clip_on=False)
-            lowest = min(lowest, drawn.min())
+                axis.plot(layers[values < floor], drawn[values < floor], "v", color=style["color"], ms=5, clip_on=False)
+        axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_title(TOKEN_NAMES[token])
         axis.set_xlabel("layer")
         axis.set_xticks(_ticks(1, len(values)))
-        if floor is not None:
-            axis.set_ylim(min(lowest, 0) - 0.02, 1.02)
+    if floor is not None:
+        axes[0].set_ylim(floor, 1.02)
     axes[0].set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
@@ -139,7 +143,7 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
 
 @styled
 def dynamics(measures: dict[str, dict], partitions: dict[str, Partition]) -> Figure:
-    """Convergence, angular speed and patch coherence of teacher and Raptors; the band is the 10 to 90 % range over images.
+    """Convergence and angular speed of teacher and Raptors; the band is the 10 to 90 % range over images.
 
     Args:
         measures: model -> measure -> {"mean", "low", "high"}, measures named `convergence_cls`, `speed_patches`, ...
@@ -147,8 +151,8 @@ def dynamics(measures: dict[str, dict], partitions: dict[str, Partition]) -> Fig
     """
     teacher = measures["teacher"]
     types = [t for t in TOKEN_NAMES if f"convergence_{t}" in teacher]
-    figure = Figure(figsize=(3.2 * len(types) + 1.2, 7.2), layout="constrained")
-    axes = figure.subplots(3, len(types), squeeze=False)
+    figure = Figure(figsize=(3.2 * len(types) + 1.2, 5.0), layout="constrained")
+    axes = figure.subplots(2, len(types), squeeze=False)
     rows = (("convergence", "cosine with the last state"), ("speed", "angular speed (rad per layer)"))
     order = _raptor_order(measures)
     for row, (measure, label) in enumerate(rows):
@@ -156,14 +160,19 @@ def dynamics(measures: dict[str, dict], partitions: dict[str, Partition]) -> Fig
             _bands(axis, measures, f"{measure}_{token}", order, partitions, first=int(measure == "speed"))
             axis.set_title(TOKEN_NAMES[token])
         axes[row][0].set_ylabel(label)
-    for axis in axes[2][:-1]:
-        axis.set_visible(False)
-    if "coherence_patches" in teacher:
-        _bands(axes[2][-1], measures, "coherence_patches", order, partitions, first=0)
-        axes[2][-1].set_title("patches")
-        axes[2][-1].set_ylabel("patch coherence")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    return figure
+
+
+@styled
+def patch_coherence(measures: dict[str, dict], partitions: dict[str, Partition]) -> Figure:
+    """Mean cosine of patch tokens with their mean direction; arguments as for `dynamics`, measure `coherence_patches`."""
+    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    axis = figure.subplots()
+    _bands(axis, measures, "coherence_patches", _raptor_order(measures), partitions, first=0)
+    axis.set_ylabel("patch coherence")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 

@@ -66,8 +66,8 @@ def _lead(results):
     if teacher:
         layout = teacher["layout"]
         yield (
-            f"Teacher: {teacher['depth']} layers of width {teacher['dim']}, {layout['num_cls']} cls + {layout['num_registers']} register "
-            f"+ {layout['grid'][0]} x {layout['grid'][1]} patch tokens, {teacher['params'] / 1e6:.1f} million parameters."
+            f"Teacher: {teacher['depth']} layers of width {teacher['dim']}, {layout['num_cls']} cls + {layout['num_registers']} "
+            f"register + {layout['grid'][0]} x {layout['grid'][1]} patch tokens, {teacher['params'] / 1e6:.1f} million parameters."
         )
     for k, partition in results["phases"].get("partitions", {}).items():
         fit = fits.get(f"k{k}")
@@ -78,7 +78,8 @@ def _lead(results):
         identity = ", ".join(f"{t} {values[-1]:.2f}" for t, values in fits["identity"]["r2"].items())
         yield (
             f"k = {k}: phases {partition['text']} ({results['phases']['method']}). R² at the last layer on unseen images: {last} "
-            f"(identity baseline: {identity}); e is {100 * _mean(fit['relative_error_all']):.0f} % of the state's norm, mean of layers."
+            f"(identity baseline: {identity}); e is {100 * _mean(fit['relative_error_all']):.0f} % of "
+            "the state's norm, mean of layers."
         )
     if results["skipped_images"]:
         yield f"{len(results['skipped_images'])} images could not be decoded and were skipped; results.json names them."
@@ -86,6 +87,12 @@ def _lead(results):
 
 def _sections(context: Context, results, folder):
     """The page's figures and tables, as far as stages have run."""
+    if rows := read_metrics(context.workdir / "teacher" / "training" / "metrics.jsonl"):
+        yield FigureEntry(
+            save_figure(figures.training_curves({"teacher": rows}), folder, "teacher"),
+            "Training of the teacher",
+            f"Supervised; accuracy on {context.config.data.eval}: {100 * results['teacher']['accuracy']:.1f} %.",
+        )
     phases, fits = results["phases"], results["distill"].get("fits", {})
     partitions = {f"k{k}": Partition(tuple(p["lengths"]), tuple(p["phases"])) for k, p in phases.get("partitions", {}).items()}
     if partitions:
@@ -126,9 +133,15 @@ def _sections(context: Context, results, folder):
         yield FigureEntry(
             save_figure(figures.dynamics(measures, partitions), folder, "dynamics"),
             "Dynamics of teacher and Raptors",
-            f"Mean over {results['dynamics']['num_images']} images, bands from the 10 to the 90 % quantile over images; dotted lines "
-            "are phase boundaries. A good surrogate turns where the teacher turns.",
+            f"Mean over {results['dynamics']['num_images']} images, bands from the 10 to the 90 % quantile over images; "
+            "dotted lines are phase boundaries. A good surrogate turns where the teacher turns.",
         )
+        if "coherence_patches" in measures["teacher"]:
+            yield FigureEntry(
+                save_figure(figures.patch_coherence(measures, partitions), folder, "coherence"),
+                "Patch coherence",
+                "Mean cosine of the patch tokens with their mean direction: one when all patches point the same way.",
+            )
     accuracies = results["probes"].get("accuracy")
     if accuracies:
         probes = results["probes"]
@@ -146,14 +159,12 @@ def _sections(context: Context, results, folder):
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:
-    runs = {}
-    if rows := read_metrics(context.workdir / "teacher" / "training" / "metrics.jsonl"):
-        runs["teacher"] = rows
-    for name, partition in partitions.items():
-        for stage in (1, 2):
-            rows = read_metrics(context.workdir / "distill" / name / f"stage{stage}" / "metrics.jsonl")
-            runs[f"k = {partition.k}, stage {stage}"] = rows
-    return runs
+    folder = context.workdir / "distill"
+    return {
+        f"k = {partition.k}, stage {stage}": read_metrics(folder / name / f"stage{stage}" / "metrics.jsonl")
+        for name, partition in partitions.items()
+        for stage in (1, 2)
+    }
 
 
 def _fit_table(results, partitions) -> Table:
@@ -178,8 +189,8 @@ def _fit_table(results, partitions) -> Table:
             ]
         )
     remark = (
-        "R², cosine and relative e are means over layers. Final cosine: of [cls, mean patch] after the final norm. Block parameters "
-        "and FLOPs are given as a share of the teacher's; a SwiGLU block costs more than the GELU block that it stands for."
+        "R², cosine and relative e are means over layers. Final cosine: of [cls, mean patch] after the final norm. Block "
+        "parameters and FLOPs are given as a share of the teacher's; a SwiGLU block costs more than the GELU block that it stands for."
     )
     return Table("Agreement with the teacher", columns, rows, remark)
 

@@ -1,0 +1,37 @@
+"""Eight CPU devices for every test; must run before jax is imported."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+
+import jax
+import numpy as np
+import pytest
+
+from brh_jax.data.transforms import Preprocessing
+from brh_jax.models import Encoder, ViT, ViTConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ViTConfig:
+    """Six layers, cls and two registers, 4 x 4 patches of 2 pixels."""
+    return ViTConfig(
+        dim=16, depth=6, num_heads=2, mlp_dim=32, patch_size=2, position_grid=(4, 4), num_registers=2, layer_scale=False
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_config) -> Encoder:
+    """A randomly initialised ViT at 8 x 8 pixels."""
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    params = ViT(tiny_config).init(jax.random.key(0), images)["params"]
+    return Encoder(tiny_config, params, Preprocessing((8, 8), None, (0.5,) * 3, (0.5,) * 3), name="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tiny_encoder) -> np.ndarray:
+    """Eight preprocessed images."""
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    return tiny_encoder.normalize_pixels(pixels)

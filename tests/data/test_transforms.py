@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import BitImageProcessorPil
+
+from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
+
+
+def photograph(width, height):
+    """A smooth picture with detail, so that resampling shows."""
+    y, x = np.mgrid[:height, :width]
+    channels = [np.sin(x / 7 + y / 31), np.cos(x / 23 - y / 5), np.sin(x * y / 4000)]
+    return Image.fromarray(np.uint8(127.5 + 127 * np.stack(channels, -1)))
+
+
+@pytest.mark.parametrize("size", [(640, 427), (333, 500), (257, 256), (200, 210)])
+def test_dinov2_preprocessing_is_that_of_transformers(size):
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        resample=3,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    image = photograph(*size)
+    expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])[0].transpose(1, 2, 0)
+    preprocessing = Preprocessing((224, 224), 256)
+    ours = preprocessing.normalize(preprocessing.resize_and_crop(image))
+    assert np.abs(ours - expected).max() <= 1 / 255 / 0.224
+    assert np.abs(ours - expected).mean() < 1e-3
+
+
+def test_other_sizes_keep_the_ratio_of_resize_to_crop():
+    assert Preprocessing((224, 224), 256).at_size((112, 112)).resize == 128
+    assert Preprocessing((224, 224), None).at_size((112, 112)).resize is None
+
+
+def test_random_crops_are_reproducible_varied_and_within_range():
+    image = photograph(300, 200)
+    crop = RandomResizedCrop((32, 48), scale=(0.2, 0.5))
+    a, b = (crop(image, np.random.default_rng(3)) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    assert a.shape == (32, 48, 3)
+    assert a.dtype == np.uint8
+    assert not np.array_equal(a, crop(image, np.random.default_rng(4)))
+    boxes = [crop._box(300, 200, np.random.default_rng(i)) for i in range(300)]
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= 300
+        assert 0 <= top < bottom <= 200
+    areas = [(r - l) * (b - t) / 60_000 for l, t, r, b in boxes]
+    assert min(areas) < 0.25
+    assert max(areas) > 0.45
+    assert max(areas) < 0.51
+
+
+def test_flip_happens_half_the_time():
+    left_dark = np.zeros((8, 8, 3), np.uint8)
+    left_dark[:, 4:] = 255
+    crop = RandomResizedCrop((8, 8), scale=(1, 1), ratio=(1, 1))
+    flipped = [crop(left_dark, np.random.default_rng(i))[0, 0, 0] > 127 for i in range(400)]
+    assert 0.4 < np.mean(flipped) < 0.6
+
+
+def test_a_very_long_image_is_cropped_in_the_middle():
+    crop = RandomResizedCrop((16, 16), scale=(0.9, 1.0))
+    assert crop(photograph(2000, 10), np.random.default_rng(0)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_images_of_any_mode_become_rgb(mode):
+    image = photograph(40, 40).convert(mode)
+    assert CenterCrop(Preprocessing((28, 28), 32))(image, None).shape == (28, 28, 3)
