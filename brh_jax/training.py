@@ -64,8 +64,8 @@ def train(
             done = index + 1
             saving = done % save_every == 0 or done == end
             if done == start + 1 or done % log_every == 0 or saving:
-                means = {k: float(np.mean([m[k] for m in jax.device_get(pending)])) for k in metrics}
-                pending = []
+                rows, pending = jax.device_get(pending), []
+                means = {k: float(np.mean([row[k] for row in rows])) for k in metrics}
                 if not np.isfinite(means["loss"]):
                     raise UserError(
                         f"{label}: the loss is {means['loss']} between steps {max(done - log_every, start)} and {done}; "
@@ -81,11 +81,7 @@ def train(
 
 def adamw(*, learning_rate: float, final_learning_rate: float, warmup_steps: int, num_steps: int, weight_decay: float):
     """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9)."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup_steps else learning_rate,
-        learning_rate,
-        min(warmup_steps, num_steps),
-        num_steps,
-        final_learning_rate,
-    )
+    warmup_steps = min(warmup_steps, num_steps - 1)
+    start = 0.0 if warmup_steps else learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps, final_learning_rate)
     return optax.adamw(schedule, weight_decay=weight_decay), schedule

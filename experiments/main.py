@@ -61,7 +61,10 @@ def _parse(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        # A configuration file that refuses its argument says so in its last line; a bug in one keeps its stack trace.
+        kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+        refused = kind.rpartition(".")[2] in ("ValueError", "UserError")
+        raise UserError(message if refused else str(error)) from None
     except (AttributeError, KeyError) as error:
         key = str(error.args[0] if error.args else error).strip("'\"").split("\n")[0]
         given = [a for a in argv if a.startswith("--config.")]

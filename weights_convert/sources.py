@@ -74,13 +74,17 @@ def _snapshot(spec: str) -> pathlib.Path:
     )
 
     repo, _, revision = spec.partition("@")
-    patterns = ["config.json", "preprocessor_config.json", "*.safetensors", "pytorch_model.bin"]
     hint = (
         f"check the network, or download {repo} elsewhere and give the folder instead of hf:{spec}; "
         "a copy in the hub's cache (HF_HOME) is used without a network"
     )
     try:
-        return pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+        for weights in ("*.safetensors", "pytorch_model.bin"):  # the second only where the first is not there
+            patterns = ["config.json", "preprocessor_config.json", weights]
+            path = pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+            if list(path.glob(weights)):
+                break
+        return path
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub knows no model {repo!r} ({_first_line(error)}): check the name, or log in if it is gated"

@@ -139,8 +139,8 @@ class TfdsSource(Source):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"TFDS data set {name!r}, split {split!r}, is not ready in {where or 'the default data_dir'} ({first}). "
-                f"Prepare it once, on a machine with TensorFlow: tfds build {name} --file_format=array_record --data_dir=DIR, then "
-                "give --config.data.data_dir=DIR"
+                f"Prepare it once, on a machine with TensorFlow: tfds build {name} --file_format=array_record --data_dir=DIR, "
+                "then give --config.data.data_dir=DIR"
             ) from None
         features = builder.info.features
         classes = features["label"].names if "label" in features else []

@@ -105,7 +105,7 @@ def train_stage(
         states = jax.lax.stop_gradient(teacher.module.apply({"params": teacher_params}, pixels))
         grads, metrics = jax.grad(losses, has_aux=True)(state["params"], states, index, forced)
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["params"])
-        metrics |= {"gradient_norm": optax.global_norm(grads), "learning_rate": schedule(index)}
+        metrics |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(index)}
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
 
     teacher_params = replicate(teacher.params, mesh)

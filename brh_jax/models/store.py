@@ -33,7 +33,7 @@ def is_encoder_folder(path) -> bool:
 
 
 def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
-    """Writes an encoder, replacing what is at `folder` in one step.
+    """Writes an encoder in place of what is at `folder`; a crash leaves nothing half-written.
 
     Args:
         notes: anything worth keeping with it, as JSON (where the weights came from, say).
@@ -52,16 +52,18 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
         "notes": notes or {},
     }
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    aside = temporary.with_suffix(".old")
     try:
         save_file(tensors, temporary / "model.safetensors")
         (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
         temporary.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
+            # A folder cannot be renamed onto another: the old one steps aside first.
+            os.replace(folder, aside)
         os.replace(temporary, folder)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

@@ -67,7 +67,7 @@ def _lead(results):
         layout = teacher["layout"]
         yield (
             f"Teacher: {teacher['depth']} layers of width {teacher['dim']}, {layout['num_cls']} cls + {layout['num_registers']} "
-            f"register + {layout['grid'][0]} x {layout['grid'][1]} patch tokens, {teacher['params'] / 1e6:.1f} million parameters."
+            f"register + {layout['grid'][0]} x {layout['grid'][1]} patch tokens, {teacher['params'] / 1e6:.1f} M parameters."
         )
     for k, partition in results["phases"].get("partitions", {}).items():
         fit = fits.get(f"k{k}")
@@ -190,7 +190,7 @@ def _fit_table(results, partitions) -> Table:
         )
     remark = (
         "R², cosine and relative e are means over layers. Final cosine: of [cls, mean patch] after the final norm. Block "
-        "parameters and FLOPs are given as a share of the teacher's; a SwiGLU block costs more than the GELU block that it stands for."
+        "parameters and FLOPs are given as a share of the teacher's; a SwiGLU block costs more than the GELU block it stands for."
     )
     return Table("Agreement with the teacher", columns, rows, remark)
 

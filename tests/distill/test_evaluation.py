@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import r2_score
+
+from brh_jax.distill import evaluate, repeat_state
+from brh_jax.models import pooled_features
+from brh_jax.tokens import TokenLayout
+
+LAYOUT = TokenLayout(1, 2, (2, 2))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Ten images in batches of four, the last one padded; a mean far from zero, where sums of squares would lose digits."""
+    truth = 30.0 + jax.random.normal(jax.random.key(0), (4, 10, 7, 5))
+    guess = truth + 0.3 * jax.random.normal(jax.random.key(1), truth.shape)
+    # The "image" of an example is its index.
+    batches = [
+        {"image": np.array([0, 1, 2, 3]), "valid": np.ones(4, bool)},
+        {"image": np.array([4, 5, 6, 7]), "valid": np.ones(4, bool)},
+        {"image": np.array([8, 9, 8, 8]), "valid": np.array([True, True, False, False])},
+    ]
+    at = {}
+
+    def teacher(indices):
+        at["now"] = indices
+        return truth[:, indices]
+
+    predictors = {"guess": lambda a0: guess[:, at["now"]], "identity": repeat_state(3)}
+    fits = evaluate(teacher, predictors, lambda states: 2 * states, iter(batches), LAYOUT)
+    return np.asarray(truth, np.float64), np.asarray(guess, np.float64), fits
+
+
+def test_r2_is_pooled_over_images_and_tokens(measured):
+    truth, guess, fits = measured
+    for token, true, predicted in zip(("cls", "registers", "patches"), LAYOUT.split(truth), LAYOUT.split(guess), strict=True):
+        for layer in range(3):
+            a, b = true[layer + 1].reshape(-1, 5), predicted[layer + 1].reshape(-1, 5)
+            # sklearn's variance-weighted average over dimensions is the ratio of pooled sums.
+            expected = r2_score(a, b, multioutput="variance_weighted")
+            assert getattr(fits["guess"].r2, token)[layer] == pytest.approx(expected, abs=1e-4)
+
+
+def test_cosine_and_e(measured):
+    truth, guess, fits = measured
+    fit = fits["guess"]
+    assert fit.num_images == 10
+    difference = np.linalg.norm((truth - guess)[1:].reshape(3, 10, -1), axis=-1)
+    norm = np.linalg.norm(truth[1:].reshape(3, 10, -1), axis=-1)
+    np.testing.assert_allclose(fit.error_all, difference.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(fit.relative_error_all, (difference / norm).mean(1), rtol=1e-4)
+    a, b = LAYOUT.split(truth)[2][1:], LAYOUT.split(guess)[2][1:]
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(fit.cosine.patches, cosine.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(fit.error.patches, np.linalg.norm((a - b).reshape(3, 10, -1), axis=-1).mean(1), rtol=1e-4)
+    features = [np.asarray(pooled_features(jnp.asarray(2 * x[-1]), LAYOUT)) for x in (truth, guess)]
+    final = (features[0] * features[1]).sum(-1) / np.prod([np.linalg.norm(f, axis=-1) for f in features], axis=0)
+    assert fit.final_cosine == pytest.approx(final.mean(), rel=1e-5)
+
+
+def test_identity_baseline_repeats_the_first_state(measured):
+    truth, _, fits = measured
+    a, b = LAYOUT.split(truth)[0][3].reshape(-1, 5), LAYOUT.split(truth)[0][0].reshape(-1, 5)
+    assert fits["identity"].r2.cls[2] == pytest.approx(r2_score(a, b, multioutput="variance_weighted"), abs=1e-3)
+
+
+def test_a_missing_type_is_empty_and_a_perfect_prediction_perfect():
+    layout = TokenLayout(0, 0, (2, 2))
+    truth = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
+    batch = {"image": np.arange(4), "valid": np.ones(4, bool)}
+    fit = evaluate(lambda i: truth, {"same": lambda a0: truth}, lambda s: s, [batch], layout)["same"]
+    assert fit.r2.cls.size == 0
+    np.testing.assert_allclose(fit.r2.patches, [1, 1])
+    np.testing.assert_allclose(fit.error_all, [0, 0])
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(lambda i: truth, {"same": lambda a0: truth}, lambda s: s, [], layout)

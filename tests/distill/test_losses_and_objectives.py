@@ -1,0 +1,114 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from brh_jax.distill import StageSettings, init_blocks, losses, objectives
+from brh_jax.distill.optim import optimizer
+from brh_jax.models import RaptorConfig
+from brh_jax.models.raptor import Blocks
+from brh_jax.phases import Partition
+from brh_jax.tokens import TokenLayout
+
+LAYOUT = TokenLayout(1, 2, (4, 4))
+
+
+def states(seed, depth=6):
+    return jax.random.normal(jax.random.key(seed), (depth + 1, 3, 19, 16))
+
+
+def test_plain_loss_is_the_mean_squared_error_of_each_layer():
+    a, b = states(0), states(1)
+    weights = losses.token_weights(LAYOUT)
+    np.testing.assert_allclose(losses.layer_losses(a, b, weights), jnp.mean((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_weighted_loss_is_the_weighted_sum_of_each_types_error():
+    a, b = states(0), states(1)
+    found = losses.layer_losses(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)))
+    mse = [jnp.mean((x - y) ** 2, axis=(1, 2, 3)) for x, y in zip(LAYOUT.split(a), LAYOUT.split(b), strict=True)]
+    np.testing.assert_allclose(found, 0.45 * mse[0] + 0.10 * mse[1] + 0.45 * mse[2], rtol=1e-5)
+
+
+def test_weights_of_missing_types_are_shared_out():
+    weights = losses.token_weights(TokenLayout(1, 0, (2, 2)), (0.45, 0.10, 0.45))
+    np.testing.assert_allclose(weights, [0.5, *[0.125] * 4])
+    with pytest.raises(ValueError, match="put nothing on the tokens"):
+        losses.token_weights(TokenLayout(0, 0, (2, 2)), (1.0, 1.0, 0.0))
+
+
+def test_teacher_forcing_is_annealed_over_the_first_quarter():
+    share = [float(objectives.teacher_forcing_share(s, 400, 0.25)) for s in (0, 25, 50, 100, 399)]
+    np.testing.assert_allclose(share, [1.0, 0.75, 0.5, 0.0, 0.0])
+
+
+def test_by_phase_is_the_mean_over_its_layers():
+    values = jnp.arange(6.0)
+    np.testing.assert_allclose(objectives.by_phase(values, Partition((3, 2, 1))), [1.0, 3.5, 5.0])
+    np.testing.assert_allclose(objectives.by_phase(values, Partition((2, 1, 3), (0, 1, 0))), [(0 + 1 + 3 + 4 + 5) / 5, 2.0])
+
+
+@pytest.fixture(scope="module")
+def blocks(request):
+    from brh_jax.models import ViTConfig
+
+    vit = ViTConfig(dim=16, depth=6, num_heads=2, mlp_dim=32, patch_size=2, position_grid=(4, 4), num_registers=2)
+    config = RaptorConfig(vit, Partition((3, 2, 1)))
+    return Blocks(config), init_blocks(config, LAYOUT, jax.random.key(0))
+
+
+def stage1(blocks, share, **options):
+    module, params = blocks
+    return objectives.stage1_losses(module, params, states(2), LAYOUT, (0.34, 0.33, 0.33), share, **options)
+
+
+def test_stage_one_mixes_teacher_forcing_and_autoregression(blocks):
+    forced, rolled, half = (stage1(blocks, s) for s in (1.0, 0.0, 0.5))
+    np.testing.assert_allclose(half, (forced + rolled) / 2, rtol=1e-5)
+    np.testing.assert_allclose(stage1(blocks, 0.0, forced=False), rolled, rtol=1e-6)
+    # The last phase has one layer: there is nothing to roll out, both are the same.
+    assert forced[2] == pytest.approx(float(rolled[2]), rel=1e-5)
+    assert abs(forced[0] - rolled[0]) > 1e-3
+
+
+def test_a_blocks_loss_depends_on_no_other_block(blocks):
+    module, params = blocks
+
+    def loss(params, phase):
+        return objectives.stage1_losses(module, params, states(2), LAYOUT, (0.34, 0.33, 0.33), 0.5)[phase]
+
+    for phase in range(3):
+        norms = {name: float(optax.tree.norm(g)) for name, g in jax.grad(loss)(params, phase).items()}
+        assert norms[f"phase_{phase + 1}"] > 0
+        assert sum(norms.values()) == norms[f"phase_{phase + 1}"]
+
+
+def test_stage_two_compares_every_state_of_the_joined_rollout(blocks):
+    module, params = blocks
+    target = states(2)
+    predicted = module.apply({"params": params}, target[0], method="rollout")[1:]
+    found = objectives.stage2_loss(module, params, target, LAYOUT, (0.45, 0.10, 0.45))
+    expected = jnp.mean(losses.layer_losses(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))))
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_gradients_are_clipped_block_by_block_in_stage_one_and_jointly_in_stage_two():
+    """With plain SGD in AdamW's place the update would be the clipped gradient; here the first moment of AdamW shows it."""
+    params = {"phase_1": jnp.zeros(4), "phase_2": jnp.zeros(4)}
+    grads = {"phase_1": jnp.full(4, 50.0), "phase_2": jnp.full(4, 0.1)}  # norms 100 and 0.2
+    for per_block, expected in ((True, (0.5, 0.1)), (False, (0.5, 0.001))):
+        transform, _ = optimizer(StageSettings(clip_norm=1.0), per_block=per_block, blocks=params)
+        _, state = transform.update(grads, transform.init(params), params)
+        moments = [s.mu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
+        assert len(moments) == 1
+        for name, clipped in zip(params, expected, strict=True):
+            np.testing.assert_allclose(moments[0][name], np.full(4, 0.1 * clipped), rtol=1e-3)
+
+
+def test_schedule_is_the_papers():
+    _, schedule = optimizer(StageSettings(), per_block=False, blocks={"phase_1": jnp.zeros(1)})
+    chex.assert_trees_all_close(
+        [float(schedule(s)) for s in (0, 5_000, 10_000, 312_500)], [0.0, 1.5e-4, 3e-4, 1e-6], rtol=1e-4, atol=1e-12
+    )

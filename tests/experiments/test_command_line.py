@@ -1,0 +1,76 @@
+"""Bad input on the command line: one message, exit status 2, no stack trace, nothing half-written."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+
+
+def command(*arguments, cwd):
+    environment = os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.main", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no configuration: give --config"),
+        (["--config=configs/nothing.py"], "there are configs/default.py, configs/dinov2.py, configs/quickstart.py"),
+        (["--config=configs/quickstart.py", "--config.distill.stepz=3"], "unknown setting"),
+        (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
+        (["--config=configs/quickstart.py", "--wrkdir=x"], "wrkdir"),
+        (["--config=configs/quickstart.py", "extra"], "unexpected extra"),
+        (["--config=configs/dinov2.py:arch=vitz14"], "unknown architecture 'vitz14'"),
+        (["--config=configs/dinov2.py:model=vits14"], "does not know 'model=vits14'"),
+        (["--config=configs/dinov2.py:k=two"], "k=two is no number of phases"),
+        (["--config=configs/default.py"], "config.teacher.source is empty"),
+        (["--config=configs/quickstart.py", "--config.stages=('teach',)"], "unknown stage teach"),
+        (["--config=configs/quickstart.py", "--config.data.train=folder:empty"], "no image folder at empty"),
+        (["--config=configs/quickstart.py", "--config.data.image_size=9"], "9 x 9 is not a multiple of the patch size 2"),
+        (["--config=configs/quickstart.py", "--config.mesh.data=3"], "has 3 places for 1 devices"),
+        (
+            ["--config=configs/dinov2.py", "--config.data.train=digits:train"],
+            "could not get hf:facebook/dinov2-with-registers-base",
+        ),
+        (["--config=configs/dinov2.py", "--config.teacher.source=gone.pth"], "no weights at gone.pth"),
+    ],
+)
+def test_one_clear_message(arguments, message, tmp_path):
+    result = command(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "record.json"]
+    assert written == []
+
+
+def test_k_larger_than_depth_and_a_changed_work_directory(tmp_path):
+    run = (f"--config={TINY}", "--workdir=run", "--config.stages=('teacher','phases')")
+    result = command(*run, "--config.phases.k=(5,)", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "error: 4 layers cannot be cut into 5 phases: k must be between 1 and 4" in result.stderr
+    result = command(*run, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "phases.k: [5] there, [2, 3] here" in result.stderr
+    result = command(*run, "--rerun", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "teacher: done before, skipped" in result.stdout
+    assert "k = 3" in result.stdout
+
+
+def test_a_broken_pipe_of_stages_says_which_is_missing(tmp_path):
+    result = command(f"--config={TINY}", "--workdir=run", "--config.stages=('distill',)", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "put teacher before this stage in config.stages" in result.stderr

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from brh_jax.phases import Partition
+from brh_jax.report import figures
+from brh_jax.report.html import FigureEntry, Table, render, save_figure
+
+PARTITIONS = {"k2": Partition((4, 2)), "k3": Partition((2, 2, 2), (0, 1, 0))}
+
+
+def fits(types=("cls", "registers", "patches")):
+    rng = np.random.default_rng(0)
+    return {
+        name: {"r2": {t: (rng.random(6) - low).tolist() for t in types}}
+        for name, low in (("identity", 3.0), ("k2_stage1", 0.2), ("k2", 0.1), ("k3", 0.0))
+    }
+
+
+def measures(types=("cls", "registers", "patches")):
+    def band(length):
+        mean = np.linspace(0, 1, length)
+        return {"mean": mean.tolist(), "low": (mean - 0.1).tolist(), "high": (mean + 0.1).tolist()}
+
+    one = {f"convergence_{t}": band(7) for t in types} | {f"speed_{t}": band(6) for t in types}
+    return {name: one | {"coherence_patches": band(7)} for name in ("teacher", "k2", "k3")}
+
+
+def test_dissimilarity_draws_every_partition():
+    figure = figures.dissimilarity(np.random.default_rng(0).random((6, 6)), list(PARTITIONS.values()))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:2] == ["k = 2:  1-4 | 5-6", "k = 2:  1-2,5-6 | 3-4"]
+
+
+@pytest.mark.parametrize("types", [("cls", "registers", "patches"), ("patches",)])
+def test_one_panel_for_each_token_type_that_is_there(types):
+    figure = figures.fit_per_layer(fits(types), "r2", "R²", floor=-0.5)
+    assert [a.get_title() for a in figure.axes] == list(types)
+    axis = figure.axes[0]
+    assert axis.get_ylim()[0] == -0.5
+    lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
+    np.testing.assert_allclose(lines["k3"], fits(types)["k3"]["r2"][types[0]])
+    assert min(min(y) for y in lines.values()) >= -0.5  # what lies lower is marked on the edge
+    assert len(figures.dynamics(measures(types), PARTITIONS).axes) == 2 * len(types)
+
+
+def test_training_curves_show_every_block():
+    rows = [
+        {"step": s, "loss": 1 / s, "loss_phase_1": 2 / s, "loss_phase_2": 3 / s, "teacher_forcing": 1 - s / 3} for s in (1, 2, 3)
+    ]
+    figure = figures.training_curves({"stage 1": rows, "stage 2": [{"step": 1, "loss": 1.0}], "stage 3": []})
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert labels[:3] == ["block 1", "block 2", "mean"]
+
+
+def test_probe_intervals_are_wilsons():
+    figure = figures.probe_accuracy({"teacher": 0.9, "k2": 1.0}, 100)
+    segments = next(c for c in figure.axes[0].collections if len(c.get_segments()) == 2).get_segments()
+    low, high = segments[0][:, 1]
+    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-3)
+    assert segments[1][1, 1] <= 1.0 + 1e-9
+
+
+def test_the_page_is_self_contained_and_escapes(tmp_path):
+    figure = figures.patch_coherence(measures(), PARTITIONS)
+    png = save_figure(figure, tmp_path / "figures", "coherence")
+    assert (tmp_path / "figures" / "coherence.svg").exists()
+    sections = [FigureEntry(png, "A figure", "What to see"), Table("A table", ["a"], [["<script>"]], "a remark")]
+    render(
+        tmp_path / "index.html",
+        title="Title",
+        lead=["Found."],
+        sections=sections,
+        configuration="seed: 0",
+        environment={"jax": "1"},
+    )
+    text = (tmp_path / "index.html").read_text()
+    assert "data:image/png;base64," in text
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    for outside in ("http://", "https://", 'src="figures'):
+        assert outside not in text
+    for word in ("Title", "Found.", "What to see", "a remark", "seed: 0"):
+        assert word in text

@@ -1,0 +1,31 @@
+from brh_jax.metrics import MetricsFile, Progress, clock, read_metrics
+
+
+def test_rows_after_the_step_that_a_run_goes_on_from_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = MetricsFile(path)
+    for step in range(1, 6):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    path.write_text(path.read_text() + '{"step": 6, "lo')  # killed while writing
+    second = MetricsFile(path, resume_step=3)
+    second.write(4, {"loss": 40.0})
+    second.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(path)] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    assert read_metrics(tmp_path / "nothing.jsonl") == []
+
+
+def test_progress_says_step_rate_and_time_left(capsys):
+    progress = Progress("work", 4, per_step=10, interval=0.0)
+    for step in range(1, 5):
+        progress.update(step, f"loss {step / 10:.4f}")
+    lines = capsys.readouterr().out.splitlines()
+    assert "1/4" in lines[0]
+    assert "loss 0.1000" in lines[0]
+    assert "images/s" in lines[1]
+    assert "left" in lines[1]
+    assert "took" in lines[-1]
+
+
+def test_clock():
+    assert [clock(s) for s in (7, 750, 11_100)] == ["0:07", "12:30", "3:05:00"]
