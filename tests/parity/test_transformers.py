@@ -17,16 +17,17 @@ def images(height, width):
     return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
 
 
-def assert_same_states(encoder, model, pixels, tolerance=TOLERANCE):
+def assert_same_states(encoder, model, pixels):
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(encoder.trajectory(pixels))
     theirs = hidden_states(model, pixels)
     assert len(ours) == len(theirs) == encoder.depth + 1
+    print(f"largest difference {max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)):.1e}")
     for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert a.shape == b.shape
         assert np.abs(b).max() > 0.1
         difference = np.abs(a - b).max()
-        assert difference <= tolerance, f"a_{layer} differs by {difference}"
+        assert difference <= TOLERANCE, f"a_{layer} differs by {difference}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,13 +75,13 @@ def test_old_and_new_spelling_of_the_keys(name, tmp_path):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_torch_hub_layout(name, wrapped, tmp_path):
     # Heads of width 64, which a state dict without config.json does not tell.
-    model = make(name, tmp_path / "hf", hidden_size=128, num_attention_heads=2)
+    model = make(name, tmp_path / "hf", hidden_size=128, num_attention_heads=2, image_size=224)
     state = as_torch_hub(tensors(tmp_path / "hf"))
     torch.save({"model": state} if wrapped else state, tmp_path / "hub.pth")
     encoder, report = convert(str(tmp_path / "hub.pth"))
     assert any("heads of width 64" in line for line in report.assumed)
     # At the table's own size the two codebases agree; elsewhere the hub's offsets the grid by 0.1.
-    assert_same_states(encoder, model, images(518, 518), tolerance=2e-5)
+    assert_same_states(encoder, model, images(224, 224))
 
 
 def test_half_precision_weights_are_read_exactly(tmp_path):
