@@ -18,13 +18,11 @@ setup(
     # Lower bounds are the versions the tests run on; there is no known break above them.
     install_requires=[
         "absl-py>=2.3",
-        "chex>=0.1.91",
         "flax>=0.12.0",
         "grain>=0.2.14",
         "huggingface_hub>=1.0",
         "jax>=0.10.0",
         "jinja2>=3.1",
-        "matfree>=0.6.3",
         "matplotlib>=3.10",
         "ml-collections>=1.1",
         "numpy>=2.0",
@@ -41,6 +39,7 @@ setup(
         "convert": ["torch>=2.6", "onnx>=1.18"],
         "test": [
             "array-record>=0.8",
+            "chex>=0.1.91",
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "pytest>=8.4",

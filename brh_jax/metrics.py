@@ -55,17 +55,13 @@ class Progress:
         label: what runs.
         total: number of steps.
         unit: what `rate` counts, "images" say; `per_step` of them pass in a step.
-        start: step that the run begins at.
     """
 
-    def __init__(
-        self, label: str, total: int, *, unit: str = "images", per_step: int = 1, start: int = 0, interval: float = 10.0
-    ):
+    def __init__(self, label: str, total: int, *, unit: str = "images", per_step: int = 1, interval: float = 10.0):
         self.label, self.total, self.unit, self.per_step, self.interval = label, total, unit, per_step, interval
         self.begun = time.monotonic()
         self._first = None  # (time, step) after the first step: compilation does not count towards the rate
         self._shown = 0.0
-        self._start = start
         self._width = 0
 
     def update(self, step: int, text: str = "") -> float | None:

@@ -54,7 +54,7 @@ def train(
             if start < num_steps:
                 print(f"{label}: going on from step {start} of {num_steps}", flush=True)
         metrics_file = MetricsFile(folder / "metrics.jsonl", resume_step=start)
-        progress = Progress(label, num_steps, per_step=batch_size, start=start)
+        progress = Progress(label, num_steps, per_step=batch_size)
         pending = []
         end = num_steps if stop_after is None else min(stop_after, num_steps)
         for index in range(start, end):

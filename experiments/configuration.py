@@ -1,11 +1,33 @@
 """Finds what is wrong with a configuration before any work is done."""
 
+import numpy as np
+
 from brh_jax.errors import UserError
-from brh_jax.models import registry
+from brh_jax.models import registry, remat
+from brh_jax.models.layers import MLP_KINDS
+from experiments.stages.phases import partitions_of
 
 METHODS = ("max_cut", "contrast_cut", "recursive_bisection", "random_contiguous", "random_fragmented", "given")
 AUGMENTS = ("center_crop", "random_resized_crop")
 DTYPES = ("float32", "bfloat16")
+_POSITIVE = (
+    "data.threads",
+    "phases.batch_size",
+    "phases.num_images",
+    "phases.threshold",
+    "raptor.mlp_ratio",
+    "distill.batch_size",
+    "distill.log_every",
+    "distill.save_every",
+    "distill.stage1.steps",
+    "distill.stage2.steps",
+    "eval.batch_size",
+    "eval.num_images",
+    "probe.epochs",
+    "probe.batch_size",
+    "dynamics.batch_size",
+    "dynamics.num_images",
+)
 
 
 def check_config(config) -> None:
@@ -29,14 +51,26 @@ def check_config(config) -> None:
         raise UserError(f"config.phases.k is {config.phases.k}: expected numbers of phases such as (2,3)")
     if bool(config.probe.train) != bool(config.probe.eval):
         raise UserError("config.probe.train and config.probe.eval go together: give both, or leave both empty")
-    for name in ("phases", "distill", "eval", "dynamics"):
-        if config[name].batch_size < 1:
-            raise UserError(f"config.{name}.batch_size is {config[name].batch_size}: expected a positive number of images")
+    _one_of(config, "raptor.mlp", MLP_KINDS)
+    _one_of(config, "distill.remat", tuple(remat.POLICIES))
+    for name in _POSITIVE:
+        if not _value(config, name) > 0:
+            raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
+    vit = config.teacher.get("vit")
+    if config.teacher.source == "train" and vit is not None:
+        if not vit.patch_size > 0:
+            raise UserError(f"config.teacher.vit.patch_size is {vit.patch_size}: expected a number of pixels")
+        # With pretrained weights the depth is not known yet; then the phases stage says it.
+        partitions_of(np.zeros((vit.depth,) * 2), config.phases)
+
+
+def _value(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
 
 
 def _one_of(config, name, expected):
-    value = config
-    for part in name.split("."):
-        value = value[part]
+    value = _value(config, name)
     if value not in expected:
         raise UserError(f"config.{name} is {value!r}: expected one of {', '.join(expected)}")

@@ -46,7 +46,13 @@ def find_config(value: str) -> str:
 
 
 def _config_path(argv) -> str:
-    return next((a.partition("=")[2].partition(":")[0] for a in argv if a.startswith(("--config=", "-config="))), "run")
+    """The configuration file as it was given, `--config=PATH` or `--config PATH`, without its argument."""
+    for item, following in zip(argv, [*argv[1:], ""], strict=True):
+        if item in ("--config", "-config"):
+            return following.partition(":")[0]
+        if item.startswith(("--config=", "-config=")):
+            return item.partition("=")[2].partition(":")[0]
+    return "run"
 
 
 def _parse(argv):

@@ -26,8 +26,8 @@ class Stage(NamedTuple):
 
 _DISTILL = ("seed", "compute_dtype", "teacher", "data", "phases", "raptor", "distill", "eval")
 STAGES = {
-    "teacher": Stage(teacher.run, ("seed", "teacher", "data")),
-    "phases": Stage(phases.run, ("seed", "compute_dtype", "teacher", "data", "phases")),
+    "teacher": Stage(teacher.run, ("seed", "teacher", "data", "eval")),
+    "phases": Stage(phases.run, ("seed", "compute_dtype", "teacher", "data", "eval", "phases")),
     "distill": Stage(distill.run, _DISTILL),
     "probes": Stage(probes.run, (*_DISTILL, "probe")),
     "dynamics": Stage(dynamics.run, (*_DISTILL, "dynamics")),
@@ -50,6 +50,8 @@ def run(config: ConfigDict, workdir, *, rerun: bool = False, command=()) -> dict
         UserError: anything that the user can put right.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: give a folder as --workdir")
     unknown = [s for s in config.stages if s not in STAGES]
     if unknown:
         raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(STAGES)}")
@@ -76,15 +78,28 @@ def _run_stage(name: str, stage: Stage, context) -> None:
     if record.get("done") and stage.depends:
         print(f"{name}: done before, skipped", flush=True)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): give another --workdir") from None
     depends = dependencies(context.config, stage.depends)
-    # A stage that was killed goes on: its earlier time counts. One that runs again starts from nothing.
-    spent = 0.0 if record.get("done") else record.get("seconds", 0.0)
-    write_json(folder / "record.json", {"done": False, "config": depends, "seconds": spent})
-    begun = time.monotonic()
-    summary = stage.function(context, folder)
-    seconds = spent + time.monotonic() - begun
-    write_json(folder / "record.json", {"done": True, "config": depends, "seconds": seconds, "summary": summary})
+    # An attempt that stopped counts towards the stage's time, unless it was killed outright.
+    spent, begun = 0.0 if record.get("done") else record.get("seconds", 0.0), time.monotonic()
+
+    def keep(**more):
+        seconds = spent + time.monotonic() - begun
+        write_json(folder / "record.json", {"config": depends, "seconds": seconds, **more})
+        return seconds
+
+    keep(done=False)
+    try:
+        summary = stage.function(context, folder)
+    except BaseException as error:
+        keep(done=False)
+        if isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"]:
+            shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
+        raise
+    seconds = keep(done=True, summary=summary)
     print(f"{name}: {clock(seconds)}", flush=True)
 
 

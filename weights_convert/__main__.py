@@ -19,7 +19,7 @@ def main(argv=None) -> int:
     try:
         encoder, report = convert(arguments.source, arch=arguments.arch, image_size=arguments.image_size)
         folder = store.save(encoder, arguments.target, report._asdict())
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join([*report.lines(encoder), f"wrote {folder}"]))

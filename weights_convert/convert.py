@@ -73,14 +73,14 @@ def convert(spec: str, *, arch: str = "", image_size=None, dtype=jnp.float32) ->
     shapes = {short: np.shape(source.readers[full]()) for short, full in names.items()}
     try:
         config, assumed = family.config(shapes, source.config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{spec} is not a {family.name} that can be read: {error}") from None
     if arch:
         _check_architecture(spec, config, arch)
     params, head, unused = _fill(source, family, config, names, dtype)
     unused |= {name: f"outside {prefix!r}, where the ViT is" for name in outside}
 
-    preprocessing, note = _preprocessing(source, family, config)
+    preprocessing, note = _preprocessing(source, family, config, names)
     encoder = Encoder(config, params, preprocessing, name=_name(spec), head=head)
     if image_size is not None:
         encoder = encoder.at_size(image_size)
@@ -132,8 +132,8 @@ def _fill(source: Source, family: Family, config: ViTConfig, names, dtype):
     wanted = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
     wanted = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted, sep="/").items()}
     leaves = {path: np.empty(shape, dtype) for path, shape in wanted.items()}
-    filled = dict.fromkeys(wanted, 0)
-    faults, unused, head, written = [], {}, {}, set()
+    filled = {path: np.zeros(shape, bool) for path, shape in wanted.items()}
+    faults, unused, head = [], {}, {}
 
     for short, full in names.items():
         matches = [(rule, m) for rule in family.rules if (m := rule.match(short))]
@@ -149,7 +149,10 @@ def _fill(source: Source, family: Family, config: ViTConfig, names, dtype):
             faults.append(f"not finite: {full} holds NaN or infinity")
         for target in rule.targets:
             if target.path.startswith("head/"):
-                head[target.path.removeprefix("head/")] = np.asarray(target.transform(array, config), dtype)
+                name = target.path.removeprefix("head/")
+                if name in head:
+                    faults.append(f"twice: {full} is a second {name} of the classifier")
+                head[name] = np.asarray(target.transform(array, config), dtype)
                 continue
             index = target.index
             if target.path.startswith("blocks/"):
@@ -163,16 +166,15 @@ def _fill(source: Source, family: Family, config: ViTConfig, names, dtype):
             if value.shape != place.shape:
                 faults.append(f"shape: {full} {array.shape} gives {value.shape}, {target.path} takes {place.shape}")
                 continue
-            if (target.path, str(index)) in written:
+            if filled[target.path][index].any():
                 faults.append(f"twice: {full} fills a part of {target.path} that another tensor has filled")
                 continue
-            written.add((target.path, str(index)))
             leaves[target.path][index] = value
-            filled[target.path] += value.size
-    for path, count in filled.items():
-        size = int(np.prod(wanted[path]))
-        if count < size:
-            faults.append(f"missing: {path} {wanted[path]}" + (f", {size - count} of {size} values unfilled" if count else ""))
+            filled[target.path][index] = True
+    for path, mask in filled.items():
+        if not mask.all():
+            open_places = f", {mask.size - mask.sum()} of {mask.size} values unfilled" if mask.any() else ""
+            faults.append(f"missing: {path} {wanted[path]}{open_places}")
     if head and set(head) != {"kernel", "bias"}:
         faults.append(f"missing: {'bias' if 'kernel' in head else 'weight'} of the classifier")
     if faults:
@@ -189,9 +191,9 @@ def _describe(config: ViTConfig) -> str:
     return f"{config.depth} layers, dim {config.dim}, {config.num_heads} heads, patch {config.patch_size}"
 
 
-def _preprocessing(source: Source, family: Family, config: ViTConfig) -> tuple[Preprocessing, list[str]]:
+def _preprocessing(source: Source, family: Family, config: ViTConfig, names) -> tuple[Preprocessing, list[str]]:
     """From preprocessor_config.json; the family's default, said aloud, where there is none."""
-    default = family.preprocessing(config)
+    default = family.preprocessing(config, names)
     p = source.preprocessor
     if p is None:
         how = json.dumps(dataclasses.asdict(default))
@@ -200,7 +202,12 @@ def _preprocessing(source: Source, family: Family, config: ViTConfig) -> tuple[P
     def pair(size):
         if isinstance(size, int):
             return size, size
-        return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+        try:
+            return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{source.origin}: preprocessor_config.json gives the size {size}, expected height and width or shortest_edge"
+            ) from None
 
     size = p.get("size", default.resize or default.crop[0])
     crop, resize = pair(size), None
@@ -216,4 +223,5 @@ def _preprocessing(source: Source, family: Family, config: ViTConfig) -> tuple[P
 
 
 def _name(spec: str) -> str:
-    return spec.removeprefix("hf:").rstrip("/").split("/")[-1].removesuffix(".safetensors")
+    name = spec.removeprefix("hf:").rstrip("/").split("/")[-1].partition("@")[0]
+    return name.removesuffix(".safetensors").removesuffix(".onnx").removesuffix(".pth")

@@ -3,6 +3,7 @@
 import gzip
 import pathlib
 import threading
+import zlib
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,22 @@ class ArraySource(Source):
 
     def read(self, index):
         return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class Subset(Source):
+    """`count` records of another source, drawn at random."""
+
+    def __init__(self, source: Source, count: int, seed: int):
+        super().__init__(source.name, source.classes)
+        self.skipped = source.skipped
+        self._source = source
+        self._indices = np.random.default_rng(seed).permutation(len(source))[:count]
+
+    def __len__(self):
+        return len(self._indices)
+
+    def read(self, index):
+        return self._source.read(int(self._indices[index]))
 
 
 class ImageFolder(Source):
@@ -180,18 +197,17 @@ def idx(path) -> ArraySource:
     """
 
     def load(kind):
-        for name in (f"{path}-{kind}-ubyte.gz", f"{path}-{kind}-ubyte"):
-            file = pathlib.Path(name).expanduser()
-            if file.exists():
-                raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-                break
-        else:
-            raise UserError(f"no file {path}-{kind}-ubyte.gz: give the path up to '-images-idx3-ubyte.gz', such as .../train")
-        dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
-        shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
-        if not dims or len(raw) != 4 + 4 * dims + np.prod(shape):
-            raise UserError(f"{file} is damaged or not of unsigned bytes in IDX format: download it again")
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+        candidates = [pathlib.Path(f"{path}-{kind}-ubyte{suffix}").expanduser() for suffix in (".gz", "")]
+        file = next((f for f in candidates if f.exists()), None)
+        if file is None:
+            raise UserError(f"no file {candidates[0]}: give the path up to '-images-idx3-ubyte.gz', such as .../train")
+        try:
+            raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
+            shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
+            return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape if dims else -2)
+        except (OSError, EOFError, zlib.error, ValueError, IndexError):
+            raise UserError(f"{file} is damaged or not of unsigned bytes in IDX format: download it again") from None
 
     return ArraySource(load("images-idx3"), load("labels-idx1"), f"idx:{path}")
 

@@ -42,8 +42,8 @@ class Preprocessing:
             object.__setattr__(self, field, tuple(getattr(self, field)))
 
     def at_size(self, crop: tuple[int, int]) -> "Preprocessing":
-        """For another crop; the resized side keeps its ratio to the crop's shorter side (256 : 224 for DINOv2)."""
-        resize = self.resize and round(self.resize * min(crop) / min(self.crop))
+        """For another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
+        resize = self.resize and round(self.resize * max(crop) / max(self.crop))
         return dataclasses.replace(self, crop=tuple(crop), resize=resize)
 
     def resize_and_crop(self, image) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
 from brh_jax.tokens import ByToken, TokenLayout
 
@@ -65,7 +66,7 @@ def evaluate(
             found["final"] = np.asarray(final, np.float64)[batch["valid"]].sum()
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
-        raise ValueError("no images to evaluate on")
+        raise UserError("no images to evaluate on")
     return {name: _fit(total) for name, total in totals.items()}
 
 
@@ -79,6 +80,10 @@ def _statistics(states, predicted, valid, layout):
     """Sums over a batch, per token type: counts, mean state, squares about it, residual squares, cosines, norms."""
     weight = valid.astype(states.dtype)
     images = weight.sum()
+
+    def total(per_image):  # [layers, batch] -> [layers]
+        return jnp.sum(per_image * weight, axis=-1)
+
     out = {"images": images, "types": []}
     squares = jnp.zeros(())
     target_squares = jnp.zeros(())
@@ -88,8 +93,8 @@ def _statistics(states, predicted, valid, layout):
             continue
         difference = target - guess
         count = images * target.shape[-2]
-        mean = jnp.einsum("lbtd,b->ld", target, weight) / count
-        centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight)
+        mean = jnp.einsum("lbtd,b->ld", target, weight, precision="highest") / count
+        centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight, precision="highest")
         residual = jnp.sum(jnp.square(difference), axis=(2, 3))
         true = jnp.sum(jnp.square(target), axis=(2, 3))
         norms = jnp.linalg.norm(target, axis=-1) * jnp.linalg.norm(guess, axis=-1)
@@ -100,14 +105,14 @@ def _statistics(states, predicted, valid, layout):
                 "count": count,
                 "mean": mean,
                 "centred": centred,
-                "residual": residual @ weight,
-                "cosine": cosine @ weight,
-                "error": jnp.sqrt(residual) @ weight,
-                "relative": jnp.sqrt(residual / jnp.maximum(true, 1e-30)) @ weight,
+                "residual": total(residual),
+                "cosine": total(cosine),
+                "error": total(jnp.sqrt(residual)),
+                "relative": total(jnp.sqrt(residual / jnp.maximum(true, 1e-30))),
             }
         )
-    out["error"] = jnp.sqrt(squares) @ weight
-    out["relative"] = jnp.sqrt(squares / jnp.maximum(target_squares, 1e-30)) @ weight
+    out["error"] = total(jnp.sqrt(squares))
+    out["relative"] = total(jnp.sqrt(squares / jnp.maximum(target_squares, 1e-30)))
     return out
 
 

@@ -37,8 +37,13 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
 
     Args:
         notes: anything worth keeping with it, as JSON (where the weights came from, say).
+
+    Raises:
+        UserError: something else than an encoder is there.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not is_encoder_folder(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and holds no encoder: nothing is written over it, give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tree = {"params": encoder.params} | ({"head": encoder.head} if encoder.head is not None else {})
     tensors = {name: jnp.asarray(value) for name, value in traverse_util.flatten_dict(tree, sep="/").items()}
@@ -58,12 +63,14 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
         (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
         temporary.chmod(0o755)
         if folder.exists():
-            # A folder cannot be renamed onto another: the old one steps aside first.
-            os.replace(folder, aside)
+            os.replace(folder, aside)  # a folder cannot be renamed onto another: the old one steps aside first
         os.replace(temporary, folder)
-    finally:
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

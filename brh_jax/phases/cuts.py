@@ -92,7 +92,7 @@ def recursive_bisection(dissimilarity, threshold: float) -> Partition:
     """
     d = _check(dissimilarity, 1, 1)
     if not threshold > 0:
-        raise ValueError(f"threshold must be positive, got {threshold}: it is a share of the total dissimilarity")
+        raise UserError(f"threshold must be positive, got {threshold}: it is a share of the total dissimilarity")
     within = _within(d)
     total = within[0, len(d)]
 
@@ -162,11 +162,11 @@ def _trace(cut, depth) -> Partition:
 def _check(dissimilarity, k, min_length) -> np.ndarray:
     d = np.asarray(dissimilarity, np.float64)
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
-        raise ValueError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
+        raise UserError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
     if not np.isfinite(d).all():
-        raise ValueError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
+        raise UserError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
     if not np.allclose(d, d.T, rtol=1e-4, atol=1e-6):
-        raise ValueError("the dissimilarity matrix is not symmetric")
+        raise UserError("the dissimilarity matrix is not symmetric")
     _fits(len(d), k, min_length)
     return (d + d.T) / 2
 

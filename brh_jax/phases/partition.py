@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
+from brh_jax.errors import UserError
+
 
 class Run(NamedTuple):
     """Consecutive layers of one phase: layers `start` ... `stop - 1`, counted from 0."""
@@ -32,13 +34,13 @@ class Partition:
         lengths = tuple(int(n) for n in self.lengths)
         phases = tuple(range(len(lengths))) if self.phases is None else tuple(int(p) for p in self.phases)
         if not lengths or min(lengths) < 1:
-            raise ValueError(f"a partition needs one or more runs of at least one layer, got lengths {self.lengths}")
+            raise UserError(f"a partition needs one or more runs of at least one layer, got lengths {self.lengths}")
         if len(phases) != len(lengths):
-            raise ValueError(f"{len(lengths)} runs but {len(phases)} phases: give one phase per run")
+            raise UserError(f"{len(lengths)} runs but {len(phases)} phases: give one phase per run")
         if sorted(set(phases)) != list(dict.fromkeys(phases)) or phases[0] != 0 or set(phases) != set(range(max(phases) + 1)):
-            raise ValueError(f"phases must be numbered 0, 1, ... in order of first appearance, got {phases}")
+            raise UserError(f"phases must be numbered 0, 1, ... in order of first appearance, got {phases}")
         if any(a == b for a, b in itertools.pairwise(phases)):
-            raise ValueError(f"neighbouring runs of one phase must be one run, got phases {phases}")
+            raise UserError(f"neighbouring runs of one phase must be one run, got phases {phases}")
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "phases", phases)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.errors import UserError
 from brh_jax.tokens import TokenLayout, check_trajectory
 
 
@@ -61,7 +62,7 @@ def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tupl
         total = total + np.asarray(similarity(states, layout), np.float64)[valid].sum(0)
         count += int(valid.sum())
     if not count:
-        raise ValueError("no images: the similarity of layers is a mean over images")
+        raise UserError("no images: the similarity of layers is a mean over images")
     dissimilarity = 1.0 - total / count
     np.fill_diagonal(dissimilarity, 0.0)
     return dissimilarity, count

@@ -41,15 +41,13 @@ def encode(encoder: Encoder, params, images):
     return pooled_features(final, encoder.layout)
 
 
-def extract_features(encoder: Encoder, batches: Iterable, progress=None) -> tuple[np.ndarray, np.ndarray]:
+def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
     """Features `[n, features]` and labels `[n]` of all images in `measuring_batches`."""
     compute = jax.jit(functools.partial(encode, encoder))
     features, labels = [], []
-    for number, batch in enumerate(batches, 1):
+    for batch in batches:
         features.append(np.asarray(compute(encoder.params, batch["image"]))[batch["valid"]])
         labels.append(batch["label"][batch["valid"]])
-        if progress is not None:
-            progress.update(number)
     return np.concatenate(features), np.concatenate(labels)
 
 

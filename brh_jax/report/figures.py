@@ -88,7 +88,8 @@ def training_curves(runs: dict[str, list[dict]], columns: int = 2) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis, (title, rows) in zip(axes, runs.items(), strict=False):
         steps = [r["step"] for r in rows]
-        blocks = sorted(k for k in (rows[0] if rows else {}) if k.startswith("loss_phase_"))
+        blocks = [k for k in (rows[0] if rows else {}) if k.startswith("loss_phase_")]
+        blocks.sort(key=lambda k: int(k.removeprefix("loss_phase_")))
         for i, name in enumerate(blocks):
             axis.plot(steps, [r[name] for r in rows], color=colour(i), lw=1, label=f"block {i + 1}")
         axis.plot(steps, [r["loss"] for r in rows], color=TEACHER, lw=1.6, label="mean" if blocks else "loss")

@@ -5,6 +5,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from brh_jax.data.pipeline import training_batches
+from brh_jax.data.sources import Subset
 from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.errors import UserError
 from brh_jax.probes import classification
@@ -55,6 +56,8 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         count, batch_size, frozen = len(batches.labels), batches.batch_size, None
     else:
         crops = RandomResizedCrop(encoder.preprocessing.crop)  # the paper's, whatever config.data does
+        if config.probe.num_train:
+            train = Subset(train, config.probe.num_train, config.seed)
         batches = training_batches(train, crops, settings.batch_size, seed=config.seed, threads=config.data.threads)
         count, batch_size, frozen = len(train), settings.batch_size, encoder
     layout = encoder.layout

@@ -77,7 +77,7 @@ def _lead(results):
         last = ", ".join(f"{t} {values[-1]:.2f}" for t, values in fit["r2"].items())
         identity = ", ".join(f"{t} {values[-1]:.2f}" for t, values in fits["identity"]["r2"].items())
         yield (
-            f"k = {k}: phases {partition['text']} ({results['phases']['method']}). R² at the last layer on unseen images: {last} "
+            f"k = {k}: phases {partition['text']} ({results['phases']['method']}). R² at the last layer: {last} "
             f"(identity baseline: {identity}); e is {100 * _mean(fit['relative_error_all']):.0f} % of "
             "the state's norm, mean of layers."
         )
@@ -87,7 +87,8 @@ def _lead(results):
 
 def _sections(context: Context, results, folder):
     """The page's figures and tables, as far as stages have run."""
-    if rows := read_metrics(context.workdir / "teacher" / "training" / "metrics.jsonl"):
+    rows = read_metrics(context.workdir / "teacher" / "training" / "metrics.jsonl")
+    if rows and results["teacher"]:
         yield FigureEntry(
             save_figure(figures.training_curves({"teacher": rows}), folder, "teacher"),
             "Training of the teacher",
@@ -115,8 +116,8 @@ def _sections(context: Context, results, folder):
         yield FigureEntry(
             save_figure(figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5), folder, "r2"),
             "R² of every state",
-            f"On {results['distill']['num_images']} images that were not trained on, from a_0 by recurrence alone. Values below "
-            "-0.5 are marked by triangles. Where a token hardly varies between images R² can be very low at a cosine near one.",
+            f"On {results['distill']['num_images']} images of {context.config.data.eval}, from a_0 by recurrence alone. Values "
+            "below -0.5 are marked by triangles. Where a token hardly varies, R² can be very low at a cosine near one.",
         )
         yield FigureEntry(
             save_figure(figures.fit_per_layer(fits, "cosine", "cosine"), folder, "cosine"),

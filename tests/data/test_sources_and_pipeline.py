@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from brh_jax.data.pipeline import measuring_batches, training_batches
-from brh_jax.data.sources import ArraySource, ImageFolder, open_source
+from brh_jax.data.sources import ArraySource, ImageFolder, Subset, open_source
 from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
 from brh_jax.errors import UserError
 
@@ -145,9 +145,23 @@ def test_idx_files(tmp_path):
     assert len(source.classes) == 3
     with pytest.raises(UserError, match="no file .*t10k"):
         open_source(f"idx:{tmp_path / 't10k'}")
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels[:-2])
-    with pytest.raises(UserError, match="damaged"):
-        open_source(f"idx:{tmp_path / 'train'}")
+    whole = (tmp_path / "train-images-idx3-ubyte.gz").read_bytes()
+    for file, content in (
+        ("train-labels-idx1-ubyte", labels[:-2]),
+        ("train-labels-idx1-ubyte", b""),
+        ("train-images-idx3-ubyte.gz", whole[: len(whole) // 2]),
+        ("train-images-idx3-ubyte.gz", b"not gzip"),
+    ):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            open_source(f"idx:{tmp_path / 'train'}")
+
+
+def test_a_subset_is_a_reproducible_part():
+    source = Subset(numbered(), 4, seed=1)
+    values = [int(source.read(i)["image"][0, 0]) for i in range(len(source))]
+    assert len(set(values)) == 4
+    assert values == [int(Subset(numbered(), 4, seed=1).read(i)["image"][0, 0]) for i in range(4)]
 
 
 def test_tfds_without_tensorflow(tmp_path):

@@ -33,6 +33,9 @@ def test_dinov2_preprocessing_is_that_of_transformers(size):
 def test_other_sizes_keep_the_ratio_of_resize_to_crop():
     assert Preprocessing((224, 224), 256).at_size((112, 112)).resize == 128
     assert Preprocessing((224, 224), None).at_size((112, 112)).resize is None
+    # A crop that is not square is covered by the image, whichever side is the longer.
+    white = Image.new("RGB", (300, 300), "white")
+    assert Preprocessing((224, 224), 256).at_size((112, 224)).resize_and_crop(white).min() == 255
 
 
 def test_random_crops_are_reproducible_varied_and_within_range():

@@ -43,6 +43,13 @@ def command(*arguments, cwd):
             ["--config=configs/dinov2.py", "--config.data.train=digits:train"],
             "could not get hf:facebook/dinov2-with-registers-base",
         ),
+        (["--config=configs/quickstart.py", "--config.phases.k=(13,)"], "12 layers cannot be cut into 13 phases"),
+        (
+            ["--config=configs/quickstart.py", "--config.phases.method=given", "--config.phases.lengths=(7,0,5)"],
+            "a partition needs one or more runs of at least one layer",
+        ),
+        (["--config=configs/quickstart.py", "--config.eval.num_images=0"], "config.eval.num_images is 0: expected a positive"),
+        (["--config=configs/quickstart.py", "--config.raptor.mlp=relu"], "config.raptor.mlp is 'relu': expected one of gelu"),
         (["--config=configs/dinov2.py", "--config.teacher.source=gone.pth"], "no weights at gone.pth"),
     ],
 )
@@ -52,8 +59,7 @@ def test_one_clear_message(arguments, message, tmp_path):
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
-    written = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "record.json"]
-    assert written == []
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
 def test_k_larger_than_depth_and_a_changed_work_directory(tmp_path):
@@ -61,9 +67,11 @@ def test_k_larger_than_depth_and_a_changed_work_directory(tmp_path):
     result = command(*run, "--config.phases.k=(5,)", cwd=tmp_path)
     assert result.returncode == 2
     assert "error: 4 layers cannot be cut into 5 phases: k must be between 1 and 4" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert command(*run, "--config.phases.k=(4,)", cwd=tmp_path).returncode == 0
     result = command(*run, cwd=tmp_path)
     assert result.returncode == 2
-    assert "phases.k: [5] there, [2, 3] here" in result.stderr
+    assert "phases.k: [4] there, [2, 3] here" in result.stderr
     result = command(*run, "--rerun", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "teacher: done before, skipped" in result.stdout

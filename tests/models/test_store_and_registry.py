@@ -33,6 +33,15 @@ def test_a_damaged_folder_says_so(tiny_encoder, tmp_path):
         brh_jax.load(folder)
 
 
+def test_nothing_else_is_written_over(tiny_encoder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("keep me")
+    with pytest.raises(UserError, match="holds no encoder: nothing is written over it"):
+        store.save(tiny_encoder, tmp_path / "mine")
+    assert (tmp_path / "mine" / "precious.txt").read_text() == "keep me"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
 def test_other_image_sizes(tiny_encoder):
     assert tiny_encoder.at_size(12).layout.grid == (6, 6)
     assert tiny_encoder.at_size((4, 16)).layout.grid == (2, 8)

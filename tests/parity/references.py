@@ -21,6 +21,11 @@ MODELS = {
         transformers.Dinov2WithRegistersConfig,
         {"patch_size": 14, "image_size": 518, "num_register_tokens": 4},
     ),
+    "dinov2-classifier": (
+        transformers.Dinov2ForImageClassification,
+        transformers.Dinov2Config,
+        {"patch_size": 14, "image_size": 518, "num_labels": 7},
+    ),
     "vit": (transformers.ViTModel, transformers.ViTConfig, {"patch_size": 16, "image_size": 224, "intermediate_size": 192}),
     "vit-classifier": (
         transformers.ViTForImageClassification,

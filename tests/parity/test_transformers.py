@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from references import MODELS, as_torch_hub, hidden_states, make, rewrite, tensors
+from safetensors.torch import save_file
 
 import brh_jax
+from brh_jax.models import pooled_features
 from weights_convert import convert
 
 TOLERANCE = 1e-5
@@ -49,14 +51,16 @@ def test_final_norm(name, tmp_path):
     np.testing.assert_allclose(encoder.features(encoder.trajectory(pixels)[-1]), expected, atol=TOLERANCE)
 
 
-def test_classifier_head(tmp_path):
-    model = make("vit-classifier", tmp_path)
+@pytest.mark.parametrize("name", ["vit-classifier", "dinov2-classifier"])
+def test_classifier_head(name, tmp_path):
+    model = make(name, tmp_path)
     encoder = brh_jax.load(tmp_path)
     pixels = images(224, 224)
     with torch.no_grad():
         expected = model(torch.tensor(pixels).permute(0, 3, 1, 2)).logits.numpy()
-    cls = encoder.features(encoder.trajectory(pixels)[-1])[:, 0]
-    np.testing.assert_allclose(cls @ encoder.head["kernel"] + encoder.head["bias"], expected, atol=TOLERANCE)
+    final = encoder.features(encoder.trajectory(pixels)[-1])
+    features = pooled_features(final, encoder.layout) if name.startswith("dinov2") else final[:, 0]
+    np.testing.assert_allclose(features @ encoder.head["kernel"] + encoder.head["bias"], expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2-registers", "vit"])
@@ -72,13 +76,16 @@ def test_old_and_new_spelling_of_the_keys(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2-swiglu", "dinov2-registers"])
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_torch_hub_layout(name, wrapped, tmp_path):
+@pytest.mark.parametrize("stored", ["hub.pth", "wrapped.pth", "hub.safetensors"])
+def test_torch_hub_layout(name, stored, tmp_path):
     # Heads of width 64, which a state dict without config.json does not tell.
     model = make(name, tmp_path / "hf", hidden_size=128, num_attention_heads=2, image_size=224)
     state = as_torch_hub(tensors(tmp_path / "hf"))
-    torch.save({"model": state} if wrapped else state, tmp_path / "hub.pth")
-    encoder, report = convert(str(tmp_path / "hub.pth"))
+    if stored.endswith(".pth"):
+        torch.save({"model": state} if stored == "wrapped.pth" else state, tmp_path / stored)
+    else:
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / stored)
+    encoder, report = convert(str(tmp_path / stored))
     assert any("heads of width 64" in line for line in report.assumed)
     # At the table's own size the two codebases agree; elsewhere the hub's offsets the grid by 0.1.
     assert_same_states(encoder, model, images(224, 224))

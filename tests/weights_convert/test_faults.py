@@ -38,6 +38,25 @@ def test_all_missing_surplus_and_misshapen_tensors_in_one_message(folder):
     assert "shape: encoder.layer.0.mlp.fc2.bias (5,) gives (5,), blocks/mlp/fc2/bias takes (48,)" in text
 
 
+def test_a_place_filled_twice_does_not_hide_one_that_is_empty(folder):
+    state = tensors(folder)
+    parts = [state.pop(f"encoder.layer.1.attention.attention.{p}.weight") for p in ("query", "key", "value")]
+    state["blocks.0.attn.qkv.weight"] = torch.cat(parts)
+    rewrite(folder, state)
+    with pytest.raises(UserError) as error:
+        brh_jax.load(folder)
+    assert "fills a part of blocks/attn/qkv/kernel that another tensor has filled" in str(error.value)
+    assert "missing: blocks/attn/qkv/kernel" in str(error.value)
+
+
+def test_missing_patch_projection(folder):
+    state = tensors(folder)
+    del state["embeddings.patch_embeddings.projection.weight"]
+    rewrite(folder, state)
+    with pytest.raises(UserError, match="is not a DINOv2 that can be read: it has no patch projection"):
+        brh_jax.load(folder)
+
+
 def test_nan_weights(folder):
     state = tensors(folder)
     state["layernorm.weight"][3] = float("nan")

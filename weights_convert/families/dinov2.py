@@ -3,12 +3,15 @@
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
 from weights_convert.families.rules import (
+    PATCH,
+    POSITION,
     Family,
     attention_output,
     count_layers,
     find_shape,
     fused_qkv,
     linear,
+    need_shape,
     norm,
     patch_projection,
     position_table,
@@ -25,8 +28,8 @@ B = r"(?:encoder\.layers?|blocks)\.(?P<layer>\d+)"
 RULES = (
     tokens(r"(?:embeddings\.)?cls_token", "embedding/cls_token"),
     tokens(r"(?:embeddings\.)?register_tokens", "embedding/register_tokens"),
-    position_table(r"embeddings\.position_embeddings|pos_embed"),
-    *patch_projection(r"(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)"),
+    position_table(POSITION),
+    *patch_projection(PATCH),
     *norm(rf"{B}\.norm1", "blocks/norm1"),
     *separate_qkv(
         tuple(
@@ -44,6 +47,7 @@ RULES = (
     *linear(rf"{B}\.mlp\.(?:weights_out|w3)", "blocks/mlp/fc2"),
     vector(rf"{B}\.(?:layer_scale2\.lambda1|ls2\.gamma)", "blocks/ls2/scale"),
     *norm(r"(?:layernorm|norm)", "norm"),
+    *linear("classifier", "head"),  # on [cls, mean patch] after the norm
     unused(r"(?:embeddings\.)?mask_token", "stands for masked patches in pretraining only"),
 )
 
@@ -51,9 +55,9 @@ RULES = (
 def config(shapes, hf):
     """The architecture from tensor shapes and, where it is there, config.json (heads, epsilon)."""
     assumed = []
-    dim = find_shape(shapes, r"(?:embeddings\.)?cls_token")[-1]
+    dim = need_shape(shapes, r"(?:embeddings\.)?cls_token", "class token")[-1]
     registers = find_shape(shapes, r"(?:embeddings\.)?register_tokens")
-    table = find_shape(shapes, r"embeddings\.position_embeddings|pos_embed")
+    table = need_shape(shapes, POSITION, "position table")
     swiglu = find_shape(shapes, rf"{B}\.mlp\.(?:weights_out|w3)\.weight")
     gelu = find_shape(shapes, rf"{B}\.mlp\.fc1\.weight")
     hub = any(name.startswith("blocks.") for name in shapes)
@@ -66,11 +70,11 @@ def config(shapes, hf):
     return ViTConfig(
         dim=dim,
         depth=hf.get("num_hidden_layers") or count_layers(shapes, B),
-        num_heads=hf.get("num_attention_heads") or dim // 64,
+        num_heads=hf.get("num_attention_heads") or max(dim // 64, 1),
         mlp_dim=swiglu[1] if swiglu else gelu[0] if gelu else 4 * dim,
         mlp="swiglu" if swiglu else "gelu",
-        patch_size=find_shape(shapes, r".*(?:projection|proj)\.weight")[-1],
-        position_grid=square_grid(table[1] - 1, table) if table else (0, 0),
+        patch_size=need_shape(shapes, rf"{PATCH}\.weight", "patch projection")[-1],
+        position_grid=square_grid(table[1] - 1, table),
         num_registers=registers[1] if registers else 0,
         layer_scale=True,
         qkv_bias=hf.get("qkv_bias", True),
@@ -84,6 +88,6 @@ FAMILY = Family(
     model_types=("dinov2", "dinov2_with_registers"),
     recognises=lambda names: any(n.endswith(("layer_scale1.lambda1", "ls1.gamma")) for n in names),
     config=config,
-    preprocessing=lambda c: Preprocessing((224, 224) if c.patch_size == 14 else (16 * c.patch_size,) * 2, 256),
+    preprocessing=lambda c, names: Preprocessing((224, 224) if c.patch_size == 14 else (16 * c.patch_size,) * 2, 256),
     rules=RULES,
 )

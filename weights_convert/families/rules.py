@@ -46,7 +46,7 @@ class Family(NamedTuple):
         model_types: `model_type` in transformers' config.json.
         recognises: whether bare tensor names are this family's.
         config: `(shapes, config.json or None) -> (ViTConfig, what had to be assumed)`.
-        preprocessing: default where the source has no preprocessor config, for an image size `(height, width)`.
+        preprocessing: `(config, tensor names) -> Preprocessing`, where the source has no preprocessor config.
         rules: the table.
     """
 
@@ -54,7 +54,7 @@ class Family(NamedTuple):
     model_types: tuple[str, ...]
     recognises: Callable[[set[str]], bool]
     config: Callable[[dict, dict | None], tuple[ViTConfig, list[str]]]
-    preprocessing: Callable[[ViTConfig], Preprocessing]
+    preprocessing: Callable[[ViTConfig, dict], Preprocessing]
     rules: tuple[Rule, ...]
 
 
@@ -85,6 +85,10 @@ def linear(pattern: str, path: str, parts: int = 1) -> tuple[Rule, Rule]:
         Rule(rf"{pattern}\.weight", (Target(f"{path}/kernel", kernel),)),
         Rule(rf"{pattern}\.bias", (Target(f"{path}/bias", bias),)),
     )
+
+
+PATCH = r"(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)"
+POSITION = r"embeddings\.position_embeddings|pos_embed"
 
 
 def patch_projection(pattern: str) -> tuple[Rule, Rule]:
@@ -173,6 +177,14 @@ def square_grid(positions: int, shape) -> tuple[int, int]:
 def find_shape(shapes: dict[str, tuple], pattern: str) -> tuple | None:
     """Shape of the first tensor whose whole name matches."""
     return next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
+
+
+def need_shape(shapes: dict[str, tuple], pattern: str, what: str) -> tuple:
+    """`find_shape`; ValueError naming what is missing where nothing matches."""
+    shape = find_shape(shapes, pattern)
+    if shape is None:
+        raise ValueError(f"it has no {what}")
+    return shape
 
 
 def count_layers(shapes: dict[str, tuple], pattern: str) -> int:

@@ -3,12 +3,15 @@
 from brh_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from brh_jax.models.vit import ViTConfig
 from weights_convert.families.rules import (
+    PATCH,
+    POSITION,
     Family,
     attention_output,
     count_layers,
     find_shape,
     fused_qkv,
     linear,
+    need_shape,
     norm,
     patch_projection,
     position_table,
@@ -24,8 +27,8 @@ B = r"(?:(?:encoder\.)?layers?|blocks)\.(?P<layer>\d+)"
 RULES = (
     tokens(r"(?:embeddings\.)?cls_token", "embedding/cls_token", first=0),
     tokens(r"embeddings\.distillation_token|dist_token", "embedding/cls_token", first=1),
-    position_table(r"embeddings\.position_embeddings|pos_embed"),
-    *patch_projection(r"(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)"),
+    position_table(POSITION),
+    *patch_projection(PATCH),
     *norm(rf"{B}\.(?:layernorm_before|norm1)", "blocks/norm1"),
     *separate_qkv(
         tuple(
@@ -49,9 +52,9 @@ RULES = (
 def config(shapes, hf):
     """The architecture from tensor shapes and, where it is there, config.json (heads, epsilon)."""
     assumed = []
-    dim = find_shape(shapes, r"(?:embeddings\.)?cls_token")[-1]
+    dim = need_shape(shapes, r"(?:embeddings\.)?cls_token", "class token")[-1]
     num_cls = 2 if find_shape(shapes, r"embeddings\.distillation_token|dist_token") else 1
-    table = find_shape(shapes, r"embeddings\.position_embeddings|pos_embed")
+    table = need_shape(shapes, POSITION, "position table")
     fc1 = find_shape(shapes, rf"{B}\.(?:intermediate\.dense|mlp\.fc1)\.weight")
     if hf is None:
         assumed.append(f"{dim // 64} heads of width 64 and LayerNorm epsilon 1e-6, as timm and DeiT have (no config.json)")
@@ -61,20 +64,20 @@ def config(shapes, hf):
     return ViTConfig(
         dim=dim,
         depth=hf.get("num_hidden_layers") or count_layers(shapes, B),
-        num_heads=hf.get("num_attention_heads") or dim // 64,
+        num_heads=hf.get("num_attention_heads") or max(dim // 64, 1),
         mlp_dim=fc1[0] if fc1 else 4 * dim,
-        patch_size=find_shape(shapes, r".*(?:projection|proj)\.weight")[-1],
-        position_grid=square_grid(table[1] - num_cls, table) if table else (0, 0),
+        patch_size=need_shape(shapes, rf"{PATCH}\.weight", "patch projection")[-1],
+        position_grid=square_grid(table[1] - num_cls, table),
         num_cls=num_cls,
         qkv_bias=hf.get("qkv_bias", True),
         layer_norm_eps=hf.get("layer_norm_eps", 1e-12),
     ), assumed
 
 
-def preprocessing(c):
-    """DeiT's recipe where there is a distillation token, google/vit's (stretched, mean and deviation 1/2) otherwise."""
+def preprocessing(c, names):
+    """google/vit's (stretched, mean and deviation 1/2); DeiT's for a distillation token or the names of its own checkpoints."""
     size = tuple(n * c.patch_size for n in c.position_grid)
-    if c.num_cls == 2:
+    if c.num_cls == 2 or any(name.startswith("blocks.") for name in names):
         return Preprocessing(size, round(min(size) * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
     return Preprocessing(size, None, (0.5,) * 3, (0.5,) * 3, "bilinear")
 
