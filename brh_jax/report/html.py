@@ -5,6 +5,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jinja2
+from PIL import Image
+
+DPI = 160  # of figures as files; on the page they have the size that they were drawn for
 
 
 class FigureEntry(NamedTuple):
@@ -29,7 +32,7 @@ def save_figure(figure, folder, name: str) -> pathlib.Path:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
-    figure.savefig(folder / f"{name}.png", dpi=160, bbox_inches="tight")
+    figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
     return folder / f"{name}.png"
 
 
@@ -48,6 +51,8 @@ def render(path, *, title: str, lead: list[str], sections: list[Any], configurat
         item = {"kind": "figure" if isinstance(section, FigureEntry) else "table", **section._asdict()}
         if item["kind"] == "figure":
             item["data"] = base64.b64encode(section.png.read_bytes()).decode()
+            with Image.open(section.png) as image:
+                item["width"] = round(image.width * 96 / DPI)
         items.append(item)
     text = template.render(title=title, lead=lead, items=items, configuration=configuration, environment=environment)
     pathlib.Path(path).write_text(text, encoding="utf-8")
