@@ -53,13 +53,7 @@ def train_vit(
     num_features = config.dim * (bool(layout.num_cls) + bool(layout.num_patches))
     init_key, drop_key = jax.random.split(jax.random.key(seed))
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
-    adam, _ = adamw(
-        learning_rate=settings.learning_rate,
-        final_learning_rate=settings.final_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        num_steps=settings.steps,
-        weight_decay=settings.weight_decay,
-    )
+    adam, _ = adamw(settings, settings.steps)
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
 
     def loss_fn(trained, batch, key):

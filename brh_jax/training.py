@@ -79,9 +79,14 @@ def train(
     return state
 
 
-def adamw(*, learning_rate: float, final_learning_rate: float, warmup_steps: int, num_steps: int, weight_decay: float):
-    """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9)."""
-    warmup_steps = min(warmup_steps, num_steps - 1)
-    start = 0.0 if warmup_steps else learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(start, learning_rate, warmup_steps, num_steps, final_learning_rate)
-    return optax.adamw(schedule, weight_decay=weight_decay), schedule
+def adamw(settings, num_steps: int):
+    """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9).
+
+    Args:
+        settings: has `learning_rate`, `final_learning_rate`, `warmup_steps` and `weight_decay`.
+    """
+    peak, last = settings.learning_rate, settings.final_learning_rate
+    warmup_steps = min(settings.warmup_steps, num_steps - 1)
+    start = 0.0 if warmup_steps else peak
+    schedule = optax.warmup_cosine_decay_schedule(start, peak, warmup_steps, num_steps, last)
+    return optax.adamw(schedule, weight_decay=settings.weight_decay), schedule

@@ -14,13 +14,7 @@ def optimizer(settings, *, per_block: bool, blocks):
             large gradients would slow the others down.
         blocks: the parameters, a dictionary of blocks.
     """
-    adam, schedule = adamw(
-        learning_rate=settings.learning_rate,
-        final_learning_rate=settings.final_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        num_steps=settings.steps,
-        weight_decay=settings.weight_decay,
-    )
+    adam, schedule = adamw(settings, settings.steps)
     clip = optax.clip_by_global_norm(settings.clip_norm)
     if per_block:
         clip = optax.partition({name: clip for name in blocks}, {name: name for name in blocks})

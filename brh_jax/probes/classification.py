@@ -91,13 +91,7 @@ def train_probe(
         encoder: computes features of `batch["image"]` in the step; None where batches hold `features`.
         loop: see `training.train`.
     """
-    adam, _ = adamw(
-        learning_rate=settings.learning_rate,
-        final_learning_rate=settings.final_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        num_steps=num_steps,
-        weight_decay=settings.weight_decay,
-    )
+    adam, _ = adamw(settings, num_steps)
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
 
     def loss_fn(head, features, labels):

@@ -6,16 +6,14 @@ from weights_convert.families.rules import (
     PATCH,
     POSITION,
     Family,
-    attention_output,
+    attention,
     count_layers,
     find_shape,
-    fused_qkv,
     linear,
     need_shape,
     norm,
     patch_projection,
     position_table,
-    separate_qkv,
     square_grid,
     tokens,
     unused,
@@ -31,14 +29,7 @@ RULES = (
     position_table(POSITION),
     *patch_projection(PATCH),
     *norm(rf"{B}\.norm1", "blocks/norm1"),
-    *separate_qkv(
-        tuple(
-            rf"{B}\.attention\.(?:attention\.{old}|{new})"
-            for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
-        )
-    ),
-    *fused_qkv(rf"{B}\.attn\.qkv"),
-    *attention_output(rf"{B}\.(?:attention\.(?:output\.dense|o_proj)|attn\.proj)"),
+    *attention(B),
     vector(rf"{B}\.(?:layer_scale1\.lambda1|ls1\.gamma)", "blocks/ls1/scale"),
     *norm(rf"{B}\.norm2", "blocks/norm2"),
     *linear(rf"{B}\.mlp\.fc1", "blocks/mlp/fc1"),

@@ -59,6 +59,7 @@ class Family(NamedTuple):
 
 
 def unused(pattern: str, why: str) -> Rule:
+    """A tensor that is known and not needed."""
     return Rule(pattern, (), why)
 
 
@@ -122,48 +123,40 @@ def position_table(pattern: str) -> Rule:
     return Rule(pattern, (Target("embedding/cls_position", cls), Target("embedding/patch_position", patches)))
 
 
-def separate_qkv(patterns: tuple[str, str, str]) -> tuple[Rule, ...]:
-    """Three projections `[dim, dim]` -> their parts of the fused kernel `[dim, 3, heads, head_dim]`."""
+def attention(block: str) -> tuple[Rule, ...]:
+    """Attention of the block that the pattern `block` matches, -> the fused `qkv` and `proj`.
 
-    def kernel(a, c):
+    transformers: three projections `[dim, dim]`, `attention.attention.query` or, newer, `attention.q_proj`, and
+    `attention.output.dense` or `attention.o_proj`. DINOv2's, DeiT's and timm's own: `attn.qkv` `[3 dim, dim]` and `attn.proj`.
+    """
+
+    def part_kernel(a, c):
         return a.T.reshape(a.shape[1], c.num_heads, -1)
 
-    def bias(a, c):
+    def part_bias(a, c):
         return a.reshape(c.num_heads, -1)
 
-    rules = []
-    for part, pattern in enumerate(patterns):
-        index = (slice(None), part)
-        rules.append(Rule(rf"{pattern}\.weight", (Target("blocks/attn/qkv/kernel", kernel, index),)))
-        rules.append(Rule(rf"{pattern}\.bias", (Target("blocks/attn/qkv/bias", bias, (part,)),)))
-    return tuple(rules)
-
-
-def fused_qkv(pattern: str) -> tuple[Rule, Rule]:
-    """`[3 dim, dim]` -> `[dim, 3, heads, head_dim]`."""
-
-    def kernel(a, c):
+    def fused_kernel(a, c):
         return a.T.reshape(a.shape[1], 3, c.num_heads, -1)
 
-    def bias(a, c):
+    def fused_bias(a, c):
         return a.reshape(3, c.num_heads, -1)
 
-    return (
-        Rule(rf"{pattern}\.weight", (Target("blocks/attn/qkv/kernel", kernel),)),
-        Rule(rf"{pattern}\.bias", (Target("blocks/attn/qkv/bias", bias),)),
-    )
-
-
-def attention_output(pattern: str) -> tuple[Rule, Rule]:
-    """`[dim, dim]` -> `[heads, head_dim, dim]`."""
-
-    def kernel(a, c):
+    def out_kernel(a, c):
         return a.T.reshape(c.num_heads, -1, a.shape[0])
 
-    return (
-        Rule(rf"{pattern}\.weight", (Target("blocks/attn/proj/kernel", kernel),)),
-        vector(rf"{pattern}\.bias", "blocks/attn/proj/bias"),
-    )
+    kernel, bias, out = "blocks/attn/qkv/kernel", "blocks/attn/qkv/bias", r"(?:attention\.(?:output\.dense|o_proj)|attn\.proj)"
+    rules = [
+        Rule(rf"{block}\.attn\.qkv\.weight", (Target(kernel, fused_kernel),)),
+        Rule(rf"{block}\.attn\.qkv\.bias", (Target(bias, fused_bias),)),
+        Rule(rf"{block}\.{out}\.weight", (Target("blocks/attn/proj/kernel", out_kernel),)),
+        vector(rf"{block}\.{out}\.bias", "blocks/attn/proj/bias"),
+    ]
+    for part, (old, new) in enumerate((("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))):
+        source = rf"{block}\.attention\.(?:attention\.{old}|{new})"
+        rules.append(Rule(rf"{source}\.weight", (Target(kernel, part_kernel, (slice(None), part)),)))
+        rules.append(Rule(rf"{source}\.bias", (Target(bias, part_bias, (part,)),)))
+    return tuple(rules)
 
 
 def square_grid(positions: int, shape) -> tuple[int, int]:

@@ -6,16 +6,14 @@ from weights_convert.families.rules import (
     PATCH,
     POSITION,
     Family,
-    attention_output,
+    attention,
     count_layers,
     find_shape,
-    fused_qkv,
     linear,
     need_shape,
     norm,
     patch_projection,
     position_table,
-    separate_qkv,
     square_grid,
     tokens,
     unused,
@@ -30,14 +28,7 @@ RULES = (
     position_table(POSITION),
     *patch_projection(PATCH),
     *norm(rf"{B}\.(?:layernorm_before|norm1)", "blocks/norm1"),
-    *separate_qkv(
-        tuple(
-            rf"{B}\.attention\.(?:attention\.{old}|{new})"
-            for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
-        )
-    ),
-    *fused_qkv(rf"{B}\.attn\.qkv"),
-    *attention_output(rf"{B}\.(?:attention\.(?:output\.dense|o_proj)|attn\.proj)"),
+    *attention(B),
     *norm(rf"{B}\.(?:layernorm_after|norm2)", "blocks/norm2"),
     *linear(rf"{B}\.(?:intermediate\.dense|mlp\.fc1)", "blocks/mlp/fc1"),
     *linear(rf"{B}\.(?:output\.dense|mlp\.fc2)", "blocks/mlp/fc2"),
