@@ -7,27 +7,40 @@ from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
 
 
-def load(path, *, image_size=None, k: int | None = None, dtype=None) -> Encoder:
+def load(
+    path, *, image_size=None, k: int | None = None, dtype=None, partition=None, num_heads: int | None = None, teacher=None
+) -> Encoder:
     """Loads a ViT or a Raptor.
 
     Args:
-        path: `hf:organisation/model`; a .safetensors, .pth or .onnx file or a folder in the hub's layout, converted as it is
-            read; a folder written by `python -m weights_convert`; a run's work directory, which gives its Raptor (the one with
-            most phases, or with `k`); or a stage of one, `workdir/teacher` giving the teacher.
+        path: `hf:organisation/model`; a .safetensors, .pth or .onnx file or a folder in the hub's layout, converted on first
+            use and kept in a cache (see `weights_convert.cache`); a folder written by `python -m weights_convert`; a run's work
+            directory, which gives its Raptor (the one with most phases, or with `k`); or a stage of one, `workdir/teacher`
+            giving the teacher.
         image_size: int or (height, width) that it will be used at; its own by default.
         k: which Raptor of a work directory.
         dtype: precision of the matrix products, for example `jnp.bfloat16`.
+        partition: of a Raptor's bare state dict: number of layers of each phase, (7, 3, 2).
+        num_heads: attention heads, where the weights cannot tell: bare state dicts of unusual width.
+        teacher: of a Raptor's bare state dict, the ViT that it was distilled from: an Encoder, or anything `load` takes.
+            Without it `system()` and `rollout(state)` work, `trajectory(images)` does not.
 
     Raises:
         UserError: nothing readable there, or no such Raptor.
     """
-    encoder = _load(path, k)
+    encoder = _load(path, k, partition, num_heads)
+    if teacher is not None:
+        from weights_convert.raptor import with_teacher
+
+        if "embedding" in encoder.params:
+            raise UserError(f"{path} needs no teacher: only a Raptor's bare state dict does")
+        encoder = with_teacher(encoder, teacher if isinstance(teacher, Encoder) else load(teacher))
     if image_size is not None:
         encoder = encoder.at_size(image_size)
     return encoder if dtype is None else encoder.replace(dtype=dtype)
 
 
-def _load(path, k) -> Encoder:
+def _load(path, k, partition, num_heads) -> Encoder:
     folder = pathlib.Path(path).expanduser()
     if store.is_encoder_folder(folder):
         return store.read(folder)
@@ -35,9 +48,10 @@ def _load(path, k) -> Encoder:
         return _from_workdir(folder, k)
     if store.is_encoder_folder(folder / "model"):
         return store.read(folder / "model")
-    from weights_convert.convert import convert  # the converter knows models, not the other way round
+    from weights_convert.cache import converted  # the converter knows models, not the other way round
 
-    return convert(str(path))[0]
+    options = {"num_heads": num_heads, "partition": getattr(partition, "lengths", partition)}
+    return converted(str(path), **{key: value for key, value in options.items() if value is not None})
 
 
 def _from_workdir(workdir, k) -> Encoder:

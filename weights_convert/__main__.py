@@ -1,29 +1,104 @@
-"""python -m weights_convert SOURCE TARGET: converts pretrained weights into a folder that brh_jax.load reads."""
+"""python -m weights_convert SOURCE TARGET: converts pretrained weights into a folder that brh_jax.load reads.
+
+With --to-hf the other way: SOURCE is anything that brh_jax.load takes, TARGET becomes a repository for the hub.
+"""
 
 import argparse
 import sys
 
 from brh_jax.errors import UserError
 from brh_jax.models import store
-from weights_convert.convert import convert
+from brh_jax.models.raptor import RaptorConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(argv=None) -> int:
-    """Command line; returns the exit status."""
+    """Command line; returns the exit status: 2 for what cannot be converted, 1 where --check finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
     parser.add_argument("source", help="hf:organisation/model, a folder, or a .safetensors, .pth or .onnx file")
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--arch", default="", help="refuse weights of any other architecture, for example vitb14_reg")
-    parser.add_argument("--image-size", type=int, default=None, help="pixels, where not the source's own")
+    parser.add_argument(
+        "--image-size", type=_size, default=None, help="pixels, a number or HEIGHTxWIDTH; the source's own by default"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
+    parser.add_argument("--num-heads", type=int, default=None, help="where the source cannot tell")
+    parser.add_argument("--partition", type=_lengths, default=None, help="of a Raptor's bare state dict, for example 7,3,2")
+    parser.add_argument("--teacher", default=None, help="of a Raptor's bare state dict: the ViT that it was distilled from")
+    parser.add_argument("--check", action="store_true", help="compare every state with the reference implementation")
+    parser.add_argument(
+        "--to-hf", action="store_true", help="write a repository for the hub: state dict, config.json, model card"
+    )
     arguments = parser.parse_args(argv)
     try:
-        encoder, report = convert(arguments.source, arch=arguments.arch, image_size=arguments.image_size)
-        folder = store.save(encoder, arguments.target, report._asdict())
+        return _run(arguments)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*report.lines(encoder), f"wrote {folder}"]))
+
+
+def _run(arguments) -> int:
+    import jax.numpy as jnp
+
+    from weights_convert import export, raptor
+    from weights_convert.check import compare
+    from weights_convert.convert import convert
+
+    if arguments.to_hf:
+        from brh_jax.loading import load
+
+        encoder = load(
+            arguments.source,
+            image_size=arguments.image_size,
+            partition=arguments.partition,
+            num_heads=arguments.num_heads,
+            teacher=arguments.teacher,
+        )
+        folder = export.write(encoder, arguments.target)
+        print(f"{encoder.name}: wrote {folder}; brh_jax.load reads it, also from the hub once it is there")
+        return 0
+    encoder, report = convert(
+        arguments.source,
+        arch=arguments.arch,
+        image_size=arguments.image_size,
+        dtype=jnp.dtype(arguments.dtype),
+        num_heads=arguments.num_heads,
+        partition=arguments.partition,
+    )
+    if isinstance(encoder.config, RaptorConfig) and arguments.teacher:
+        from brh_jax.loading import load
+
+        encoder = raptor.with_teacher(encoder, load(arguments.teacher, image_size=arguments.image_size))
+    print("\n".join(report.lines(encoder)), flush=True)
+    passed = True
+    if arguments.check:
+        comparison = compare(arguments.source, encoder)
+        print("\n".join(comparison.lines()), flush=True)
+        passed = comparison.passed
+        if not passed and arguments.dtype == "float32":
+            print("error: nothing was written", file=sys.stderr)
+            return 1
+    folder = store.save(encoder, arguments.target, report._asdict())
+    print(f"wrote {folder}")
     return 0
+
+
+def _size(text: str):
+    try:
+        numbers = tuple(int(n) for n in text.lower().split("x"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no image size: expected 224 or 224x336")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _lengths(text: str):
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no partition: expected layers of each phase, for example 7,3,2") from None
 
 
 if __name__ == "__main__":

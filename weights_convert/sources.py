@@ -1,11 +1,14 @@
 """Where weights come from: hub snapshots, safetensors, torch .pth files (weights only), ONNX graphs -> name: array."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,6 +18,13 @@ from brh_jax.errors import UserError
 WRAPPERS = ("state_dict", "model", "teacher", "module")  # keys under which training scripts keep the weights
 
 
+class Tensor(NamedTuple):
+    """A tensor that is read when it is asked for: its shape, and a function that gives it as a numpy array."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Named tensors, read one at a time, and what lies beside them.
@@ -22,26 +32,32 @@ class Source:
     Attributes:
         origin: what the user asked for.
         format: "safetensors", "torch" or "onnx".
-        readers: tensor name -> function that reads it as a numpy array.
-        config: config.json of transformers, or None.
+        files: the weight files.
+        tensors: name -> Tensor.
+        hf, timm, open_clip: config.json of transformers or of timm, open_clip_config.json; None where it is not there.
         preprocessor: preprocessor_config.json of transformers, or None.
     """
 
     origin: str
     format: str
-    readers: dict[str, Callable[[], np.ndarray]]
-    config: dict | None = None
+    files: tuple[pathlib.Path, ...]
+    tensors: dict[str, Tensor]
+    hf: dict | None = None
+    timm: dict | None = None
+    open_clip: dict | None = None
     preprocessor: dict | None = None
 
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the weights lie."""
+        return self.files[0].parent
 
-def open_source(spec: str) -> Source:
-    """Opens weights.
 
-    Args:
-        spec: `hf:organisation/model[@revision]`, a folder in the hub's layout, or a .safetensors, .pth or .onnx file.
+def locate(spec: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder and the weight files of what `open_source` opens, fetched from the hub where they have to be.
 
     Raises:
-        UserError: nothing there, the hub cannot be reached, the file is damaged or of an unknown kind.
+        UserError: nothing there, or the hub cannot be reached.
     """
     path = _snapshot(spec.removeprefix("hf:")) if spec.startswith("hf:") else pathlib.Path(spec).expanduser()
     if not path.exists():
@@ -53,14 +69,41 @@ def open_source(spec: str) -> Source:
     files = _weight_files(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{spec} holds no weights: expected *.safetensors, pytorch_model.bin, *.pth or *.onnx in it")
-    readers, kind = {}, None
+    return folder, files
+
+
+def open_source(spec: str) -> Source:
+    """Opens weights.
+
+    Args:
+        spec: `hf:organisation/model[@revision]`, a folder in the hub's layout, or a .safetensors, .pth or .onnx file.
+
+    Raises:
+        UserError: nothing there, the hub cannot be reached, the file is damaged or of an unknown kind.
+    """
+    folder, files = locate(spec)
+    tensors, kind = {}, None
     for file in files:
         kind, found = _open_file(file)
-        readers.update(found)
-    config = _json(folder / "config.json")
-    if config is not None and "model_type" not in config:
-        config = None
-    return Source(str(spec), kind, readers, config, _json(folder / "preprocessor_config.json"))
+        if twice := tensors.keys() & found.keys():
+            raise UserError(
+                f"{file} holds tensors that another file beside it has too ({min(twice)}, ...): name the file you want"
+            )
+        tensors.update(found)
+    config = _json(folder / "config.json") or {}
+    open_clip = _json(folder / "open_clip_config.json")
+    # Repositories that serve both libraries keep a file for each.
+    for_open_clip = open_clip is not None and (files[0].name.startswith("open_clip") or "model_type" not in config)
+    return Source(
+        str(spec),
+        kind,
+        tuple(files),
+        tensors,
+        hf=config if "model_type" in config and not for_open_clip else None,
+        timm=config if "architecture" in config else None,
+        open_clip=open_clip if for_open_clip else None,
+        preprocessor=None if for_open_clip else _json(folder / "preprocessor_config.json"),
+    )
 
 
 def _snapshot(spec: str) -> pathlib.Path:
@@ -80,7 +123,7 @@ def _snapshot(spec: str) -> pathlib.Path:
     )
     try:
         for weights in ("*.safetensors", "pytorch_model.bin"):  # the second only where the first is not there
-            patterns = ["config.json", "preprocessor_config.json", weights]
+            patterns = ["*config.json", "*.safetensors.index.json", weights]
             path = pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
             if list(path.glob(weights)):
                 break
@@ -98,11 +141,18 @@ def _snapshot(spec: str) -> pathlib.Path:
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder's weights: all safetensors shards, else one torch or ONNX file."""
-    shards = sorted(folder.glob("*.safetensors"))
-    if shards:
+    """The folder's weights: model.safetensors or its shards, else the one file there is."""
+    if index := _json(folder / "model.safetensors.index.json"):
+        shards = sorted({folder / name for name in index.get("weight_map", {}).values()})
+        if missing := [p.name for p in shards if not p.exists()]:
+            raise UserError(f"{folder} lacks {', '.join(missing)}, which its index names: download the rest")
         return shards
-    others = sorted(p for pattern in ("*.bin", "*.pth", "*.pt", "*.onnx") for p in folder.glob(pattern))
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1 or (found and all(re.search(r"-\d+-of-\d+", p.name) for p in found)):
+        return found
+    others = sorted(p for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.onnx") for p in folder.glob(pattern))
     if len(others) > 1:
         raise UserError(f"{folder} holds several weight files ({', '.join(p.name for p in others)}): name the one you want")
     return others
@@ -126,6 +176,7 @@ def _open_safetensors(path):
     try:
         with safe_open(path, framework="numpy") as file:
             names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}): download it again") from None
 
@@ -134,7 +185,7 @@ def _open_safetensors(path):
         with safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
-    return {name: (lambda name=name: read(name)) for name in names}
+    return {name: Tensor(shape, functools.partial(read, name)) for name, shape in shapes.items()}
 
 
 def _open_torch(path):
@@ -143,7 +194,8 @@ def _open_torch(path):
     except ImportError:
         raise UserError(f"reading {path} needs PyTorch: pip install 'brh-jax[convert]'") from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, not read: a tensor comes into memory when it is asked for (files older than torch 1.6 cannot be).
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as plain tensors ({_first_line(error)}): it is damaged, or a pickle of more than a state "
@@ -158,7 +210,7 @@ def _open_torch(path):
     def read(tensor):
         return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
 
-    return {name: (lambda t=t: read(t)) for name, t in tensors.items()}
+    return {name: Tensor(tuple(t.shape), functools.partial(read, t)) for name, t in tensors.items()}
 
 
 def _open_onnx(path):
@@ -181,19 +233,21 @@ def _open_onnx(path):
     readers = {}
     for name, tensor in tensors.items():
         if not name.startswith("onnx::"):
-            readers[name] = lambda t=tensor: numpy_helper.to_array(t)
+            readers[name] = Tensor(tuple(tensor.dims), functools.partial(numpy_helper.to_array, tensor))
     position_parts = {}
     for node in graph.node:
         for name in (i for i in node.input if i.startswith("onnx::") and i in tensors):
             tensor = tensors[name]
             module = node.name.strip("/").split("/")[:-1]
             if node.op_type == "MatMul" and len(tensor.dims) == 2:
-                readers[".".join([*module, "weight"])] = lambda t=tensor: numpy_helper.to_array(t).T
+                transposed = Tensor(tuple(tensor.dims)[::-1], lambda t=tensor: numpy_helper.to_array(t).T)
+                readers[".".join([*module, "weight"])] = transposed
             elif module and module[-1] == "embeddings" and len(tensor.dims) == 3:
                 position_parts.setdefault(".".join([*module, "position_embeddings"]), {})[name] = tensor
     for name, parts in position_parts.items():
         ordered = sorted(parts.values(), key=lambda t: t.dims[1])
-        readers.setdefault(name, lambda ts=ordered: np.concatenate([numpy_helper.to_array(t) for t in ts], axis=1))
+        whole = (1, sum(t.dims[1] for t in ordered), ordered[0].dims[2])
+        readers.setdefault(name, Tensor(whole, lambda ts=ordered: np.concatenate([numpy_helper.to_array(t) for t in ts], axis=1)))
     if not readers:
         raise UserError(f"{path} holds no named weights: export it with its initialisers (export_params=True)")
     return readers

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from brh_jax.errors import UserError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
 
 
 def as_image(image) -> Image.Image:
@@ -22,17 +24,18 @@ def as_image(image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic preprocessing: shorter side to `resize`, centre crop, then (pixels / 255 - mean) / std.
+    """Deterministic preprocessing: resize, centre crop, then (pixels / 255 - mean) / std.
 
     Attributes:
         crop: (height, width) in pixels of what the model sees.
-        resize: length of the shorter side before the crop; an image is stretched to `crop` where this is None.
+        resize: before the crop: length of the shorter side, or (height, width) that an image is stretched to; an image is
+            stretched to `crop` itself where this is None.
         mean, std: per channel, for pixels in 0 ... 1.
-        interpolation: "bicubic" or "bilinear".
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
     """
 
     crop: tuple[int, int]
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
@@ -40,10 +43,17 @@ class Preprocessing:
     def __post_init__(self):
         for field in ("crop", "mean", "std"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        if isinstance(self.resize, list | tuple):
+            object.__setattr__(self, "resize", tuple(self.resize))
+        if self.interpolation not in _FILTERS:
+            raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(_FILTERS)}")
 
     def at_size(self, crop: tuple[int, int]) -> "Preprocessing":
         """For another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
-        resize = self.resize and round(self.resize * max(crop) / max(self.crop))
+        if isinstance(self.resize, tuple):
+            resize = tuple(round(r * new / old) for r, new, old in zip(self.resize, crop, self.crop, strict=True))
+        else:
+            resize = self.resize and round(self.resize * max(crop) / max(self.crop))
         return dataclasses.replace(self, crop=tuple(crop), resize=resize)
 
     def resize_and_crop(self, image) -> np.ndarray:
@@ -54,10 +64,14 @@ class Preprocessing:
             if image.size != (width, height):
                 image = image.resize((width, height), _FILTERS[self.interpolation])
             return np.asarray(image)
-        # The longer side is truncated, as torchvision and transformers do it.
-        short, long = sorted(image.size)
-        size = (self.resize, int(self.resize * long / short))
-        image = image.resize(size if image.width <= image.height else size[::-1], _FILTERS[self.interpolation])
+        if isinstance(self.resize, tuple):
+            size = self.resize[::-1]
+        else:
+            # The longer side is truncated, as torchvision and transformers do it.
+            short, long = sorted(image.size)
+            size = (self.resize, int(self.resize * long / short))
+            size = size if image.width <= image.height else size[::-1]
+        image = image.resize(size, _FILTERS[self.interpolation])
         left, top = (image.width - width) // 2, (image.height - height) // 2
         # PIL fills with black where the crop is larger than the image.
         return np.asarray(image.crop((left, top, left + width, top + height)))

@@ -46,7 +46,7 @@ def stage1_losses(
     inputs = states if inputs is None else inputs
 
     def losses(method):
-        predicted = blocks.apply({"params": params}, inputs, method=method)
+        predicted = blocks.apply({"params": params}, inputs, layout.grid, method=method)
         return by_phase(layer_losses(predicted, states[1:], weights), partition)
 
     autoregressive = losses("rollout_runs")
@@ -58,11 +58,11 @@ def stage1_losses(
 def stage2_loss(blocks: Blocks, params, states, layout: TokenLayout, weights, *, start=None):
     """The joined blocks rolled out from a_0 (or `start`) to a_L, every state compared: a scalar."""
     start = states[0] if start is None else start
-    predicted = blocks.apply({"params": params}, start, method="rollout")[1:]
+    predicted = blocks.apply({"params": params}, start, layout.grid, method="rollout")[1:]
     return jnp.mean(layer_losses(predicted, states[1:], token_weights(layout, weights)))
 
 
 def init_blocks(config: RaptorConfig, layout: TokenLayout, key):
     """Fresh parameters of the shared blocks."""
     state = jnp.zeros((1, layout.num_tokens, config.dim))
-    return jax.jit(lambda key: Blocks(config).init(key, state, method="rollout"))(key)["params"]
+    return jax.jit(lambda key: Blocks(config).init(key, state, layout.grid, method="rollout"))(key)["params"]

@@ -16,9 +16,9 @@ from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.tokens import TokenLayout
 
 
-@functools.partial(jax.jit, static_argnames=("module", "method"))
-def _apply(module, params, *args, method):
-    return module.apply({"params": params}, *args, method=method)
+@functools.partial(jax.jit, static_argnames=("module", "method", "grid"))
+def _apply(module, params, x, *, method, **grid):
+    return module.apply({"params": params}, x, method=method, **grid)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,28 +75,34 @@ class Encoder:
 
     def trajectory(self, images):
         """Every state: preprocessed images `[batch, height, width, 3] -> [depth + 1, batch, tokens, dim]`; no final norm."""
+        self._need("embedding")
         return _apply(self.module, self.params, self._check(images), method="__call__")
 
     def embed(self, images):
         """a_0 of preprocessed images, `[batch, tokens, dim]`."""
+        self._need("embedding")
         return _apply(self.module, self.params, self._check(images), method="embed")
 
     def rollout(self, state):
         """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
-        return _apply(self.module, self.params, jnp.asarray(state), method="rollout")
+        state = jnp.asarray(state)
+        # States of another image size than the encoder's are taken for square ones.
+        grid = self.layout.grid if state.shape[-2] == self.layout.num_tokens else None
+        return _apply(self.module, self.params, state, method="rollout", grid=grid)
 
     def features(self, states):
         """States after the final LayerNorm, of any leading shape."""
+        self._need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
 
     def system(self) -> DepthSystem:
         """Depth as a dynamical system: one step per layer."""
-        module, params = self.module, self.params
+        module, params, layout = self.module, self.params, self.layout
 
         def step(state, layer):
-            return module.apply({"params": params}, state, layer, method="step")
+            return module.apply({"params": params}, state, layer, layout.grid, method="step")
 
-        return DepthSystem(step, self.depth, self.layout)
+        return DepthSystem(step, self.depth, layout)
 
     def replace(self, **changes) -> "Encoder":
         """A copy with other fields."""
@@ -111,6 +117,13 @@ class Encoder:
         height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.layout_for(height, width)
         return self.replace(preprocessing=self.preprocessing.at_size((height, width)))
+
+    def _need(self, part: str) -> None:
+        if part not in self.params:
+            raise UserError(
+                f"{self.name} is a Raptor's blocks without its teacher, so it has no {part}: load it with teacher=, the ViT that "
+                "it was distilled from (an Encoder, or anything that load takes). system() and rollout(state) work as they are"
+            )
 
     def _check(self, images):
         images = jnp.asarray(images)

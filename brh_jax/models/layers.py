@@ -6,7 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-MLP_KINDS = ("gelu", "swiglu")
+from brh_jax.models import rotary
+
+# Activations of the plain feed-forward layer; "swiglu" is the gated one.
+ACTIVATIONS = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # SigLIP
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
+MLP_KINDS = (*ACTIVATIONS, "swiglu")
 
 
 class LayerNorm(nn.LayerNorm):
@@ -26,13 +34,15 @@ class Attention(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x):
-        """[batch, tokens, dim] -> [batch, tokens, dim]."""
+    def __call__(self, x, rotations=None):
+        """[batch, tokens, dim] -> [batch, tokens, dim]; `rotations` of the patches' queries and keys, see `rotary`."""
         dim = x.shape[-1]
         head_dim = dim // self.num_heads
         qkv = nn.DenseGeneral((3, self.num_heads, head_dim), use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
+        if rotations is not None:
+            q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         logits = jnp.einsum("bhqd,bhkd->bhqk", q * head_dim**-0.5, k, preferred_element_type=x.dtype)
         weights = nn.softmax(logits, axis=-1).astype(v.dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
@@ -40,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward layer: `gelu` (exact, not the tanh form) or `swiglu`, silu(a) * b with `a` first in `fc1`."""
+    """The feed-forward layer: a key of ACTIVATIONS (`gelu` is the exact one), or `swiglu`, silu(a) * b, `a` first in `fc1`."""
 
     hidden_dim: int
     kind: str = "gelu"
@@ -50,8 +60,8 @@ class Mlp(nn.Module):
     def __call__(self, x):
         """[batch, tokens, dim] -> [batch, tokens, dim]."""
         dim = x.shape[-1]
-        if self.kind == "gelu":
-            hidden = nn.gelu(nn.Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x), approximate=False)
+        if self.kind in ACTIVATIONS:
+            hidden = ACTIVATIONS[self.kind](nn.Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x))
         else:
             gate_and_value = nn.DenseGeneral((2, self.hidden_dim), dtype=self.dtype, name="fc1")(x)
             hidden = nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]

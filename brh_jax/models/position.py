@@ -7,6 +7,7 @@ import jax.numpy as jnp
 RESAMPLINGS = {
     "cubic": "torch interpolate(size=..., mode='bicubic'): transformers' DINOv2 and ViT",
     "cubic-antialias": "torch interpolate(size=..., mode='bicubic', antialias=True): DINOv2 with registers",
+    "linear-antialias": "torch interpolate(size=..., mode='bilinear', antialias=True): SigLIP 2 of any aspect ratio",
     "cubic-offset": "torch interpolate(scale_factor=(grid + 0.1) / table, mode='bicubic'): DINOv2's own code, no registers",
 }
 
@@ -33,8 +34,8 @@ def resample(table, grid: tuple[int, int], method: str):
     shape = (*grid, table.shape[-1])
     if method == "cubic":
         out = jax.image.resize(exact, shape, "cubic-pytorch", antialias=False)
-    elif method == "cubic-antialias":
-        out = jax.image.resize(exact, shape, "cubic", antialias=True)
+    elif method in ("cubic-antialias", "linear-antialias"):
+        out = jax.image.resize(exact, shape, method.partition("-")[0], antialias=True)
     else:
         scale = jnp.array([(new + 0.1) / old for new, old in zip(grid, table.shape[:2], strict=True)], exact.dtype)
         out = jax.image.scale_and_translate(

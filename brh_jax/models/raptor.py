@@ -79,12 +79,13 @@ class RaptorBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, depth):
+    def __call__(self, x, depth, rotations=None):
         """One application.
 
         Args:
             x: `[batch, tokens, dim]`.
             depth: 1-based index of the layer being produced, a scalar or `[batch]`.
+            rotations: the teacher's rotary embedding, where it has one.
         """
         cfg = self.config
         scale_attn = scale_mlp = scale_out = None
@@ -94,13 +95,13 @@ class RaptorBlock(nn.Module):
                 gains = [g[:, None, :] for g in gains]
             scale_attn, scale_mlp, scale_out = gains
 
-        def branch(x, layer, scale, index):
-            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x)).astype(x.dtype)
+        def branch(x, layer, scale, index, *args):
+            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x), *args).astype(x.dtype)
             out = layers.LayerScale(cfg.layer_scale_init, name=f"ls{index}")(out)
             return x + (out if scale is None else scale * out)
 
         attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, name="attn")
-        x = branch(x, attention, scale_attn, 1)
+        x = branch(x, attention, scale_attn, 1, rotations)
         x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), scale_mlp, 2)
         return x if scale_out is None else scale_out * x
 
@@ -126,7 +127,7 @@ class Raptor(nn.Module):
 
     def __call__(self, images):
         """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
-        states = self.rollout(self.embed(images))
+        states = self.rollout(self.embed(images), self.config.layout(*images.shape[1:3]).grid)
         if self.is_initializing():
             self.norm(states[-1])
         return states
@@ -135,13 +136,13 @@ class Raptor(nn.Module):
         """a_0 of the images, `[batch, tokens, dim]`: the teacher's own."""
         return self.embedding(images)
 
-    def rollout(self, state):
-        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
-        return self.blocks.rollout(state)
+    def rollout(self, state, grid=None):
+        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`; `grid` as in `ViT.rollout`."""
+        return self.blocks.rollout(state, grid)
 
-    def step(self, state, layer):
+    def step(self, state, layer, grid=None):
         """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}."""
-        return self.blocks.step(state, layer)
+        return self.blocks.step(state, layer, grid)
 
     def normalize(self, states):
         """The final LayerNorm (the teacher's), on states of any leading shape."""
@@ -150,6 +151,9 @@ class Raptor(nn.Module):
 
 class Blocks(nn.Module):
     """The trained part of a Raptor: one shared block per phase, and the ways to run them.
+
+    `grid`, an argument of all of them, is (rows, columns) of the patches where the teacher has a rotary embedding; None for a
+    square.
 
     Attributes:
         remat: what the backward pass keeps, a key of `remat.POLICIES`.
@@ -166,25 +170,26 @@ class Blocks(nn.Module):
     def _block(self, phase: int) -> RaptorBlock:
         return getattr(self, f"phase_{phase + 1}")
 
-    def _scan(self, run, state):
+    def _scan(self, run, state, grid):
         """One run of layers from the state before it: (last state, `[layers of the run, batch, tokens, dim]`)."""
+        rotations = self.config.teacher.rotations(state.shape[-2], grid)
 
         def body(block, x, depth):
-            x = block(x, depth)
+            x = block(x, depth, rotations)
             return x, x
 
         scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
         return scan(self._block(run.phase), state, depths(run, state.dtype))
 
-    def rollout(self, state):
+    def rollout(self, state, grid=None):
         """All layers from a_0, each from the output of the one before: `[depth + 1, batch, tokens, dim]`."""
         pieces = [state[None]]
         for run in self.config.partition.runs:
-            state, outputs = self._scan(run, state)
+            state, outputs = self._scan(run, state, grid)
             pieces.append(outputs)
         return jnp.concatenate(pieces)
 
-    def rollout_runs(self, states):
+    def rollout_runs(self, states, grid=None):
         """Each run rolled out from the teacher's state before it (stage 1's autoregression).
 
         Args:
@@ -193,9 +198,9 @@ class Blocks(nn.Module):
         Returns:
             predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
         """
-        return jnp.concatenate([self._scan(run, states[run.start])[1] for run in self.config.partition.runs])
+        return jnp.concatenate([self._scan(run, states[run.start], grid)[1] for run in self.config.partition.runs])
 
-    def teacher_forced(self, states):
+    def teacher_forced(self, states, grid=None):
         """Every layer predicted from the teacher's state before it; all layers of a run go through as one batch.
 
         Args:
@@ -205,20 +210,22 @@ class Blocks(nn.Module):
             predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
         """
         batch, rest = states.shape[1], states.shape[2:]
+        rotations = self.config.teacher.rotations(rest[0], grid)
         pieces = []
         for run in self.config.partition.runs:
             inputs = states[run.start : run.stop].reshape(-1, *rest)
-            outputs = self._block(run.phase)(inputs, jnp.repeat(depths(run, states.dtype), batch))
+            outputs = self._block(run.phase)(inputs, jnp.repeat(depths(run, states.dtype), batch), rotations)
             pieces.append(outputs.reshape(-1, batch, *rest))
         return jnp.concatenate(pieces)
 
-    def step(self, state, layer):
+    def step(self, state, layer, grid=None):
         """Layer `layer` (from 0, may be traced) applied to a state."""
         params = self.variables["params"]
+        rotations = self.config.teacher.rotations(state.shape[-2], grid)
         block = RaptorBlock(self.config, self.dtype, parent=None)
 
         def apply(phase):
-            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth)
+            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations)
 
         partition = self.config.partition
         phase = jnp.asarray(partition.labels)[layer]

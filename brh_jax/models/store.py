@@ -1,4 +1,4 @@
-"""Encoders on disk: a folder with `model.safetensors` and `config.json`, written whole or not at all."""
+"""Encoders on disk: a folder with `model.safetensors` (or its shards) and `config.json`, written whole or not at all."""
 
 import dataclasses
 import json
@@ -21,6 +21,7 @@ from brh_jax.phases.partition import Partition
 
 FORMAT = "brh_jax encoder"
 VERSION = 1
+SHARD_BYTES = 2**30
 
 
 def is_encoder_folder(path) -> bool:
@@ -41,12 +42,7 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
     Raises:
         UserError: something else than an encoder is there.
     """
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and not is_encoder_folder(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and holds no encoder: nothing is written over it, give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     tree = {"params": encoder.params} | ({"head": encoder.head} if encoder.head is not None else {})
-    tensors = {name: jnp.asarray(value) for name, value in traverse_util.flatten_dict(tree, sep="/").items()}
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -56,11 +52,37 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "notes": notes or {},
     }
+    tensors = traverse_util.flatten_dict(tree, sep="/")
+    return write_folder(folder, tensors, {"config.json": json.dumps(about, indent=2) + "\n"})
+
+
+def write_folder(folder, tensors: dict, files: dict[str, str], metadata: dict | None = None) -> pathlib.Path:
+    """Writes tensors and small files in place of the encoder at `folder`; a crash leaves nothing half-written.
+
+    Tensors beyond SHARD_BYTES go into several files with an index, as on the hub: a file is made in memory before it is written.
+
+    Raises:
+        UserError: something else than an encoder is there.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not _is_ours(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and holds no encoder: nothing is written over it, give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     aside = temporary.with_suffix(".old")
     try:
-        save_file(tensors, temporary / "model.safetensors")
-        (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        shards = _shards(tensors)
+        index = {}
+        for number, names in enumerate(shards, start=1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            save_file({name: jnp.asarray(tensors[name]) for name in names}, temporary / file, metadata)
+            index |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            about = {"metadata": {"total_size": total}, "weight_map": index}
+            (temporary / "model.safetensors.index.json").write_text(json.dumps(about, indent=2) + "\n")
+        for name, text in files.items():
+            (temporary / name).write_text(text)
         temporary.chmod(0o755)
         if folder.exists():
             os.replace(folder, aside)  # a folder cannot be renamed onto another: the old one steps aside first
@@ -72,6 +94,26 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
         raise
     shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _is_ours(folder) -> bool:
+    try:
+        about = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and (about.get("format") == FORMAT or "brh_jax" in about)
+
+
+def _shards(tensors: dict) -> list[list[str]]:
+    """Names in files of at most SHARD_BYTES, or of one tensor."""
+    shards, size = [[]], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
 
 
 def read(folder) -> Encoder:
@@ -88,10 +130,12 @@ def read(folder) -> Encoder:
         raise UserError(
             f"{folder} was written by a newer brh_jax (format {about['version']}, this one reads {VERSION}): upgrade brh-jax"
         )
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / 'model.safetensors'} is missing or damaged ({error}): convert or train again") from None
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]:
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} is missing or damaged ({error}): convert or train again") from None
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     config = about["config"]
     if about["kind"] == "vit":

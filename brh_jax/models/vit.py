@@ -1,6 +1,7 @@
 """ViT: embed -> one nn.scan over unshared blocks -> norm, returning every state on the way."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.errors import UserError
-from brh_jax.models import layers, position
+from brh_jax.models import layers, position, rotary
 from brh_jax.models.remat import rematerialize
 from brh_jax.tokens import TokenLayout
 
@@ -20,9 +21,12 @@ class ViTConfig:
     Attributes:
         dim, depth, num_heads, mlp_dim: width, number of blocks, attention heads, hidden width of the feed-forward layer.
         patch_size: side of a patch in pixels.
-        position_grid: (rows, columns) of the position table; other image sizes resample it.
-        mlp: "gelu" (exact) or "swiglu".
+        position_grid: (rows, columns) of the position table; other image sizes resample it. None without a table.
+        mlp: a key of `layers.MLP_KINDS`.
         num_cls, num_registers: tokens before the patches. Registers carry no position.
+        cls_position: whether class tokens carry a position of their own (with a table).
+        rope_periods: periods of the rotary embedding of patches, head_dim / 4 of them; None without (see `rotary`).
+        pre_norm: whether the embedded tokens go through a LayerNorm before the first block (CLIP).
         layer_scale: whether residual branches carry a learned gain.
         layer_norm_eps: epsilon of every LayerNorm (DINOv2 1e-6, transformers' ViT 1e-12).
         position_resampling: a key of `position.RESAMPLINGS`.
@@ -34,10 +38,13 @@ class ViTConfig:
     num_heads: int
     mlp_dim: int
     patch_size: int
-    position_grid: tuple[int, int]
+    position_grid: tuple[int, int] | None
     mlp: str = "gelu"
     num_cls: int = 1
     num_registers: int = 0
+    cls_position: bool = True
+    rope_periods: tuple[float, ...] | None = None
+    pre_norm: bool = False
     layer_scale: bool = False
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
@@ -46,9 +53,15 @@ class ViTConfig:
     channels: int = 3
 
     def __post_init__(self):
-        object.__setattr__(self, "position_grid", tuple(self.position_grid))
+        for field in ("position_grid", "rope_periods"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, None if value is None else tuple(value))
         if self.dim % self.num_heads:
             raise UserError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        if self.rope_periods is not None and 4 * len(self.rope_periods) * self.num_heads != self.dim:
+            raise UserError(
+                f"{len(self.rope_periods)} rope_periods for heads of width {self.dim // self.num_heads}: expected a quarter of it"
+            )
         if self.mlp not in layers.MLP_KINDS:
             raise UserError(f"unknown mlp {self.mlp!r}: expected one of {', '.join(layers.MLP_KINDS)}")
         if self.position_resampling not in position.RESAMPLINGS:
@@ -74,9 +87,30 @@ class ViTConfig:
             )
         return TokenLayout(self.num_cls, self.num_registers, (height // p, width // p))
 
+    def rotations(self, num_tokens: int, grid: tuple[int, int] | None):
+        """What attention turns the patches by; None where the model has no rotary embedding.
+
+        Args:
+            num_tokens: of the state.
+            grid: its (rows, columns) of patches; None for a square.
+
+        Raises:
+            ValueError: the patches do not make up the grid.
+        """
+        if self.rope_periods is None:
+            return None
+        patches = num_tokens - self.num_cls - self.num_registers
+        grid = grid or (math.isqrt(max(patches, 0)),) * 2
+        if grid[0] * grid[1] != patches:
+            raise ValueError(
+                f"a state of {num_tokens} tokens has {patches} patches, which are no {grid[0]} x {grid[1]} grid: this model "
+                "needs to know where patches lie, use encoder.at_size((height, width)) of the images that the states come from"
+            )
+        return rotary.rotations(self.rope_periods, grid)
+
 
 class Embedding(nn.Module):
-    """Patch projection, class and register tokens, position table: images to a_0."""
+    """Patch projection, class and register tokens, position table, norm where there is one: images to a_0."""
 
     config: ViTConfig
     dtype: Any = None
@@ -95,18 +129,21 @@ class Embedding(nn.Module):
         patches = patches.reshape(batch, rows * columns, p * p * channels)
         patches = nn.Dense(cfg.dim, dtype=self.dtype, name="patch")(patches)
         # The residual stream starts here, in the precision of the parameters.
-        table = self.param("patch_position", init, (*cfg.position_grid, cfg.dim))
-        at = position.resample(table, (rows, columns), cfg.position_resampling)
-        patches = patches.astype(table.dtype) + at.reshape(1, rows * columns, cfg.dim)
+        patches = patches.astype(self.get_variable("params", "patch")["bias"].dtype)
+        if cfg.position_grid is not None:
+            table = self.param("patch_position", init, (*cfg.position_grid, cfg.dim))
+            patches += position.resample(table, (rows, columns), cfg.position_resampling).reshape(1, rows * columns, cfg.dim)
 
         tokens = []
         if cfg.num_cls:
-            cls = self.param("cls_token", init, (cfg.num_cls, cfg.dim))
-            tokens.append(cls + self.param("cls_position", init, (cfg.num_cls, cfg.dim)))
+            tokens.append(self.param("cls_token", init, (cfg.num_cls, cfg.dim)))
+            if cfg.position_grid is not None and cfg.cls_position:
+                tokens[0] += self.param("cls_position", init, (cfg.num_cls, cfg.dim))
         if cfg.num_registers:
             tokens.append(self.param("register_tokens", init, (cfg.num_registers, cfg.dim)))
         tokens = [jnp.broadcast_to(t, (batch, *t.shape)) for t in tokens]
-        return jnp.concatenate([*tokens, patches], axis=1)
+        state = jnp.concatenate([*tokens, patches], axis=1)
+        return layers.LayerNorm(epsilon=cfg.layer_norm_eps, name="pre_norm")(state) if cfg.pre_norm else state
 
 
 class Block(nn.Module):
@@ -116,17 +153,17 @@ class Block(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True):
+    def __call__(self, x, deterministic: bool = True, rotations=None):
         """[batch, tokens, dim] -> [batch, tokens, dim]."""
         cfg = self.config
 
-        def branch(x, layer, index):
-            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x)).astype(x.dtype)
+        def branch(x, layer, index, *args):
+            out = layer(layers.LayerNorm(epsilon=cfg.layer_norm_eps, name=f"norm{index}")(x), *args).astype(x.dtype)
             if cfg.layer_scale:
                 out = layers.LayerScale(1e-5, name=f"ls{index}")(out)
             return x + layers.DropPath(cfg.drop_path, name=f"drop_path{index}")(out, deterministic)
 
-        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, name="attn"), 1)
+        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, name="attn"), 1, rotations)
         return branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
 
 
@@ -152,7 +189,8 @@ class ViT(nn.Module):
 
     def __call__(self, images, deterministic: bool = True):
         """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
-        states = self.rollout(self.embed(images), deterministic)
+        grid = self.config.layout(*images.shape[1:3]).grid
+        states = self.rollout(self.embed(images), deterministic, grid)
         if self.is_initializing():
             self.norm(states[-1])
         return states
@@ -161,11 +199,16 @@ class ViT(nn.Module):
         """a_0 of the images, `[batch, tokens, dim]`."""
         return self.embedding(images)
 
-    def rollout(self, state, deterministic: bool = True):
-        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
+    def rollout(self, state, deterministic: bool = True, grid=None):
+        """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`.
+
+        Args:
+            grid: (rows, columns) of the state's patches, where the model has a rotary embedding; None for a square.
+        """
+        rotations = self.config.rotations(state.shape[-2], grid)
 
         def body(block, x, _):
-            x = block(x, deterministic)
+            x = block(x, deterministic, rotations)
             return x, x
 
         scan = nn.scan(
@@ -177,10 +220,11 @@ class ViT(nn.Module):
         _, outputs = scan(self.blocks, state, None)
         return jnp.concatenate([state[None], outputs])
 
-    def step(self, state, layer):
-        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}."""
+    def step(self, state, layer, grid=None):
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `grid` as in `rollout`."""
         params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
-        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state)
+        rotations = self.config.rotations(state.shape[-2], grid)
+        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state, rotations=rotations)
 
     def normalize(self, states):
         """The final LayerNorm, on states of any leading shape."""

@@ -1,4 +1,4 @@
-"""What a family's table is made of: rules from a source tensor to places in the Flax tree, and their transforms."""
+"""What a family's table is made of: rules that take a source tensor to its places in the Flax tree, and back."""
 
 import re
 from collections.abc import Callable
@@ -8,30 +8,36 @@ import numpy as np
 
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
+from weights_convert.facts import Facts
 
 
-class Target(NamedTuple):
-    """A place in the Flax tree.
-
-    Attributes:
-        path: such as `blocks/attn/qkv/kernel`; paths under `blocks` get the rule's layer as first index.
-        transform: `(array, config) -> array` of the place's shape.
-        index: further index into the leaf, where several source tensors share it (queries, keys and values).
-    """
+class Place(NamedTuple):
+    """A place in the Flax tree: a path such as `blocks/attn/qkv/kernel`, and an index into the leaf where several source
+    tensors share it (queries, keys and values). Paths under `blocks` get the rule's layer as first index."""
 
     path: str
-    transform: Callable
     index: tuple = ()
 
 
 class Rule(NamedTuple):
-    """A regular expression on the whole name (group `layer` = the block's number) and the places its tensor fills.
+    """How tensors of one kind are read and written.
 
-    A rule without targets says that the tensor is known and not needed; `why` tells the reason.
+    Attributes:
+        pattern: regular expression on the whole name, all spellings; group `layer` is the block's number.
+        places: what the tensor fills. None: it is known and not needed.
+        split: `(array, config) -> one array per place`; an empty one has no place.
+        join: `(one array or None per place, config) -> array`, the way back.
+        name: what transformers calls it, `{layer}` for the block's number; empty for a spelling that is only read.
+        when: whether a model has such tensors, which matters in writing only.
+        why: the reason that a tensor is not needed.
     """
 
     pattern: str
-    targets: tuple[Target, ...]
+    places: tuple[Place, ...]
+    split: Callable = lambda a, c: [a]
+    join: Callable = lambda parts, c: parts[0]
+    name: str = ""
+    when: Callable[[ViTConfig], bool] = lambda c: True
     why: str = ""
 
     def match(self, name: str) -> re.Match | None:
@@ -44,143 +50,226 @@ class Family(NamedTuple):
     Attributes:
         name: for people.
         model_types: `model_type` in transformers' config.json.
-        recognises: whether bare tensor names are this family's.
-        config: `(shapes, config.json or None) -> (ViTConfig, what had to be assumed)`.
-        preprocessing: `(config, tensor names) -> Preprocessing`, where the source has no preprocessor config.
+        recognises: whether tensors without such a config are this family's.
+        config: facts -> ViTConfig. Raises ValueError where the weights are not what the family has.
+        preprocessing: `(facts, config) -> Preprocessing`, where the source has no preprocessor config.
         rules: the table.
+        zeros: `(facts, config) -> places` that the family does not have and that stay zero.
+        to_transformers: config -> transformers' config.json, or None where the family cannot express it.
     """
 
     name: str
     model_types: tuple[str, ...]
-    recognises: Callable[[set[str]], bool]
-    config: Callable[[dict, dict | None], tuple[ViTConfig, list[str]]]
-    preprocessing: Callable[[ViTConfig, dict], Preprocessing]
+    recognises: Callable[[Facts], bool]
+    config: Callable[[Facts], ViTConfig]
+    preprocessing: Callable[[Facts, ViTConfig], Preprocessing]
     rules: tuple[Rule, ...]
+    zeros: Callable[[Facts, ViTConfig], tuple[Place, ...]] = lambda facts, config: ()
+    to_transformers: Callable[[ViTConfig], dict | None] = lambda config: None
 
 
 def unused(pattern: str, why: str) -> Rule:
     """A tensor that is known and not needed."""
-    return Rule(pattern, (), why)
+    return Rule(pattern, (), why=why)
 
 
-def vector(pattern: str, path: str) -> Rule:
+def single(pattern: str, place: Place, to=lambda a, c: a, back=lambda a, c: a, name: str = "") -> Rule:
+    """A tensor with one place."""
+    return Rule(pattern, (place,), lambda a, c: [to(a, c)], lambda parts, c: back(parts[0], c), name)
+
+
+def vector(pattern: str, path: str, name: str = "") -> Rule:
     """A tensor taken over as it is."""
-    return Rule(pattern, (Target(path, lambda a, c: a),))
+    return single(pattern, Place(path), name=name)
 
 
-def norm(pattern: str, path: str) -> tuple[Rule, Rule]:
+def norm(pattern: str, path: str, name: str = "") -> tuple[Rule, Rule]:
     """LayerNorm: weight, bias -> scale, bias."""
-    return vector(rf"{pattern}\.weight", f"{path}/scale"), vector(rf"{pattern}\.bias", f"{path}/bias")
+    return (
+        vector(rf"(?:{pattern})\.weight", f"{path}/scale", name and f"{name}.weight"),
+        vector(rf"(?:{pattern})\.bias", f"{path}/bias", name and f"{name}.bias"),
+    )
 
 
-def linear(pattern: str, path: str, parts: int = 1) -> tuple[Rule, Rule]:
-    """A linear layer, weight `[out, in]` -> kernel `[in, out]`; `parts` > 1 splits the outputs, `[in, parts, out / parts]`."""
+def linear(pattern: str, path: str, name: str = "") -> tuple[Rule, Rule]:
+    """A linear layer, weight `[out, in]` -> kernel `[in, out]`."""
+    return (
+        single(rf"(?:{pattern})\.weight", Place(f"{path}/kernel"), _transpose, _transpose, name and f"{name}.weight"),
+        vector(rf"(?:{pattern})\.bias", f"{path}/bias", name and f"{name}.bias"),
+    )
+
+
+def plain(*rules: Rule) -> tuple[Rule, ...]:
+    """Rules that write models whose MLP is not gated."""
+    return tuple(rule._replace(when=lambda c: c.mlp != "swiglu") for rule in rules)
+
+
+def gated(*rules: Rule) -> tuple[Rule, ...]:
+    """Rules that write models whose MLP is gated."""
+    return tuple(rule._replace(when=lambda c: c.mlp == "swiglu") for rule in rules)
+
+
+def first_layer(pattern: str, name: str = "") -> tuple[Rule, Rule]:
+    """The MLP's first layer; where it is gated, gate and value stacked as `[2 hidden, in]` -> `[in, 2, hidden]`."""
 
     def kernel(a, c):
-        return a.T if parts == 1 else a.T.reshape(a.shape[1], parts, -1)
+        return a.T.reshape(a.shape[1], 2, -1) if c.mlp == "swiglu" else a.T
 
     def bias(a, c):
-        return a if parts == 1 else a.reshape(parts, -1)
+        return a.reshape(2, -1) if c.mlp == "swiglu" else a
 
     return (
-        Rule(rf"{pattern}\.weight", (Target(f"{path}/kernel", kernel),)),
-        Rule(rf"{pattern}\.bias", (Target(f"{path}/bias", bias),)),
+        single(
+            rf"(?:{pattern})\.weight",
+            Place("blocks/mlp/fc1/kernel"),
+            kernel,
+            lambda a, c: a.reshape(a.shape[0], -1).T,
+            name and f"{name}.weight",
+        ),
+        single(
+            rf"(?:{pattern})\.bias",
+            Place("blocks/mlp/fc1/bias"),
+            bias,
+            lambda a, c: a.reshape(-1),
+            name and f"{name}.bias",
+        ),
     )
 
 
-PATCH = r"(?:embeddings\.patch_embeddings\.projection|patch_embed\.proj)"
-POSITION = r"embeddings\.position_embeddings|pos_embed"
-
-
-def patch_projection(pattern: str) -> tuple[Rule, Rule]:
-    """A strided convolution `[dim, channels, p, p]` -> a matrix on flattened patches `[p p channels, dim]`."""
-
-    def kernel(a, c):
-        return a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0])
-
+def half_of_first_layer(pattern: str, which: int, name: str = "") -> tuple[Rule, Rule]:
+    """The gate (0) or the value (1) of a gated MLP whose halves are tensors of their own."""
     return (
-        Rule(rf"{pattern}\.weight", (Target("embedding/patch/kernel", kernel),)),
-        vector(rf"{pattern}\.bias", "embedding/patch/bias"),
+        single(
+            rf"(?:{pattern})\.weight",
+            Place("blocks/mlp/fc1/kernel", (slice(None), which)),
+            _transpose,
+            _transpose,
+            name and f"{name}.weight",
+        ),
+        single(rf"(?:{pattern})\.bias", Place("blocks/mlp/fc1/bias", (which,)), name=name and f"{name}.bias"),
     )
 
 
-def tokens(pattern: str, path: str, first: int | None = None) -> Rule:
-    """Learned tokens `[1, n, dim]` -> `[n, dim]`, or row `first` of a shared leaf."""
-    if first is None:
-        return Rule(pattern, (Target(path, lambda a, c: a[0]),))
-    return Rule(pattern, (Target(path, lambda a, c: a[0, 0], (first,)),))
+def patch_projection(pattern: str, name: str = "") -> tuple[Rule, Rule]:
+    """A strided convolution `[dim, channels, p, p]` -> a matrix on flattened patches `[p p channels, dim]`.
 
-
-def position_table(pattern: str) -> Rule:
-    """`[1, num_cls + rows * columns, dim]` -> positions of the class tokens and of the patch grid."""
-
-    def cls(a, c):
-        return a[0, : c.num_cls]
-
-    def patches(a, c):
-        return a[0, c.num_cls :].reshape(*c.position_grid, a.shape[-1])
-
-    return Rule(pattern, (Target("embedding/cls_position", cls), Target("embedding/patch_position", patches)))
-
-
-def attention(block: str) -> tuple[Rule, ...]:
-    """Attention of the block that the pattern `block` matches, -> the fused `qkv` and `proj`.
-
-    transformers: three projections `[dim, dim]`, `attention.attention.query` or, newer, `attention.q_proj`, and
-    `attention.output.dense` or `attention.o_proj`. DINOv2's, DeiT's and timm's own: `attn.qkv` `[3 dim, dim]` and `attn.proj`.
+    A linear layer on flattened patches, `[dim, p p channels]`, is transposed.
     """
 
-    def part_kernel(a, c):
-        return a.T.reshape(a.shape[1], c.num_heads, -1)
+    def kernel(a, c):
+        return a.T if a.ndim == 2 else a.transpose(2, 3, 1, 0).reshape(-1, a.shape[0])
 
-    def part_bias(a, c):
-        return a.reshape(c.num_heads, -1)
+    def back(a, c):
+        return a.reshape(c.patch_size, c.patch_size, c.channels, -1).transpose(3, 2, 0, 1)
 
-    def fused_kernel(a, c):
-        return a.T.reshape(a.shape[1], 3, c.num_heads, -1)
-
-    def fused_bias(a, c):
-        return a.reshape(3, c.num_heads, -1)
-
-    def out_kernel(a, c):
-        return a.T.reshape(c.num_heads, -1, a.shape[0])
-
-    kernel, bias, out = "blocks/attn/qkv/kernel", "blocks/attn/qkv/bias", r"(?:attention\.(?:output\.dense|o_proj)|attn\.proj)"
-    rules = [
-        Rule(rf"{block}\.attn\.qkv\.weight", (Target(kernel, fused_kernel),)),
-        Rule(rf"{block}\.attn\.qkv\.bias", (Target(bias, fused_bias),)),
-        Rule(rf"{block}\.{out}\.weight", (Target("blocks/attn/proj/kernel", out_kernel),)),
-        vector(rf"{block}\.{out}\.bias", "blocks/attn/proj/bias"),
-    ]
-    for part, (old, new) in enumerate((("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))):
-        source = rf"{block}\.attention\.(?:attention\.{old}|{new})"
-        rules.append(Rule(rf"{source}\.weight", (Target(kernel, part_kernel, (slice(None), part)),)))
-        rules.append(Rule(rf"{source}\.bias", (Target(bias, part_bias, (part,)),)))
-    return tuple(rules)
+    return (
+        single(rf"(?:{pattern})\.weight", Place("embedding/patch/kernel"), kernel, back, name and f"{name}.weight"),
+        vector(rf"(?:{pattern})\.bias", "embedding/patch/bias", name and f"{name}.bias"),
+    )
 
 
-def square_grid(positions: int, shape) -> tuple[int, int]:
-    """Side of a square position table, from its number of patch positions."""
-    side = int(np.sqrt(max(positions, 0)) + 0.5)
-    if side * side != positions or not side:
-        raise ValueError(f"a position table {tuple(shape)} is not a square grid of patches after its class tokens")
-    return side, side
+def tokens(pattern: str, path: str, name: str = "", row: int | None = None) -> Rule:
+    """Learned tokens `[1, n, dim]`, `[n, dim]` or `[dim]` -> `[n, dim]`, or one row of a leaf that several tokens share."""
+    if row is None:
+        return single(pattern, Place(path), lambda a, c: a.reshape(-1, a.shape[-1]), lambda a, c: a[None], name)
+    return single(pattern, Place(path, (row,)), lambda a, c: a.reshape(a.shape[-1]), lambda a, c: a[None, None], name)
 
 
-def find_shape(shapes: dict[str, tuple], pattern: str) -> tuple | None:
-    """Shape of the first tensor whose whole name matches."""
-    return next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
+def position_table(pattern: str, name: str = "", batched: bool = True) -> Rule:
+    """`[1, num_cls + rows * columns, dim]` -> positions of the class tokens, where they have one, and of the patch grid.
+
+    Args:
+        batched: whether it is written with its leading 1.
+    """
+
+    def split(a, c):
+        a = a.reshape(-1, a.shape[-1])
+        first = c.num_cls if c.cls_position else 0
+        return [a[:first], a[first:].reshape(*c.position_grid, a.shape[-1])]
+
+    def join(parts, c):
+        cls, patches = parts
+        patches = patches.reshape(-1, patches.shape[-1])
+        if cls is None:
+            cls = np.zeros((c.num_cls, patches.shape[-1]), patches.dtype)
+        table = np.concatenate([cls, patches])
+        return table[None] if batched else table
+
+    return Rule(pattern, (Place("embedding/cls_position"), Place("embedding/patch_position")), split, join, name)
 
 
-def need_shape(shapes: dict[str, tuple], pattern: str, what: str) -> tuple:
-    """`find_shape`; ValueError naming what is missing where nothing matches."""
-    shape = find_shape(shapes, pattern)
-    if shape is None:
-        raise ValueError(f"it has no {what}")
-    return shape
+def fused_attention(weight: str, bias: str, out: str, name: str = "", out_name: str = "") -> tuple[Rule, ...]:
+    """Queries, keys and values in one matrix `[3 dim, dim]`; `out` is the layer after the heads.
+
+    Args:
+        weight, bias: patterns of the whole names; out: pattern of the layer.
+        name: what precedes `weight` and `bias` where this is the spelling that is written.
+    """
+    return (
+        single(
+            weight,
+            Place("blocks/attn/qkv/kernel"),
+            lambda a, c: a.T.reshape(a.shape[1], 3, c.num_heads, -1),
+            lambda a, c: a.reshape(a.shape[0], -1).T,
+            name and f"{name}weight",
+        ),
+        single(
+            bias,
+            Place("blocks/attn/qkv/bias"),
+            lambda a, c: a.reshape(3, c.num_heads, -1),
+            lambda a, c: a.reshape(-1),
+            name and f"{name}bias",
+        ),
+        *_heads_out(out, out_name),
+    )
 
 
-def count_layers(shapes: dict[str, tuple], pattern: str) -> int:
-    """One more than the largest block number that the pattern's group `layer` finds."""
-    found = [int(m["layer"]) for name in shapes if (m := re.match(pattern, name))]
-    return max(found) + 1 if found else 0
+def attention(parts: tuple[str, str, str], out: str, names=("", "", ""), out_name: str = "") -> tuple[Rule, ...]:
+    """Queries, keys and values as three layers `[dim, dim]`, and the layer `out` after the heads.
+
+    Args:
+        parts, out: patterns of the layers; `names`, `out_name` what they are written as.
+    """
+    rules = [rule for part in range(3) for rule in _part(f"(?:{parts[part]})", part, names[part])]
+    return (*rules, *_heads_out(out, out_name))
+
+
+def part_bias(pattern: str, part: int) -> Rule:
+    """The bias of queries (0), keys (1) or values (2) alone."""
+    return _part(pattern, part, "")[1]._replace(pattern=pattern)
+
+
+def _part(pattern, part, name):
+    return (
+        single(
+            rf"{pattern}\.weight",
+            Place("blocks/attn/qkv/kernel", (slice(None), part)),
+            lambda a, c: a.T.reshape(a.shape[1], c.num_heads, -1),
+            lambda a, c: a.reshape(a.shape[0], -1).T,
+            name and f"{name}.weight",
+        ),
+        single(
+            rf"{pattern}\.bias",
+            Place("blocks/attn/qkv/bias", (part,)),
+            lambda a, c: a.reshape(c.num_heads, -1),
+            lambda a, c: a.reshape(-1),
+            name and f"{name}.bias",
+        ),
+    )
+
+
+def _heads_out(pattern, name):
+    return (
+        single(
+            rf"(?:{pattern})\.weight",
+            Place("blocks/attn/proj/kernel"),
+            lambda a, c: a.T.reshape(c.num_heads, -1, a.shape[0]),
+            lambda a, c: a.reshape(-1, a.shape[-1]).T,
+            name and f"{name}.weight",
+        ),
+        vector(rf"(?:{pattern})\.bias", "blocks/attn/proj/bias", name and f"{name}.bias"),
+    )
+
+
+def _transpose(a, c):
+    return a.T

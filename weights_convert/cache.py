@@ -1,0 +1,76 @@
+"""Conversions kept: what was converted once is read from a cache, keyed by the content of the weights.
+
+The cache is `$BRH_JAX_CACHE`, else `brh_jax` in `$XDG_CACHE_HOME` or `~/.cache`. An entry appears under its name only when it is
+whole, so any number of processes can use it at once; two that convert the same weights at the same time both work, and the first
+entry stays.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from brh_jax.errors import UserError
+from brh_jax.models import store
+from brh_jax.models.encoder import Encoder
+from weights_convert.convert import convert
+from weights_convert.sources import locate
+
+# Part of the key: raise it when a conversion comes out differently than before.
+VERSION = 2
+BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+
+
+def converted(spec: str, **options) -> Encoder:
+    """`convert(spec, **options)`, from the cache where it has been done before; says what it found when it converts.
+
+    Args:
+        options: JSON values that `convert` takes.
+    """
+    folder, files = locate(spec)
+    entry = cache_folder() / key(spec, folder, files, options)
+    if store.is_encoder_folder(entry):
+        try:
+            return store.read(entry)
+        except UserError:
+            shutil.rmtree(entry, ignore_errors=True)  # damaged: converted anew
+    encoder, report = convert(spec, **options)
+    print("\n".join(report.lines(encoder)), file=sys.stderr, flush=True)
+    try:
+        _keep(encoder, entry, report._asdict())
+    except OSError as error:
+        print(f"  not kept in {entry.parent} ({error}); BRH_JAX_CACHE names another folder", file=sys.stderr, flush=True)
+    return encoder
+
+
+def cache_folder() -> pathlib.Path:
+    """Where conversions are kept."""
+    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or base / "brh_jax").expanduser()
+
+
+def key(spec: str, folder: pathlib.Path, files, options: dict) -> str:
+    """What a conversion depends on: content of the weights and of what lies beside them, file name, options, version."""
+    digest = hashlib.sha256()
+    for file in (*files, *(folder / name for name in BESIDE if (folder / name).exists())):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    digest.update(json.dumps([VERSION, spec, options], sort_keys=True).encode())
+    return digest.hexdigest()[:40]
+
+
+def _keep(encoder: Encoder, entry: pathlib.Path, notes: dict) -> None:
+    """Puts the encoder at `entry`, unless another process has been faster."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=entry.parent, prefix=".converting-"))
+    try:
+        store.save(encoder, temporary / "encoder", notes)
+        os.rename(temporary / "encoder", entry)
+    except OSError:
+        if not store.is_encoder_folder(entry):
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""A conversion against the implementation that the weights were made for, state by state."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from brh_jax.errors import UserError
+from brh_jax.models.encoder import Encoder
+from weights_convert import export
+from weights_convert.sources import Source, open_source
+
+TOLERANCE = 1e-5
+
+
+class Difference(NamedTuple):
+    """Attributes: stage, largest absolute difference, and largest value of the reference there."""
+
+    stage: str
+    largest: float
+    size: float
+
+
+class Comparison(NamedTuple):
+    """Attributes: the reference implementation, and the differences stage by stage."""
+
+    reference: str
+    stages: list[Difference]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every state agrees to 1e-5 of its size."""
+        return all(d.largest <= TOLERANCE * max(d.size, 1.0) for d in self.stages)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        worst = max(d.largest / max(d.size, 1.0) for d in self.stages)
+        verdict = "agrees" if self.passed else "DOES NOT AGREE"
+        return [
+            f"compared with {self.reference}, one random image:",
+            *(f"  {d.stage:<12} largest difference {d.largest:.1e} of values up to {d.size:.1e}" for d in self.stages),
+            f"  {verdict}: {worst:.1e} of a state's size, {TOLERANCE:.0e} allowed",
+        ]
+
+
+def compare(spec: str, encoder: Encoder) -> Comparison:
+    """Every state and the final norm of one random image at the encoder's size, in float32.
+
+    Raises:
+        UserError: no reference implementation for this kind of source, or its library is not installed.
+    """
+    source = open_source(spec)
+    name, states_of = _reference(source, encoder)
+    height, width = encoder.preprocessing.crop
+    image = np.random.default_rng(0).normal(size=(1, height, width, encoder.config.channels)).astype(np.float32)
+    theirs, final = states_of(image)
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(encoder.trajectory(image))
+        if final is not None:
+            ours_final = np.asarray(encoder.features(ours[-1]))[:, : final.shape[1]]
+    stages = ["embedding", *(f"block {i}" for i in range(1, encoder.depth + 1))]
+    differences = [_difference(stage, a, b) for stage, a, b in zip(stages, ours, theirs, strict=True)]
+    if final is not None:
+        differences.append(_difference("final norm", ours_final, final))
+    return Comparison(name, differences)
+
+
+def _difference(stage, ours, theirs):
+    if ours.shape != theirs.shape:
+        raise UserError(f"{stage}: ours is {ours.shape}, the reference {theirs.shape}")
+    return Difference(stage, float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()))
+
+
+def _reference(source: Source, encoder: Encoder) -> tuple[str, Callable]:
+    if source.hf is not None and not export.is_raptor(source):
+        _need("torch", "transformers")
+        return "transformers", lambda image: _transformers(source, image)
+    if source.timm is not None:
+        _need("torch", "timm")
+        return f"timm's {source.timm['architecture']}", lambda image: _timm(source, image)
+    if source.open_clip is not None:
+        _need("torch", "open_clip")
+        return "open_clip", lambda image: _open_clip(source, image)
+    raise UserError(
+        f"{source.origin} has no configuration of transformers, timm or open_clip beside it, so there is no implementation to "
+        "compare with: --check works on folders in the hub's layout"
+    )
+
+
+def _need(*modules):
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(
+            f"--check compares with the reference implementation, which needs {' and '.join(missing)}: pip install it"
+        )
+
+
+def _pixels(image):
+    import torch
+
+    return torch.tensor(image).permute(0, 3, 1, 2)
+
+
+def _transformers(source: Source, image):
+    import torch
+    import transformers
+
+    kind = source.hf["model_type"]
+    if kind.startswith("siglip2"):
+        raise UserError("SigLIP 2 of any aspect ratio takes patches, not images: it is compared in this project's tests")
+    classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+    model_class = getattr(transformers, classes.get(kind, "AutoModel"))
+    model = model_class.from_pretrained(source.folder, dtype=torch.float32).eval()
+    options = {}
+    if not kind.startswith("dinov"):
+        options["interpolate_pos_encoding"] = True
+    if kind == "vit_mae":
+        model.config.mask_ratio = 0.0
+        side = model.config.patch_size
+        options["noise"] = torch.arange(float(image.shape[1] // side * (image.shape[2] // side)))[None]  # keeps the order
+    with torch.no_grad():
+        out = model(_pixels(image), output_hidden_states=True, **options)
+    states = [s.numpy() for s in out.hidden_states]
+    if kind.startswith("clip"):
+        final = out.pooler_output[:, None]  # the norm of the class token alone
+    elif out.last_hidden_state.shape[1] == states[0].shape[1]:
+        final = out.last_hidden_state
+    else:
+        final = None
+    return states, None if final is None else final.numpy()
+
+
+def _hooked(blocks, run):
+    """Input of the first block and outputs of all, while `run` is called."""
+    import torch
+
+    states = []
+    hooks = [blocks[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))]
+    hooks += [block.register_forward_hook(lambda module, args, out: states.append(out)) for block in blocks]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return [s.numpy() for s in states]
+
+
+def _timm(source: Source, image):
+    import timm
+
+    about = source.timm
+    args = dict(about.get("model_args") or {}) | {"num_classes": about.get("num_classes", 0)}
+    size = image.shape[1:3]
+    model = timm.create_model(
+        about["architecture"], pretrained=False, img_size=size, **{k: v for k, v in args.items() if k != "img_size"}
+    )
+    timm.models.load_checkpoint(model, str(source.files[0]), strict=False)
+    model.eval()
+    final = []
+    model.norm.register_forward_hook(lambda module, a, out: final.append(out))
+    states = _hooked(model.blocks, lambda: model.forward_features(_pixels(image)))
+    return states, final[0].detach().numpy()
+
+
+def _open_clip(source: Source, image):
+    import open_clip
+
+    about = source.open_clip["model_cfg"]
+    model = open_clip.CLIP(**{k: v for k, v in about.items() if k != "custom_text"})
+    open_clip.load_checkpoint(model, str(source.files[0]))
+    visual = model.visual.eval()
+    return _hooked(visual.transformer.resblocks, lambda: visual(_pixels(image))), None

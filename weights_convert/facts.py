@@ -1,0 +1,97 @@
+"""Facts: what a source says about its architecture: shapes of its tensors, and the configuration that lies beside them."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Facts:
+    """Attributes:
+    shapes: tensor name, relative to the ViT, -> shape.
+    read: tensor name -> array.
+    origin: what the user asked for.
+    prefix: what names had before them, such as `module.backbone.`.
+    hf: transformers' config.json (of the vision tower), or None.
+    timm: timm's config.json, or None.
+    open_clip: open_clip_config.json, or None.
+    num_heads: as the user gave it, where the source cannot tell.
+    assumed: what the source does not say and was taken as published; filled as questions are asked.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    origin: str = ""
+    prefix: str = ""
+    hf: dict | None = None
+    timm: dict | None = None
+    open_clip: dict | None = None
+    num_heads: int | None = None
+    assumed: list[str] = dataclasses.field(default_factory=list)
+
+    def find(self, pattern: str) -> tuple[int, ...] | None:
+        """Shape of the first tensor whose whole name matches."""
+        return next((shape for name, shape in self.shapes.items() if re.fullmatch(pattern, name)), None)
+
+    def need(self, pattern: str, what: str) -> tuple[int, ...]:
+        """`find`; ValueError naming what is missing where nothing matches."""
+        shape = self.find(pattern)
+        if shape is None:
+            raise ValueError(f"it has no {what}")
+        return shape
+
+    def layers(self, block: str) -> int:
+        """One more than the largest block number that the pattern's group `layer` finds; ValueError where there is none."""
+        found = [int(m["layer"]) for name in self.shapes if (m := re.match(block, name))]
+        if not found:
+            raise ValueError("it has no blocks")
+        return max(found) + 1
+
+    def transformers(self, **defaults) -> dict | None:
+        """transformers' configuration, with the defaults that its classes have for what the file leaves out."""
+        return None if self.hf is None else defaults | {k: v for k, v in self.hf.items() if v is not None}
+
+    def heads(self, dim: int, widths: dict[int, int] | None = None, default: int = 12) -> int:
+        """Number of attention heads, which no tensor's shape tells.
+
+        Args:
+            widths: width of a head by `dim`, where published models differ from 64.
+            default: of transformers' class, where its config.json leaves it out.
+        """
+        if self.hf is not None:
+            return self.hf.get("num_attention_heads", default)
+        for args in ((self.timm or {}).get("model_args") or {}, _vision(self.open_clip)):
+            if "num_heads" in args:
+                return args["num_heads"]
+            if "head_width" in args:
+                return dim // args["head_width"]
+        if self.num_heads:
+            return self.num_heads
+        width = (widths or {}).get(dim, 64)
+        heads = max(dim // width, 1)
+        self.assume(f"{heads} heads of width {dim // heads}, as published models of width {dim} have; num_heads says otherwise")
+        return heads
+
+    def assume(self, what: str) -> None:
+        """Notes what was taken as published."""
+        if what not in self.assumed:
+            self.assumed.append(what)
+
+    @property
+    def architecture(self) -> str:
+        """timm's name of the architecture, empty where it is not said."""
+        return (self.timm or {}).get("architecture") or _vision(self.open_clip).get("timm_model_name") or ""
+
+
+def _vision(open_clip: dict | None) -> dict:
+    return ((open_clip or {}).get("model_cfg") or {}).get("vision_cfg") or {}
+
+
+def square_grid(positions: int, shape) -> tuple[int, int]:
+    """Side of a square position table, from its number of patch positions."""
+    side = int(np.sqrt(max(positions, 0)) + 0.5)
+    if side * side != positions or not side:
+        raise ValueError(f"a position table {tuple(shape)} is not a square grid of patches after its class tokens")
+    return side, side

@@ -1,0 +1,176 @@
+"""A table applied: from named tensors to a parameter tree that is filled whole and once, and back."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from brh_jax.errors import UserError
+from brh_jax.models.vit import ViT, ViTConfig
+from weights_convert.sources import Source
+
+
+def wanted_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by path."""
+    p = config.patch_size
+    image = jax.ShapeDtypeStruct((1, p, p, config.channels), jnp.float32)
+    wanted = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted, sep="/").items()}
+
+
+def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(), *, locate=None, about="", contradictions=()):
+    """Takes every tensor through its one rule; every place is filled once.
+
+    One tensor is in memory at a time, beside the parameters themselves.
+
+    Args:
+        names: the name that rules know -> name in the source.
+        wanted: shape by path.
+        config: what the rules' transforms ask for heads, patch size and MLP.
+        zeros: places that the family does not have.
+        locate: `(place, match) -> (path, index)`; by default those under `blocks` get the layer as first index.
+        about: the family, for messages.
+        contradictions: faults found before.
+
+    Returns:
+        The parameter tree, the classifier or None, and the names left out with the reason.
+
+    Raises:
+        UserError: all faults in one message.
+    """
+    locate = locate or _stacked
+    leaves = {path: np.zeros(shape, dtype) for path, shape in wanted.items()}
+    filled = {path: np.zeros(shape, bool) for path, shape in wanted.items()}
+    faults, unused, head = Faults(), {}, {}
+    for path, index in zeros:
+        filled[path][(slice(None), *index) if path.startswith("blocks/") else index] = True
+
+    for short, full in names.items():
+        matches = [(rule, m) for rule in rules if (m := rule.match(short))]
+        if len(matches) != 1:
+            faults.add("surplus" if not matches else f"fits {len(matches)} rules", full)
+            continue
+        rule, match = matches[0]
+        if not rule.places:
+            unused[full] = rule.why
+            continue
+        try:
+            array = source.tensors[full].read()
+        except Exception as error:
+            raise UserError(f"{source.origin}: {full} cannot be read ({error}): the file is damaged, download it again") from None
+        if not np.isfinite(array).all():
+            faults.add("not finite", full, "holds NaN or infinity")
+        try:
+            parts = rule.split(array, config)
+        except (ValueError, IndexError, TypeError):
+            faults.add("shape", full, f"{array.shape} does not fit {describe(config)}")
+            continue
+        for place, value in zip(rule.places, parts, strict=True):
+            if place.path.startswith("head/"):
+                name = place.path.removeprefix("head/")
+                if name in head:
+                    faults.add("twice", full, f"is a second {name} of the classifier")
+                head[name] = value.astype(dtype)
+            elif value.size:
+                _put(faults, leaves, filled, *locate(place, match), full, array, value, config)
+    for path, mask in filled.items():
+        if not mask.all():
+            open_places = f", {mask.size - mask.sum()} of {mask.size} values unfilled" if mask.any() else ""
+            faults.add("missing", path, f"{wanted[path]}{open_places}")
+    if head and set(head) != {"kernel", "bias"}:
+        faults.add("missing", "classifier", f"has no {'bias' if 'kernel' in head else 'weight'}")
+    if faults or contradictions:
+        lines = [*contradictions, *faults.lines()]
+        raise UserError(
+            f"{source.origin} does not convert as {about} ({describe(config)}); nothing was written. "
+            f"{len(lines)} faults:\n  " + "\n  ".join(lines)
+        )
+    del filled
+    params = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}  # popped: never all of them twice in memory
+    return traverse_util.unflatten_dict(params, sep="/"), {k: jnp.asarray(v) for k, v in head.items()} or None, unused
+
+
+def empty(params, rules, config: ViTConfig, *, depth: int, locate=None, about="") -> dict[str, np.ndarray]:
+    """The way back: tensors under the names that the rules write.
+
+    Args:
+        params: the parameter tree.
+        depth: number of blocks that the rules' `{layer}` counts.
+
+    Raises:
+        UserError: parameters that the table has no name for.
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    written = {path: np.zeros(leaf.shape, bool) for path, leaf in leaves.items()}
+    tensors = {}
+    for rule in rules:
+        if not rule.name or not rule.when(config):
+            continue
+        for layer in range(depth) if "{layer}" in rule.name else (0,):
+            match = {"layer": layer}
+            parts = []
+            for place in rule.places:
+                path, index = (locate or _stacked)(place, match)
+                parts.append(np.asarray(leaves[path][index]) if path in leaves else None)
+                if path in leaves:
+                    written[path][index] = True
+            if any(part is not None for part in parts):
+                tensors[rule.name.format(layer=layer)] = rule.join(parts, config)
+    if lost := [path for path, mask in written.items() if not mask.all()]:
+        raise UserError(f"{about} has no place for {', '.join(lost)}: nothing was written")
+    return tensors
+
+
+def _stacked(place, match):
+    return place.path, (int(match["layer"]), *place.index) if place.path.startswith("blocks/") else place.index
+
+
+def describe(config: ViTConfig) -> str:
+    """The architecture in a few words."""
+    return f"{config.depth} layers, dim {config.dim}, {config.num_heads} heads, patch {config.patch_size}"
+
+
+def _put(faults, leaves, filled, path, index, full, array, value, config):
+    try:
+        place = leaves[path][index]
+    except (KeyError, IndexError):
+        faults.add("surplus", full, f"{array.shape} has no place in {describe(config)}")
+        return
+    if value.shape != place.shape:
+        faults.add("shape", full, f"{array.shape} gives {value.shape}, {path} takes {place.shape}")
+    elif filled[path][index].any():
+        faults.add("twice", full, f"fills a part of {path} that another tensor has filled, or that the family does not have")
+    else:
+        leaves[path][index] = value
+        filled[path][index] = True
+
+
+class Faults(dict):
+    """What is wrong, tensors that differ only in their layer taken together."""
+
+    def add(self, kind: str, name: str, what: str = "") -> None:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        template = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        self.setdefault((kind, template, what), []).append(number and int(number.group()))
+
+    def lines(self) -> list[str]:
+        """One for each kind of fault and tensor."""
+        lines = []
+        for (kind, template, what), layers in self.items():
+            name = template if layers[0] is None else template.format(_ranges(layers))
+            lines.append(f"{kind}: {name} {what}".rstrip())
+        return lines
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 5 -> [1-3,5]; a single number as it is."""
+    numbers, runs = sorted(numbers), []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return text if len(numbers) == 1 else f"[{text}]"
