@@ -14,6 +14,12 @@ from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, ViTConfig
 
 
+@pytest.fixture(scope="session", autouse=True)
+def conversions(tmp_path_factory):
+    """Conversions are kept for the session, and nowhere else."""
+    os.environ["BRH_JAX_CACHE"] = str(tmp_path_factory.mktemp("conversions"))
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> ViTConfig:
     """Six layers, cls and two registers, 4 x 4 patches of 2 pixels."""

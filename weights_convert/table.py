@@ -48,7 +48,7 @@ def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(
         filled[path][(slice(None), *index) if path.startswith("blocks/") else index] = True
 
     for short, full in names.items():
-        matches = [(rule, m) for rule in rules if (m := rule.match(short))]
+        matches = [(rule, m) for rule in rules if rule.when(config) and (m := rule.match(short))]
         if len(matches) != 1:
             faults.add("surplus" if not matches else f"fits {len(matches)} rules", full)
             continue

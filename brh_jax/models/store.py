@@ -130,8 +130,9 @@ def read(folder) -> Encoder:
         raise UserError(
             f"{folder} was written by a newer brh_jax (format {about['version']}, this one reads {VERSION}): upgrade brh-jax"
         )
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")) or [folder / "model.safetensors"]:
+    tensors, index = {}, folder / "model.safetensors.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    for file in (folder / name for name in files):
         try:
             tensors |= load_file(file)
         except (OSError, SafetensorError) as error:

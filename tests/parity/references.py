@@ -33,6 +33,41 @@ MODELS = {
         {"patch_size": 16, "image_size": 224, "intermediate_size": 192, "num_labels": 7},
     ),
     "deit": (transformers.DeiTModel, transformers.DeiTConfig, {"patch_size": 16, "image_size": 224, "intermediate_size": 192}),
+    "mae": (transformers.ViTMAEModel, transformers.ViTMAEConfig, {"intermediate_size": 192, "mask_ratio": 0.0}),
+    "mae-with-decoder": (
+        transformers.ViTMAEForPreTraining,
+        transformers.ViTMAEConfig,
+        {"intermediate_size": 192, "mask_ratio": 0.0, "decoder_hidden_size": 48, "decoder_num_attention_heads": 4},
+    ),
+    "dinov3": (
+        transformers.DINOv3ViTModel,
+        transformers.DINOv3ViTConfig,
+        {"intermediate_size": 192, "num_register_tokens": 4},
+    ),
+    "dinov3-gated": (
+        transformers.DINOv3ViTModel,
+        transformers.DINOv3ViTConfig,
+        {"intermediate_size": 128, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True},
+    ),
+    "dinov3-few-biases": (
+        transformers.DINOv3ViTModel,
+        transformers.DINOv3ViTConfig,
+        {"intermediate_size": 192, "query_bias": False, "value_bias": False, "mlp_bias": False, "rope_theta": 50.0},
+    ),
+    "clip": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig, {"intermediate_size": 192}),
+    "clip-gelu": (transformers.CLIPVisionModel, transformers.CLIPVisionConfig, {"intermediate_size": 192, "hidden_act": "gelu"}),
+    "clip-with-text": (
+        transformers.CLIPModel,
+        transformers.CLIPConfig,
+        {"vision_config": SMALL | {"intermediate_size": 192}, "text_config": SMALL | {"intermediate_size": 96}},
+    ),
+    "siglip": (transformers.SiglipVisionModel, transformers.SiglipVisionConfig, {"intermediate_size": 192}),
+    "siglip-with-text": (
+        transformers.SiglipModel,
+        transformers.SiglipConfig,
+        {"vision_config": SMALL | {"intermediate_size": 192}, "text_config": SMALL | {"intermediate_size": 96}},
+    ),
+    "siglip2": (transformers.Siglip2VisionModel, transformers.Siglip2VisionConfig, {"intermediate_size": 192}),
 }
 
 
@@ -40,12 +75,13 @@ def make(name: str, folder: pathlib.Path, dtype=torch.float32, **changes):
     """The reference model, saved in `folder` as the hub would hold it. Every parameter is drawn, biases and gains too."""
     model_class, config_class, options = MODELS[name]
     torch.manual_seed(0)
-    model = model_class(config_class(**SMALL | options | changes)).eval()
+    small = {} if "vision_config" in options else SMALL
+    model = model_class(config_class(**small | options | changes)).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1", "before.weight", "after.weight")):
+            if key.endswith("lambda1") or ("norm" in key and key.endswith("weight")):
                 parameter.normal_(1.0, 0.1)
-            else:
+            elif parameter.requires_grad or "position" in key:  # MAE's table is fixed
                 # Tokens and positions large enough to show, matrices so that branches are of the size of the stream.
                 parameter.normal_(0.0, 0.02 if "patch" in key else 0.3 if "embeddings" in key else 0.08)
     model = model.to(dtype)
@@ -55,11 +91,26 @@ def make(name: str, folder: pathlib.Path, dtype=torch.float32, **changes):
 
 def hidden_states(model, images: np.ndarray) -> list[np.ndarray]:
     """a_0 ... a_L of float images `[batch, height, width, 3]`."""
-    pixels = torch.tensor(images).permute(0, 3, 1, 2)
-    # Off the table's grid ViT and DeiT resample only when asked to.
-    options = {"interpolate_pos_encoding": True} if "Dinov2" not in type(model).__name__ else {}
+    return [s.numpy() for s in run(model, images).hidden_states]
+
+
+def run(model, images: np.ndarray):
+    """The reference's outputs for float images `[batch, height, width, 3]`."""
+    name, pixels = type(model).__name__, torch.tensor(images).permute(0, 3, 1, 2)
+    model = next((getattr(model, part) for part in ("vision_model", "vit", "dinov2") if hasattr(model, part)), model)
+    patch = model.config.patch_size
+    rows, columns = images.shape[1] // patch, images.shape[2] // patch
+    # Off the table's grid most resample only when asked to.
+    options = {} if name.startswith("D") and "DeiT" not in name else {"interpolate_pos_encoding": True}
+    if "MAE" in name:
+        options["noise"] = torch.arange(float(rows * columns)).expand(len(images), -1)  # masks nothing, keeps the order
+    if "Siglip2" in name:
+        pixels = pixels.permute(0, 2, 3, 1).reshape(len(images), rows, patch, columns, patch, 3).transpose(2, 3)
+        pixels = pixels.reshape(len(images), rows * columns, -1)
+        mask = torch.ones(pixels.shape[:2], dtype=torch.int32)
+        options = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[rows, columns]] * len(images))}
     with torch.no_grad():
-        return [s.numpy() for s in model(pixels, output_hidden_states=True, **options).hidden_states]
+        return model(pixels, output_hidden_states=True, **options)
 
 
 def tensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:

@@ -1,10 +1,12 @@
 """Every hidden state of randomly initialised reference models against the converted ones."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import torch
-from references import MODELS, as_torch_hub, hidden_states, make, rewrite, tensors
+from references import MODELS, as_torch_hub, make, rewrite, run, tensors
 from safetensors.torch import save_file
 
 import brh_jax
@@ -12,24 +14,32 @@ from brh_jax.models import pooled_features
 from weights_convert import convert
 
 TOLERANCE = 1e-5
-OFF_GRID = {"dinov2": (224, 280), "vit": (256, 208), "deit": (256, 208)}
+OFF_GRID = {14: (224, 280), 16: (256, 208), 32: (256, 288)}
 
 
-def images(height, width):
-    return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+def images(height, width, dtype=np.float32):
+    return np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(dtype)
 
 
-def assert_same_states(encoder, model, pixels):
+def assert_same_states(encoder, model, pixels, tolerance=TOLERANCE):
+    """Embedding, every block and the final norm."""
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(encoder.trajectory(pixels))
-    theirs = hidden_states(model, pixels)
+        final = np.asarray(encoder.features(ours[-1]))
+    out = run(model, pixels)
+    theirs = [s.numpy() for s in out.hidden_states]
     assert len(ours) == len(theirs) == encoder.depth + 1
-    print(f"largest difference {max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)):.1e}")
-    for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        assert a.shape == b.shape
+    stages = [(f"a_{layer}", a, b) for layer, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    if "CLIP" in type(model).__name__:  # normalises the class token alone
+        stages.append(("final norm", final[:, 0], out.pooler_output.numpy()))
+    else:
+        stages.append(("final norm", final, out.last_hidden_state.numpy()))
+    print(f"largest difference {max(np.abs(a - b).max() for _, a, b in stages):.1e}")
+    for stage, a, b in stages:
+        assert a.shape == b.shape and a.dtype == b.dtype
         assert np.abs(b).max() > 0.1
         difference = np.abs(a - b).max()
-        assert difference <= TOLERANCE, f"a_{layer} differs by {difference}"
+        assert difference <= tolerance, f"{stage} differs by {difference}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -38,17 +48,39 @@ def test_every_state_at_224_and_off_the_grid(name, tmp_path):
     encoder, report = convert(str(tmp_path))
     assert report.assumed == [] or all("preprocess" in line for line in report.assumed)
     assert_same_states(encoder, model, images(224, 224))
-    assert_same_states(encoder, model, images(*OFF_GRID[name.split("-")[0]]))
+    assert_same_states(encoder, model, images(*OFF_GRID[encoder.config.patch_size]))
 
 
-@pytest.mark.parametrize("name", ["dinov2", "vit", "deit"])
-def test_final_norm(name, tmp_path):
-    model = make(name, tmp_path)
-    encoder = brh_jax.load(tmp_path)
-    pixels = images(224, 224)
-    with torch.no_grad():
-        expected = model(torch.tensor(pixels).permute(0, 3, 1, 2)).last_hidden_state.numpy()
-    np.testing.assert_allclose(encoder.features(encoder.trajectory(pixels)[-1]), expected, atol=TOLERANCE)
+# DINOv3 computes its angles, SigLIP 2 and DINOv2 with registers off the grid their tables, in float32 whatever the precision.
+@pytest.mark.parametrize("name", ["dinov2", "dinov2-swiglu", "dinov2-registers", "vit", "deit", "mae", "clip", "siglip"])
+def test_float64(name, tmp_path):
+    with jax.enable_x64(True):
+        grid = {"patch_size": 14, "image_size": 56} if "dinov2" in name else {"patch_size": 16, "image_size": 64}
+        model = make(name, tmp_path, dtype=torch.float64, **grid)
+        encoder, _ = convert(str(tmp_path), dtype=np.float64)
+        side = grid["image_size"]
+        assert_same_states(encoder, model, images(side, side, np.float64), 1e-9)
+
+
+def test_dinov3_in_float64_is_limited_by_its_own_angles(tmp_path):
+    with jax.enable_x64(True):
+        model = make("dinov3", tmp_path, dtype=torch.float64)
+        encoder, _ = convert(str(tmp_path), dtype=np.float64)
+        assert_same_states(encoder, model, images(64, 64, np.float64), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["siglip-with-text", "clip-with-text"])
+def test_what_a_configuration_leaves_out_has_the_default_of_its_class(name, tmp_path):
+    """Hubs' configurations of CLIP and SigLIP leave out what equals the default."""
+    folder = make(name, tmp_path, vision_config={"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 96})
+    about = json.loads((tmp_path / "config.json").read_text())
+    default = folder.config.vision_config
+    for key in ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size", "num_channels"):
+        about["vision_config"].pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    encoder, _ = convert(str(tmp_path))
+    assert encoder.config.num_heads == default.num_attention_heads
+    assert_same_states(encoder, folder, images(224, 224))
 
 
 @pytest.mark.parametrize("name", ["vit-classifier", "dinov2-classifier"])

@@ -44,10 +44,10 @@ RULES = (
     *norm(rf"{B}\.norm2", "blocks/norm2", f"{HF}.norm2"),
     *plain(*first_layer(rf"{B}\.mlp\.fc1", f"{HF}.mlp.fc1")),
     *plain(*linear(rf"{B}\.mlp\.fc2", "blocks/mlp/fc2", f"{HF}.mlp.fc2")),
-    *gated(*first_layer(rf"{B}\.mlp\.(?:weights_in|w12)", f"{HF}.mlp.weights_in")),
+    *gated(*first_layer(rf"{B}\.mlp\.(?:weights_in|w12|fc1)", f"{HF}.mlp.weights_in")),
     *half_of_first_layer(rf"{B}\.mlp\.gate_proj", 0),
     *half_of_first_layer(rf"{B}\.mlp\.up_proj", 1),
-    *gated(*linear(rf"{B}\.mlp\.(?:weights_out|w3|down_proj)", "blocks/mlp/fc2", f"{HF}.mlp.weights_out")),
+    *gated(*linear(rf"{B}\.mlp\.(?:weights_out|w3|down_proj|fc2)", "blocks/mlp/fc2", f"{HF}.mlp.weights_out")),
     vector(rf"{B}\.(?:layer_scale2\.lambda1|ls2\.gamma)", "blocks/ls2/scale", f"{HF}.layer_scale2.lambda1"),
     *norm(r"(?:layernorm|norm)", "norm", "layernorm"),
     *linear(r"classifier|head", "head", "classifier"),  # on [cls, mean patch] after the norm

@@ -50,7 +50,7 @@ RULES = (
     *norm(rf"{B}\.norm2", "blocks/norm2", f"{HF}.norm2"),
     *plain(*first_layer(rf"{B}\.mlp\.(?:up_proj|fc1)", f"{HF}.mlp.up_proj")),
     *gated(*half_of_first_layer(rf"{B}\.mlp\.(?:gate_proj|w1|fc1_g)", 0, f"{HF}.mlp.gate_proj")),
-    *gated(*half_of_first_layer(rf"{B}\.mlp\.(?:w2|fc1_x)", 1, f"{HF}.mlp.up_proj")),
+    *gated(*half_of_first_layer(rf"{B}\.mlp\.(?:up_proj|w2|fc1_x)", 1, f"{HF}.mlp.up_proj")),
     *linear(rf"{B}\.mlp\.(?:down_proj|w3|fc2)", "blocks/mlp/fc2", f"{HF}.mlp.down_proj"),
     vector(rf"{B}\.(?:layer_scale2\.lambda1|ls2\.gamma|gamma_2)", "blocks/ls2/scale", f"{HF}.layer_scale2.lambda1"),
     *norm(r"norm", "norm", "norm"),

@@ -28,7 +28,7 @@ class Rule(NamedTuple):
         split: `(array, config) -> one array per place`; an empty one has no place.
         join: `(one array or None per place, config) -> array`, the way back.
         name: what transformers calls it, `{layer}` for the block's number; empty for a spelling that is only read.
-        when: whether a model has such tensors, which matters in writing only.
+        when: whether a model of this architecture has such tensors.
         why: the reason that a tensor is not needed.
     """
 
@@ -100,12 +100,12 @@ def linear(pattern: str, path: str, name: str = "") -> tuple[Rule, Rule]:
 
 
 def plain(*rules: Rule) -> tuple[Rule, ...]:
-    """Rules that write models whose MLP is not gated."""
+    """Rules of models whose MLP is not gated."""
     return tuple(rule._replace(when=lambda c: c.mlp != "swiglu") for rule in rules)
 
 
 def gated(*rules: Rule) -> tuple[Rule, ...]:
-    """Rules that write models whose MLP is gated."""
+    """Rules of models whose MLP is gated."""
     return tuple(rule._replace(when=lambda c: c.mlp == "swiglu") for rule in rules)
 
 
