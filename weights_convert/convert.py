@@ -121,7 +121,7 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
         raise UserError(f"{source.origin} is not a {family.name} that can be read: {error}") from None
     if arch:
         _check_architecture(source.origin, config, arch)
-    zeros = () if about else family.zeros(facts, config)
+    zeros = family.zeros(facts, config)
     shapes = wanted_shapes(config)
     tree, head, unused = fill(
         source,

@@ -161,6 +161,119 @@ def as_torch_hub(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def as_blocks(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A ViT or a DeiT of transformers under the names of timm, DINO, DeiT and MAE: fused qkv, `blocks.N`."""
+    out = {}
+    for name, tensor in state.items():
+        if name.startswith("pooler"):
+            continue
+        new = name.replace("encoder.layer.", "blocks.").replace("layernorm_before", "norm1").replace("layernorm_after", "norm2")
+        new = new.replace("attention.output.dense", "attn.proj").replace("intermediate.dense", "mlp.fc1")
+        new = new.replace("output.dense", "mlp.fc2").replace("embeddings.patch_embeddings.projection", "patch_embed.proj")
+        new = new.replace("embeddings.position_embeddings", "pos_embed").replace("embeddings.cls_token", "cls_token")
+        new = new.replace("layernorm.", "norm.").replace("classifier", "head")
+        if ".attention.attention.query." in name:
+            parts = [state[name.replace("query", part)] for part in ("query", "key", "value")]
+            out[new.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+        elif ".attention.attention." not in name:
+            out[new] = tensor
+    return out
+
+
+def as_dinov3_hub(state: dict[str, torch.Tensor], head_dim: int, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """A DINOv3 of transformers under the names of facebookresearch/dinov3, with the periods and the mask it keeps."""
+    out = {"rope_embed.periods": (100.0 ** torch.arange(0, 1, 4 / head_dim)).to(dtype)}
+    names = {
+        "layer.": "blocks.",
+        "attention.o_proj": "attn.proj",
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "embeddings.patch_embeddings": "patch_embed.proj",
+        "embeddings.register_tokens": "storage_tokens",
+        "embeddings.": "",
+    }
+    gated = any("gate_proj" in name for name in state)
+    names |= {"mlp.gate_proj": "mlp.w1", "mlp.up_proj": "mlp.w2", "mlp.down_proj": "mlp.w3"} if gated else {}
+    names |= {} if gated else {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+    for name, tensor in state.items():
+        new = name
+        for a, b in names.items():
+            new = new.replace(a, b)
+        if ".attention.q_proj.weight" in name:
+            block = new.partition(".attention")[0]
+            q, k, v = (name.replace("q_proj", f"{part}_proj") for part in "qkv")
+            out[f"{block}.attn.qkv.weight"] = torch.cat([state[n] for n in (q, k, v)])
+            biases = [state.get(n.replace("weight", "bias"), torch.zeros(len(tensor))) for n in (q, k, v)]
+            out[f"{block}.attn.qkv.bias"] = torch.cat(biases)
+            out[f"{block}.attn.qkv.bias_mask"] = torch.cat(
+                [torch.ones(len(tensor)), torch.zeros(len(tensor)), torch.ones(len(tensor))]
+            )
+        elif not any(f".attention.{part}_proj." in name for part in "qkv"):
+            out[new] = tensor
+    return out
+
+
+class AuthorsBlock(torch.nn.Module):
+    """The paper's block, with the names that its checkpoints have."""
+
+    class _Gated(torch.nn.Module):
+        def forward(self, x):
+            a, b = x.chunk(2, dim=-1)
+            return torch.nn.functional.silu(a) * b
+
+    class _Gain(torch.nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.gamma = torch.nn.Parameter(torch.ones(dim))
+
+        def forward(self, x):
+            return x * self.gamma
+
+    def __init__(self, dim, heads, gated=True, depth_scaling=True):
+        super().__init__()
+        nn, hidden = torch.nn, 4 * dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ls1, self.ls2 = self._Gain(dim), self._Gain(dim)
+        activation = self._Gated() if gated else nn.GELU()
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden * (1 + gated)), activation, nn.Linear(hidden, dim))
+        if depth_scaling:
+            self.t_proj = nn.Sequential(nn.Linear(1, 16), nn.SiLU(), nn.Linear(16, 3 * dim))
+
+    def forward(self, x, depth):
+        gains = (1.0, 1.0, 1.0)
+        if hasattr(self, "t_proj"):
+            gains = (self.t_proj(torch.full((len(x), 1, 1), float(depth))) + 1).chunk(3, dim=-1)
+        y = self.norm1(x)
+        x = x + gains[0] * self.ls1(self.attn(y, y, y, need_weights=False)[0])
+        x = x + gains[1] * self.ls2(self.mlp(self.norm2(x)))
+        return gains[2] * x
+
+
+class AuthorsRaptor(torch.nn.Module):
+    """The paper's k blocks, with random parameters; `lengths` are the layers of each phase."""
+
+    def __init__(self, lengths, dim=64, heads=2, **block):
+        super().__init__()
+        self.lengths = lengths
+        self.blocks = torch.nn.ModuleList(AuthorsBlock(dim, heads, **block) for _ in lengths)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.normal_(0.0, 0.02 if "t_proj.2" in name else 0.15)
+                if "gamma" in name or ("norm" in name and name.endswith("weight")):
+                    parameter.add_(1.0).mul_(0.5 if "gamma" in name else 1.0)
+
+    def rollout(self, state: np.ndarray) -> list[np.ndarray]:
+        x, states = torch.tensor(state), [state]
+        layers = [block for block, length in zip(self.blocks, self.lengths, strict=True) for _ in range(length)]
+        with torch.no_grad():
+            for depth, block in enumerate(layers, start=1):
+                x = block(x, depth)
+                states.append(x.numpy())
+        return states
+
+
 def edit_config(folder: pathlib.Path, **changes) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

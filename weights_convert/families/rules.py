@@ -184,8 +184,11 @@ def position_table(pattern: str, name: str = "", batched: bool = True) -> Rule:
 
     def split(a, c):
         a = a.reshape(-1, a.shape[-1])
-        first = c.num_cls if c.cls_position else 0
-        return [a[:first], a[first:].reshape(*c.position_grid, a.shape[-1])]
+        first = len(a) - c.position_grid[0] * c.position_grid[1]
+        cls, patches = a[:first], a[first:]
+        if not c.cls_position and not cls.any():  # zeros, where `join` had to write some
+            cls = cls[:0]
+        return [cls, patches.reshape(*c.position_grid, a.shape[-1])]
 
     def join(parts, c):
         cls, patches = parts

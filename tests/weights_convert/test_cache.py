@@ -1,0 +1,79 @@
+"""Conversions kept: keyed by content, whole or not there, safe with several processes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "parity"))
+from references import edit_config, make, rewrite, tensors
+
+import brh_jax
+from weights_convert import cache
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRH_JAX_CACHE", str(tmp_path / "cache"))
+    make("dinov2", tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def entries():
+    return sorted(p.name for p in cache.cache_folder().iterdir())
+
+
+def test_converted_once_and_said(folder, capfd, monkeypatch):
+    first = brh_jax.load(folder)
+    assert "DINOv2 (safetensors, transformers)" in capfd.readouterr().err
+    monkeypatch.setattr(cache, "convert", None)  # cannot convert again
+    second = brh_jax.load(folder)
+    assert capfd.readouterr().err == ""
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    assert first.config == second.config and first.preprocessing == second.preprocessing
+    assert len(entries()) == 1
+
+
+def test_other_content_is_another_entry(folder):
+    brh_jax.load(folder)
+    state = tensors(folder)
+    state["layernorm.weight"] += 1
+    rewrite(folder, state)
+    assert float(brh_jax.load(folder).params["norm"]["scale"][0]) == pytest.approx(float(state["layernorm.weight"][0]))
+    edit_config(folder, layer_norm_eps=1e-3)
+    assert brh_jax.load(folder).config.layer_norm_eps == 1e-3
+    assert len(entries()) == 3
+
+
+def test_a_damaged_entry_is_made_anew(folder):
+    expected = brh_jax.load(folder)
+    file = cache.cache_folder() / entries()[0] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    jax.tree.map(np.testing.assert_array_equal, brh_jax.load(folder).params, expected.params)
+    assert len(entries()) == 1
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(folder, tmp_path, monkeypatch, capfd):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BRH_JAX_CACHE", str(tmp_path / "file" / "below"))
+    assert brh_jax.load(folder).depth == 3
+    assert "BRH_JAX_CACHE names another folder" in capfd.readouterr().err
+
+
+def test_several_processes_at_once(folder):
+    code = "import sys, brh_jax, numpy; print(float(numpy.sum(brh_jax.load(sys.argv[1]).params['norm']['scale'])))"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1
+    assert len(entries()) == 1
