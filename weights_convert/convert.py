@@ -120,7 +120,7 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
     except (ValueError, KeyError) as error:
         raise UserError(f"{source.origin} is not a {family.name} that can be read: {error}") from None
     if arch:
-        _check_architecture(source.origin, config, arch)
+        registry.check_architecture(source.origin, config, arch)
     zeros = family.zeros(facts, config)
     shapes = wanted_shapes(config)
     tree, head, unused = fill(
@@ -182,14 +182,6 @@ def _family(source: Source, facts: Facts) -> Family:
     what = f"model_type {model_type!r}" if model_type else "its tensor names"
     some = "" if model_type else f" ({', '.join(list(facts.shapes)[:5])}, ...)"
     raise UserError(f"{source.origin}: {what}{some} is of no family known here; known are {', '.join(FAMILIES)}")
-
-
-def _check_architecture(origin, config: ViTConfig, arch: str):
-    faults = registry.differences(config, registry.architecture(arch).config)
-    if faults:
-        raise UserError(
-            f"{origin} is not {arch}: {'; '.join(faults)}. Give the weights of {arch}, or the name of their architecture"
-        )
 
 
 def _contradictions(facts: Facts, config: ViTConfig) -> list[str]:

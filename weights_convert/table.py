@@ -88,7 +88,8 @@ def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(
             f"{len(lines)} faults:\n  " + "\n  ".join(lines)
         )
     del filled
-    params = {path: jnp.asarray(leaves.pop(path)) for path in list(leaves)}  # popped: never all of them twice in memory
+    # Popped and waited for, one by one: never all of them twice in memory.
+    params = {path: jax.block_until_ready(jnp.asarray(leaves.pop(path))) for path in list(leaves)}
     return traverse_util.unflatten_dict(params, sep="/"), {k: jnp.asarray(v) for k, v in head.items()} or None, unused
 
 

@@ -84,3 +84,11 @@ def differences(found: ViTConfig, expected: ViTConfig) -> list[str]:
         for f in dataclasses.fields(ViTConfig)
         if f.name not in ignored and getattr(found, f.name) != getattr(expected, f.name)
     ]
+
+
+def check_architecture(origin, config: ViTConfig, name: str) -> None:
+    """Raises UserError unless the weights at `origin` are of the architecture of that name."""
+    if faults := differences(config, architecture(name).config):
+        raise UserError(
+            f"{origin} is not {name}: {'; '.join(faults)}. Give the weights of {name}, or the name of their architecture"
+        )

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import tempfile
 
+import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from safetensors import SafetensorError
@@ -75,7 +76,7 @@ def write_folder(folder, tensors: dict, files: dict[str, str], metadata: dict | 
         index = {}
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file({name: jnp.asarray(tensors[name]) for name in names}, temporary / file, metadata)
+            save_file({name: jax.block_until_ready(jnp.asarray(tensors[name])) for name in names}, temporary / file, metadata)
             index |= dict.fromkeys(names, file)
         if len(shards) > 1:
             total = sum(tensor.nbytes for tensor in tensors.values())

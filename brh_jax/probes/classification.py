@@ -83,12 +83,14 @@ def train_probe(
     settings: ProbeSettings,
     *,
     mesh,
+    head=None,
     **loop,
 ):
     """Trains `{"kernel": [features, classes], "bias": [classes]}` by cross-entropy.
 
     Args:
         encoder: computes features of `batch["image"]` in the step; None where batches hold `features`.
+        head: what to start from, a published classifier say; zeros by default.
         loop: see `training.train`.
     """
     adam, _ = adamw(settings, num_steps)
@@ -109,7 +111,9 @@ def train_probe(
     def step(state, batch, index):
         return update(state, params, batch)
 
-    head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
+    if head is None:
+        head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
+    head = jax.tree.map(jnp.copy, head)  # the loop donates its state
     state = {"head": head, "opt_state": optimiser.init(head)}
     return train(step, state, batches, num_steps=num_steps, mesh=mesh, **loop)["head"]
 

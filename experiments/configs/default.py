@@ -82,6 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "eval": "",
             "num_train": 0,  # at most so many images, 0 for all
             "num_eval": 0,
+            "head": "",  # classifier to start from: .pth or .safetensors with weight [classes, features] and bias; empty: zeros
             "cache": False,  # features computed once: for small sets, without random crops
             "epochs": 15,
             "batch_size": 512,

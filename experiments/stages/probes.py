@@ -11,7 +11,7 @@ from brh_jax.errors import UserError
 from brh_jax.probes import classification
 from experiments.context import Context, identity, settings_of
 
-_NOT_TRAINING = ("train", "eval", "num_train", "num_eval")
+_NOT_TRAINING = ("train", "eval", "num_train", "num_eval", "head")
 
 
 def run(context: Context, folder: pathlib.Path) -> dict:
@@ -25,16 +25,20 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     classification.check_labels(evaluation, "config.probe.eval")
     if train.classes != evaluation.classes:
         raise UserError(f"config.probe.train and config.probe.eval have different classes: {train.name}, {evaluation.name}")
-    accuracies, counts = {}, (0, 0)
+    accuracies, before, counts = {}, {}, (0, 0)
     for name, encoder in context.encoders().items():
-        accuracies[name], counts = _probe(context, folder / name, name, encoder, train, evaluation)
-        print(f"probes: {name}: accuracy {accuracies[name]:.4f} on {counts[1]} images", flush=True)
+        accuracies[name], start, counts = _probe(context, folder / name, name, encoder, train, evaluation)
+        note = ""
+        if start is not None:
+            before[name], note = start, f" ({start:.4f} with {config.probe.head} as it is)"
+        print(f"probes: {name}: accuracy {accuracies[name]:.4f} on {counts[1]} images{note}", flush=True)
     return {
         "train": train.name,
         "eval": evaluation.name,
         "num_train": counts[0],
         "num_eval": counts[1],
         "accuracy": accuracies,
+        "accuracy_of_given_head": before,
         "skipped": train.skipped | evaluation.skipped,
     }
 
@@ -61,14 +65,21 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         batches = training_batches(train, crops, settings.batch_size, seed=config.seed, threads=config.data.threads)
         count, batch_size, frozen = len(train), settings.batch_size, encoder
     layout = encoder.layout
+    num_features = encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches))
+    start = None
+    if config.probe.head:
+        from weights_convert.heads import read_linear_head
+
+        start = read_linear_head(config.probe.head, num_features, len(train.classes))
     head = classification.train_probe(
         frozen,
         batches,
-        encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches)),
+        num_features,
         len(train.classes),
         settings.epochs * max(count // batch_size, 1),
         settings,
         mesh=context.mesh,
+        head=start,
         folder=folder,
         identity=identity(config.probe),
         label=f"probe {name}",
@@ -77,4 +88,5 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         save_every=config.distill.save_every,
     )
     values, labels = features(evaluation, config.probe.num_eval, "test set")
-    return classification.accuracy(head, values, labels), (count, len(labels))
+    before = None if start is None else classification.accuracy(start, values, labels)
+    return classification.accuracy(head, values, labels), before, (count, len(labels))

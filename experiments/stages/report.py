@@ -152,11 +152,12 @@ def _sections(context: Context, results, folder):
             f"Trained on {probes['num_train']} images of {probes['train']}, tested on {probes['num_eval']} of {probes['eval']}; "
             "bars are binomial 95 % intervals.",
         )
-        yield Table(
-            "Linear probes in figures",
-            ["model", "accuracy", "of the teacher's"],
-            [[n, f"{100 * a:.2f} %", f"{100 * a / accuracies['teacher']:.1f} %"] for n, a in accuracies.items()],
-        )
+        columns = ["model", "accuracy", "of the teacher's"]
+        rows = [[n, f"{100 * a:.2f} %", f"{100 * a / accuracies['teacher']:.1f} %"] for n, a in accuracies.items()]
+        if given := probes.get("accuracy_of_given_head"):
+            columns.append(f"with {pathlib.Path(context.config.probe.head).name} as it is")
+            rows = [[*row, f"{100 * given[row[0]]:.2f} %"] for row in rows]
+        yield Table("Linear probes in figures", columns, rows)
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:

@@ -5,10 +5,12 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+import brh_jax
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, ViTConfig, store
 from brh_jax.models.cost import cost
+from brh_jax.models.registry import check_architecture
 from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from experiments.context import Context, identity, settings_of
@@ -20,11 +22,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     if config.teacher.source == "train":
         encoder, notes = _train(context, folder), ["trained here from scratch"]
     else:
-        from weights_convert.convert import convert
-
-        encoder, report = convert(config.teacher.source, arch=config.teacher.arch, image_size=config.data.image_size or None)
-        notes = list(report.lines(encoder))
-        print("\n".join(notes), flush=True)
+        encoder, notes = _pretrained(config)
     store.save(encoder, folder / "model", {"lines": notes})
     summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
     summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict()}
@@ -34,6 +32,24 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         summary["accuracy"] = classification.accuracy(encoder.head, *classification.extract_features(encoder, batches))
         print(f"teacher: accuracy {summary['accuracy']:.3f} on {source.name}", flush=True)
     return summary
+
+
+def _pretrained(config) -> tuple[Encoder, list[str]]:
+    """Weights from anywhere, or a converted folder."""
+    source, size = config.teacher.source, config.data.image_size or None
+    if store.is_encoder_folder(source):
+        encoder = brh_jax.load(source, image_size=size)
+        if not isinstance(encoder.config, ViTConfig):
+            raise UserError(f"config.teacher.source {source} is a Raptor: expected a ViT")
+        if config.teacher.arch:
+            check_architecture(source, encoder.config, config.teacher.arch)
+        return encoder, [f"converted before: {source}"]
+    from weights_convert.convert import convert
+
+    encoder, report = convert(source, arch=config.teacher.arch, image_size=size)
+    notes = report.lines(encoder)
+    print("\n".join(notes), flush=True)
+    return encoder, notes
 
 
 def _train(context: Context, folder) -> Encoder:

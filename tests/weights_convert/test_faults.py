@@ -1,9 +1,12 @@
 """What is wrong with a source is said in one message, and nothing is written."""
 
+import dataclasses
 import pathlib
 import pickle
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -138,3 +141,117 @@ def test_command_line_writes_a_folder_that_loads(folder, tmp_path, capsys):
     assert encoder.layout.grid == (4, 4)
     images = np.zeros((1, 56, 56, 3), np.float32)
     np.testing.assert_array_equal(encoder.trajectory(images), brh_jax.load(folder, image_size=56).trajectory(images))
+
+
+def test_a_text_model_is_not_a_vision_model(tmp_path):
+    import transformers
+
+    about = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.CLIPTextModel(transformers.CLIPTextConfig(**about)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="model_type 'clip_text_model', holds no ViT that is known here: no patch projection"):
+        brh_jax.load(tmp_path)
+
+
+def test_patch_size_that_contradicts_the_weights(folder):
+    edit_config(folder, patch_size=16, hidden_size=64)
+    with pytest.raises(UserError) as error:
+        brh_jax.load(folder)
+    assert "config.json says patch_size 16, the tensors have 14" in str(error.value)
+    assert "config.json says hidden_size 64, the tensors have 48" in str(error.value)
+
+
+def test_a_tensor_that_fits_two_rules(folder, monkeypatch):
+    from weights_convert.families import FAMILIES
+    from weights_convert.families.rules import vector
+
+    family = FAMILIES["DINOv2"]
+    monkeypatch.setitem(FAMILIES, "DINOv2", family._replace(rules=(*family.rules, vector("layernorm.bias", "norm/bias"))))
+    with pytest.raises(UserError, match="fits 2 rules: layernorm.bias"):
+        brh_jax.load(folder)
+
+
+def test_architectures_close_to_known_ones(tmp_path):
+    """Blocks with norms of queries and keys, as some newer ViTs have: every layer's surplus keys in one line."""
+    make("vit", tmp_path)
+    state = tensors(tmp_path)
+    for layer in range(3):
+        state[f"encoder.layer.{layer}.attention.attention.q_norm.weight"] = torch.ones(12)
+    rewrite(tmp_path, state)
+    with pytest.raises(UserError, match=r"surplus: encoder.layer.\[0-2\].attention.attention.q_norm.weight"):
+        brh_jax.load(tmp_path)
+    edit_config(tmp_path, hidden_act="relu")
+    with pytest.raises(UserError, match="hidden_act 'relu' in config.json, expected 'gelu'"):
+        brh_jax.load(tmp_path)
+
+
+def test_two_vision_towers(tmp_path):
+    state = {f"{side}.patch_embed.proj.weight": torch.zeros(8, 3, 4, 4) for side in ("left", "right")}
+    torch.save(state, tmp_path / "two.pth")
+    with pytest.raises(UserError, match="2 patch projections"):
+        brh_jax.load(tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize("kind", ["pth", "onnx", "safetensors"])
+def test_truncated_files_leave_nothing_behind(kind, folder, tmp_path, capsys):
+    if kind == "pth":
+        torch.save(tensors(folder), tmp_path / "w.pth")
+    elif kind == "onnx":
+        import onnx
+
+        graph = onnx.helper.make_graph(
+            [], "g", [], [], [onnx.numpy_helper.from_array(np.zeros((50, 50), np.float32), "cls_token")]
+        )
+        onnx.save(onnx.helper.make_model(graph), tmp_path / "w.onnx")
+    else:
+        (tmp_path / "w.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    file = tmp_path / f"w.{kind}"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = sorted(tmp_path.iterdir())
+    assert main([str(file), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_faults_leave_nothing_behind(folder, tmp_path, capsys):
+    state = tensors(folder)
+    state["layernorm.weight"][0] = float("inf")
+    del state["layernorm.bias"]
+    rewrite(folder, state)
+    before = sorted(tmp_path.iterdir())
+    assert main([str(folder), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "not finite: layernorm.weight" in error and "missing: norm/bias" in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_check_prints_every_stage(folder, tmp_path, capsys):
+    assert main([str(folder), str(tmp_path / "out"), "--check", "--image-size=56x84"]) == 0
+    out = capsys.readouterr().out
+    for stage in ("compared with transformers", "embedding", "block 3", "final norm", "agrees"):
+        assert stage in out
+    assert brh_jax.load(tmp_path / "out").layout.grid == (4, 6)
+    torch.save(tensors(folder), tmp_path / "bare.pth")
+    assert main([str(tmp_path / "bare.pth"), str(tmp_path / "out2"), "--check"]) == 2
+    assert "no implementation to compare with" in capsys.readouterr().err
+
+
+def test_check_notices_what_the_table_cannot(folder, tmp_path, capsys, monkeypatch):
+    """A configuration that the weights do not contradict, and that is wrong."""
+    from weights_convert.families import FAMILIES
+
+    family = FAMILIES["DINOv2"]
+    wrong = family._replace(config=lambda facts: dataclasses.replace(family.config(facts), layer_norm_eps=1e-2))
+    monkeypatch.setitem(FAMILIES, "DINOv2", wrong)
+    assert main([str(folder), str(tmp_path / "out"), "--check"]) == 1
+    captured = capsys.readouterr()
+    assert "DOES NOT AGREE" in captured.out and "nothing was written" in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_dtype_of_the_parameters(folder, tmp_path):
+    assert main([str(folder), str(tmp_path / "half"), "--dtype=bfloat16", "--check"]) == 0
+    half = brh_jax.load(tmp_path / "half")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
+    exact = brh_jax.load(folder)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), half.params, exact.params)

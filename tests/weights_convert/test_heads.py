@@ -1,0 +1,29 @@
+"""Published linear heads."""
+
+import numpy as np
+import pytest
+import torch
+
+from brh_jax.errors import UserError
+from weights_convert.heads import read_linear_head
+
+
+def test_metas_layout(tmp_path):
+    weight, bias = torch.randn(10, 32), torch.randn(10)
+    torch.save({"weight": weight, "bias": bias}, tmp_path / "dinov2_vits14_linear_head.pth")
+    head = read_linear_head(str(tmp_path / "dinov2_vits14_linear_head.pth"), 32, 10)
+    features = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
+    expected = torch.nn.functional.linear(torch.tensor(features), weight, bias)
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], expected, atol=1e-5)
+
+
+def test_other_sizes_say_what_they_are(tmp_path):
+    torch.save({"weight": torch.zeros(10, 80), "bias": torch.zeros(10)}, tmp_path / "linear4_head.pth")
+    with pytest.raises(UserError, match=r"weight \(10, 80\).*expected \(10, 32\).*a head on four layers"):
+        read_linear_head(str(tmp_path / "linear4_head.pth"), 32, 10)
+    torch.save({"weight": torch.zeros(10, 32), "bias": torch.zeros(10)}, tmp_path / "head.pth")
+    with pytest.raises(UserError, match=r"expected \(7, 32\)"):
+        read_linear_head(str(tmp_path / "head.pth"), 32, 7)
+    torch.save({"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2)}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match="no linear classifier: expected one weight and one bias"):
+        read_linear_head(str(tmp_path / "net.pth"), 32, 7)
