@@ -89,7 +89,7 @@ def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(
         )
     del filled
     # Popped and waited for, one by one: never all of them twice in memory.
-    params = {path: jax.block_until_ready(jnp.asarray(leaves.pop(path))) for path in list(leaves)}
+    params = {path: jax.block_until_ready(jax.device_put(leaves.pop(path))) for path in list(leaves)}
     return traverse_util.unflatten_dict(params, sep="/"), {k: jnp.asarray(v) for k, v in head.items()} or None, unused
 
 

@@ -5,6 +5,7 @@ import difflib
 from typing import NamedTuple
 
 from brh_jax.errors import UserError
+from brh_jax.models import rotary
 from brh_jax.models.vit import ViTConfig
 
 
@@ -16,8 +17,18 @@ class Architecture(NamedTuple):
     image_size: int
 
 
-_SIZES = {"t": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, 40, 24)}
-_LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large", "g": "giant"}
+# dim, depth, heads
+_SIZES = {
+    "t": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+    "g": (1536, 40, 24),
+    "so400m": (1152, 27, 16),
+    "7b": (4096, 40, 32),
+}
+_LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "so400m": "so400m"}
 
 
 def _vit(size, patch_size, image_size, **changes):
@@ -35,6 +46,30 @@ def _dinov2(size, registers):
         changes |= {"num_registers": 4, "position_resampling": "cubic-antialias"}
     hub = f"facebook/dinov2-{'with-registers-' if registers else ''}{_LONG[size]}"
     return Architecture(_vit(size, 14, 518, **changes), hub, 224)
+
+
+def _dinov3(size, plus=False):
+    dim, _, heads = _SIZES[size]
+    heads = 20 if size == "h" else heads
+    changes = {"layer_scale": True, "num_registers": 4, "layer_norm_eps": 1e-5, "position_grid": None, "num_heads": heads}
+    changes["rope_periods"] = rotary.periods(dim // heads, 100.0)
+    if plus or size == "7b":
+        changes |= {"mlp": "swiglu", "mlp_dim": 2 * dim if size == "7b" else 4 * dim}
+    hub = f"facebook/dinov3-vit{size}16{'plus' if plus else ''}-pretrain-lvd1689m"
+    return Architecture(_vit(size, 16, 224, **changes), hub, 224)
+
+
+def _clip(size, patch, pixels):
+    changes = {"pre_norm": True, "mlp": "quick_gelu", "layer_norm_eps": 1e-5}
+    hub = f"openai/clip-vit-{_LONG[size]}-patch{patch}{'-336' if pixels == 336 else ''}"
+    return Architecture(_vit(size, patch, pixels, **changes), hub, pixels)
+
+
+def _siglip(size, patch, pixels, version=""):
+    changes = {"num_cls": 0, "mlp": "gelu_tanh"} | ({"mlp_dim": 4304} if size == "so400m" else {})
+    return Architecture(
+        _vit(size, patch, pixels, **changes), f"google/siglip{version}-{_LONG[size]}-patch{patch}-{pixels}", pixels
+    )
 
 
 ARCHITECTURES = {
@@ -58,6 +93,44 @@ ARCHITECTURES = {
         )
         for size in "tsb"
     },
+    **{
+        f"deit3_{size}16_{pixels}": Architecture(
+            _vit(size, 16, pixels, layer_scale=True, cls_position=False),
+            f"timm/deit3_{_LONG[size]}_patch16_{pixels}.fb_in22k_ft_in1k",
+            pixels,
+        )
+        for size in "sbl"
+        for pixels in (224, 384)
+    },
+    **{
+        f"dino_{size}{patch}": Architecture(_vit(size, patch, 224, layer_norm_eps=1e-12), f"facebook/dino-vit{size}{patch}", 224)
+        for size in "sb"
+        for patch in (16, 8)
+    },
+    **{
+        f"mae_{size}{patch}": Architecture(_vit(size, patch, 224, layer_norm_eps=1e-12), f"facebook/vit-mae-{_LONG[size]}", 224)
+        for size, patch in (("b", 16), ("l", 16), ("h", 14))
+    },
+    **{f"dinov3_vit{size}16": _dinov3(size) for size in ("s", "b", "l", "7b")},
+    **{f"dinov3_vit{size}16plus": _dinov3(size, plus=True) for size in ("s", "h")},
+    **{
+        f"clip_{size}{patch}_{pixels}": _clip(size, patch, pixels)
+        for size, patch, pixels in (("b", 32, 224), ("b", 16, 224), ("l", 14, 224), ("l", 14, 336))
+    },
+    **{
+        f"siglip{version}_{size}{patch}_{pixels}": _siglip(size, patch, pixels, version)
+        for version in ("", "2")
+        for size, patch, pixels in (
+            ("b", 16, 224),
+            ("b", 16, 256),
+            ("b", 16, 384),
+            ("b", 16, 512),
+            ("l", 16, 256),
+            ("l", 16, 384),
+            ("so400m", 14, 224),
+            ("so400m", 14, 384),
+        )
+    },
 }
 
 
@@ -78,7 +151,7 @@ def architecture(name: str) -> Architecture:
 
 def differences(found: ViTConfig, expected: ViTConfig) -> list[str]:
     """What tells two architectures apart, `field: found x, expected y`; training options and image size do not count."""
-    ignored = {"drop_path", "position_grid", "position_resampling", "layer_norm_eps"}
+    ignored = {"drop_path", "position_grid", "position_resampling", "layer_norm_eps", "rope_periods"}
     return [
         f"{f.name}: found {getattr(found, f.name)}, expected {getattr(expected, f.name)}"
         for f in dataclasses.fields(ViTConfig)

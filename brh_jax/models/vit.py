@@ -29,6 +29,7 @@ class ViTConfig:
         pre_norm: whether the embedded tokens go through a LayerNorm before the first block (CLIP).
         layer_scale: whether residual branches carry a learned gain.
         layer_norm_eps: epsilon of every LayerNorm (DINOv2 1e-6, transformers' ViT 1e-12).
+        drop_remainder: whether pixels beyond whole patches, right and below, are left out (SigLIP so400m at 384 px) or refused.
         position_resampling: a key of `position.RESAMPLINGS`.
         drop_path: probability of stochastic depth in training, the same at every depth.
     """
@@ -48,6 +49,7 @@ class ViTConfig:
     layer_scale: bool = False
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
+    drop_remainder: bool = False
     position_resampling: str = "cubic"
     drop_path: float = 0.0
     channels: int = 3
@@ -76,7 +78,7 @@ class ViTConfig:
             UserError: the size is not a multiple of the patch.
         """
         p = self.patch_size
-        if height % p or width % p or height < p or width < p:
+        if height < p or width < p or (not self.drop_remainder and (height % p or width % p)):
 
             def near(n):
                 return max(p, round(n / p) * p)
@@ -125,7 +127,7 @@ class Embedding(nn.Module):
         # Of the patches' own size: with the usual 0.02 a small ViT takes long to tell places apart.
         init = nn.initializers.normal(cfg.dim**-0.5)
 
-        patches = images.reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        patches = images[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, rows * columns, p * p * channels)
         patches = nn.Dense(cfg.dim, dtype=self.dtype, name="patch")(patches)
         # The residual stream starts here, in the precision of the parameters.

@@ -5,7 +5,7 @@ import pytest
 
 import brh_jax
 from brh_jax.errors import UserError
-from brh_jax.models import Encoder, Raptor, RaptorConfig, ViTConfig, architecture, store
+from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig, architecture, store
 from brh_jax.models.registry import ARCHITECTURES, differences
 from brh_jax.phases import Partition
 
@@ -56,6 +56,35 @@ def test_published_sizes():
     assert (giant.dim, giant.depth, giant.num_heads, giant.mlp, giant.mlp_dim) == (1536, 40, 24, "swiglu", 4096)
     assert architecture("vitb14_reg").config.layout(224, 224).num_tokens == 261
     assert architecture("vitl14_reg").hub_id == "facebook/dinov2-with-registers-large"
+
+
+# Published numbers of parameters of the vision towers in millions (without classifiers and pooling), to a percent.
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("dinov2_vits14", 22),
+        ("dinov2_vitg14", 1136),
+        ("dinov3_vits16", 21.6),
+        ("dinov3_vits16plus", 28.7),
+        ("dinov3_vith16plus", 840),
+        ("dinov3_vit7b16", 6716),
+        ("vit_b16_224", 85.8),
+        ("mae_h14", 630.8),
+        ("clip_b32_224", 87.4),
+        ("clip_l14_336", 303.5),
+        ("siglip_b16_224", 85.8),
+        ("siglip_so400m14_384", 412.4),
+    ],
+)
+def test_published_numbers_of_parameters(name, millions):
+    config, hub_id, image_size = architecture(name)
+    assert hub_id.count("/") == 1
+    image = jax.ShapeDtypeStruct((1, config.patch_size, config.patch_size, 3), np.float32)
+    params = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(millions, rel=0.01)
+    if config.position_grid != (37, 37):  # DINOv2's tables are those of 518 pixels
+        assert config.position_grid in (None, config.layout(image_size, image_size).grid)
 
 
 def test_unknown_architecture_names_the_nearest():

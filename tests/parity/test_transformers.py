@@ -69,6 +69,14 @@ def test_dinov3_in_float64_is_limited_by_its_own_angles(tmp_path):
         assert_same_states(encoder, model, images(64, 64, np.float64), 1e-6)
 
 
+def test_siglip_drops_pixels_beyond_whole_patches(tmp_path):
+    """As google/siglip-so400m-patch14-384 has them: 384 = 27 x 14 + 6."""
+    model = make("siglip", tmp_path, patch_size=14, image_size=230)
+    encoder = brh_jax.load(tmp_path)
+    assert encoder.layout.grid == (16, 16)
+    assert_same_states(encoder, model, images(230, 230))
+
+
 @pytest.mark.parametrize("name", ["siglip-with-text", "clip-with-text"])
 def test_what_a_configuration_leaves_out_has_the_default_of_its_class(name, tmp_path):
     """Hubs' configurations of CLIP and SigLIP leave out what equals the default."""

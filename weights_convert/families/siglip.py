@@ -86,6 +86,7 @@ def config(facts: Facts) -> ViTConfig:
         position_grid=square_grid(table[-2], table),
         num_cls=0,
         layer_norm_eps=epsilon,
+        drop_remainder=(hf or {}).get("image_size", 0) % patch_size != 0 or "patch14_siglip_384" in facts.architecture,
         position_resampling=resampling,
     )
 
