@@ -66,10 +66,11 @@ def _clip(size, patch, pixels):
 
 
 def _siglip(size, patch, pixels, version=""):
-    changes = {"num_cls": 0, "mlp": "gelu_tanh"} | ({"mlp_dim": 4304} if size == "so400m" else {})
-    return Architecture(
-        _vit(size, patch, pixels, **changes), f"google/siglip{version}-{_LONG[size]}-patch{patch}-{pixels}", pixels
-    )
+    changes = {"num_cls": 0, "mlp": "gelu_tanh", "drop_remainder": pixels % patch != 0}
+    if size == "so400m":
+        changes["mlp_dim"] = 4304
+    hub = f"google/siglip{version}-{_LONG[size]}-patch{patch}-{pixels}"
+    return Architecture(_vit(size, patch, pixels, **changes), hub, pixels)
 
 
 ARCHITECTURES = {
