@@ -1,28 +1,45 @@
-"""Training state on disk, through orbax: saved in the background, whole or not at all."""
+"""Training state on disk, through orbax: saved in the background, whole or not at all, and checked when it is read."""
 
+import hashlib
+import importlib.metadata
+import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from brh_jax.errors import UserError
+from brh_jax.parallel import is_main, wait_for_all
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Checkpoints:
-    """The checkpoints of one training run, in one folder; the last two are kept.
+    """The checkpoints of one training run, in one folder: the last ones and, where a loss is given, the best.
+
+    A checkpoint can be restored onto any mesh and by any number of processes. Each holds a fingerprint of every array, so that a
+    damaged one is noticed, and then passed over for the one before.
 
     Args:
         folder: made if it is not there.
         identity: what the state belongs to, as JSON (configuration, partition); a checkpoint with another is refused.
+        keep_last, keep_best: how many are kept.
     """
 
-    def __init__(self, folder, identity: dict):
+    def __init__(self, folder, identity: dict, *, keep_last: int = 2, keep_best: int = 1):
         self.folder = pathlib.Path(folder).absolute()
         self.identity = identity
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True),
+        managing = ocp.checkpoint_managers
+        policies = [managing.LatestN(keep_last)]
+        if keep_best:
+            policies.append(managing.BestN(get_metric_fn=_negative_loss, n=keep_best))
+        options = ocp.CheckpointManagerOptions(
+            create=True,
+            enable_async_checkpointing=True,
+            preservation_policy=managing.AnyPreservationPolicy(policies),
         )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self):
         return self
@@ -30,35 +47,146 @@ class Checkpoints:
     def __exit__(self, *exc):
         self.close()
 
-    def save(self, step: int, state, data_state: dict) -> None:
-        """Saves the state and the position of the input after `step` steps; returns before it is written."""
-        about = {"identity": self.identity, "data": data_state}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)))
+    def save(self, step: int, state, loss: float | None = None) -> None:
+        """Saves the state after `step` steps; returns before it is written."""
+        about = {
+            "identity": self.identity,
+            "step": step,
+            "loss": loss,
+            "fingerprints": fingerprints(state),
+            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+        }
+        about["sha256"] = _digest(about)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        self._manager.save(step, args=items, metrics={"loss": float("inf") if loss is None else loss})
 
     def restore(self, like):
-        """The newest checkpoint, laid out as `like` is, or None: (step, state, position of the input).
+        """The newest checkpoint that is whole, laid out as `like` is, or None: (step, state).
+
+        Damaged ones are removed, aloud.
 
         Raises:
-            UserError: it belongs to another configuration, or does not fit.
+            UserError: it belongs to another configuration, or does not fit; all of them are damaged.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        if about["identity"] != self.identity:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, self._read(step, like)
+            except Damaged as damage:
+                print(f"warning: checkpoint {self.folder / str(step)} is damaged ({damage}) and removed", flush=True)
+                self._remove(step)
+        if steps:
             raise UserError(
-                f"the checkpoint in {self.folder} was made with {about['identity']}, this run has {self.identity}: "
-                "use another --workdir, or remove that folder to start again"
+                f"every checkpoint in {self.folder} was damaged: look at the disk; the same command now starts this stage again"
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"the checkpoint {self.folder / str(step)} is damaged or does not fit ({first}): remove it") from None
-        return step, state, about["data"]
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps that there are checkpoints of."""
+        return sorted(self._manager.all_steps())
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _read(self, step: int, like):
+        try:
+            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            whole = about is not None and about.get("sha256") == _digest(about)
+        except Exception as error:  # orbax, tensorstore and json each have their own for a file that is not what it was
+            raise Damaged(_first_line(error)) from None
+        if not whole:
+            raise Damaged("its description is not what was written")
+        if about["identity"] != self.identity:
+            raise UserError(
+                f"the checkpoint in {self.folder} was made with {about['identity']}, this run has {self.identity}: "
+                "use another --workdir, or remove that folder to start again"
+            )
+        shapes = {path: list(leaf.shape) for path, leaf in _by_path(like).items()}
+        there = {path: entry["shape"] for path, entry in about["fingerprints"].items()}
+        if shapes != there:
+            wrong = [path for path in shapes | there if shapes.get(path) != there.get(path)]
+            raise UserError(
+                f"the checkpoint {self.folder / str(step)} does not fit: {wrong[0]} has shape {there.get(wrong[0])} there and "
+                f"{shapes.get(wrong[0])} here; remove that folder to start again"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        except Exception as error:
+            raise Damaged(_first_line(error)) from None
+        found = fingerprints(state)
+        if found != about["fingerprints"]:
+            wrong = next(path for path in found if found[path] != about["fingerprints"].get(path))
+            raise Damaged(f"{wrong} is not what was written")
+        return state
+
+    def _remove(self, step: int) -> None:
+        wait_for_all("a damaged checkpoint has been read")
+        try:
+            self._manager.delete(step)
+        except Exception:  # its folder is not as orbax expects
+            import shutil
+
+            if is_main():
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            self._manager.reload()
+        wait_for_all("a damaged checkpoint is gone")
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def fingerprints(tree) -> dict[str, dict]:
+    """Shape, type and a 32-bit number of every array, the same for any layout over devices; any flipped bit changes it.
+
+    The number is the sum of the array's 32-bit words, each times an odd number that belongs to its place, modulo 2^32.
+    """
+    leaves = _by_path(tree)
+    numbers = jax.device_get(_numbers(leaves))
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "number": int(numbers[path])} for path, leaf in leaves.items()
+    }
+
+
+@jax.jit
+def _numbers(leaves):
+    return {path: _number(leaf) for path, leaf in leaves.items()}
+
+
+def _number(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    size = leaf.dtype.itemsize
+    if leaf.dtype == jnp.bool_:
+        words = leaf.astype(jnp.uint32)
+    else:
+        unsigned = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size])
+        words = unsigned.astype(jnp.uint32)
+    places = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):
+        places = places * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * (2 * places + 1), dtype=jnp.uint32)
+
+
+def _by_path(tree) -> dict:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def _digest(about: dict) -> str:
+    rest = {key: value for key, value in about.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _negative_loss(metrics) -> float:
+    return -metrics["loss"]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -5,17 +5,29 @@ import pathlib
 import sys
 import time
 
+from brh_jax.parallel import is_main
+
 
 class MetricsFile:
     """Rows of `{"step": ..., name: value}` appended to a JSONL file.
 
+    Only the first process of a run writes.
+
     Args:
         path: the file.
         resume_step: rows after this step are dropped, so that a run that goes on repeats none.
+        tensorboard: also write events for TensorBoard, into `tensorboard/` beside the file.
     """
 
-    def __init__(self, path, resume_step: int = 0):
+    def __init__(self, path, resume_step: int = 0, *, tensorboard: bool = False):
         self.path = pathlib.Path(path)
+        self._file = self._events = None
+        if not is_main():
+            return
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=resume_step + 1)
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("w")
@@ -24,10 +36,16 @@ class MetricsFile:
 
     def write(self, step: int, values: dict) -> None:
         """Appends a row; on disk at once."""
-        self._write({"step": step} | values)
+        if self._file is not None:
+            self._write({"step": step} | values)
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
 
     def _write(self, row):
         self._file.write(json.dumps(row) + "\n")

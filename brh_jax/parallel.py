@@ -1,17 +1,41 @@
-"""The mesh that everything runs on, and how batches and parameters are laid over it."""
+"""The mesh that everything runs on, how batches and parameters are laid over it, and what several processes need.
+
+A step is written as if there were one device; `jax.jit` splits it after the layout of what it is given. Axes: `data` splits
+batches; `fsdp` splits batches and parameters (gathered as they are used); `tensor` splits heads and hidden widths.
+"""
+
+import os
+import re
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from brh_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Path of a parameter -> how its last dimensions are split. The first rule that fits counts; what none fits, and dimensions that
+# do not divide, are whole on every device. Optimiser states have their parameter's path at the end of theirs.
+RULES = (
+    (r"attn/qkv/kernel", ("fsdp", None, "tensor", None)),  # [dim, 3, heads, head_dim]
+    (r"attn/qkv/bias", (None, "tensor", None)),
+    (r"attn/proj/kernel", ("tensor", None, "fsdp")),  # [heads, head_dim, dim]
+    (r"mlp/fc1/kernel", ("fsdp", "tensor")),  # [dim, hidden], and [dim, 2, hidden] where it is gated
+    (r"mlp/fc1/bias", ("tensor",)),
+    (r"mlp/fc2/kernel", ("tensor", "fsdp")),  # [hidden, dim]
+    (r"patch/kernel", (None, "fsdp")),
+    (r"patch_position", (None, None, "fsdp")),
+)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what is left.
+    """A mesh over all devices of all processes; one axis may be -1 and takes what is left.
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
@@ -29,9 +53,48 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def shardings(tree, mesh: Mesh):
+    """The layout of every leaf of parameters or of a training state, by RULES.
+
+    Args:
+        tree: arrays or anything with a shape.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh)), tree)
+
+
+def _spec(path, shape, mesh: Mesh) -> P:
+    name = "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path)
+    for pattern, split in RULES:
+        if re.search(pattern + "$", name):
+            if "mlp/fc1/kernel" in name and _gated(shape, name):
+                split = (split[0], None, split[1])
+            split = (None,) * (len(shape) - len(split)) + tuple(split)
+            return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, split, strict=True)))
+    return P()
+
+
+def _gated(shape, name: str) -> bool:
+    """Whether a first layer holds gate and value, [.., dim, 2, hidden]; a ViT's blocks are stacked along depth, a Raptor's not."""
+    return len(shape) - (0 if re.search(r"phase_\d+", name) else 1) == 3
+
+
+def shard(tree, mesh: Mesh):
+    """Parameters or a training state onto the mesh by RULES; every process gives the same values."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh))
+
+
 def replicate(tree, mesh: Mesh):
     """Every leaf whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, P())), tree)
+
+
+def _put(leaf, sharding):
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def shard_batch(batch, mesh: Mesh):
@@ -40,7 +103,7 @@ def shard_batch(batch, mesh: Mesh):
     Raises:
         UserError: the batch does not divide by the devices that share it.
     """
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    sharding = NamedSharding(mesh, BATCH)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def place(array):
@@ -49,3 +112,65 @@ def shard_batch(batch, mesh: Mesh):
         return jax.make_array_from_process_local_data(sharding, np.asarray(array))
 
     return jax.tree.map(place, batch)
+
+
+def to_host(tree):
+    """numpy arrays of all values, also of what other processes hold; all processes must ask together."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return np.asarray(leaf.addressable_data(0))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here: what one has written the others may read."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says so; all processes must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.max(multihost_utils.process_allgather(jnp.asarray(flag))))
+
+
+def start_processes(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of a run: by flags, or by what a TPU pod or SLURM says; nothing where there is one process.
+
+    Must come before anything else asks jax for devices. Processes other than the first stop printing.
+
+    Raises:
+        UserError: flags that do not go together, or a coordinator that does not answer.
+    """
+    given = [bool(coordinator), num_processes > 0, process_id >= 0]
+    if any(given) and not all(given):
+        raise UserError("--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: give all three or none")
+    slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    pod = len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
+    if not (any(given) or slurm or pod):
+        return
+    try:
+        if any(given):
+            if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+                jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the {num_processes or ''} processes of this run did not find each other ({str(error).splitlines()[0]}): check that "
+            "every one is started, with the same --coordinator=HOST:PORT, which must be reachable from all of them"
+        ) from None
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # kept open for as long as the process lives

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from brh_jax.data.transforms import Preprocessing
+from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, pooled_features
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.training import adamw, train
@@ -38,13 +39,13 @@ def train_vit(
     seed: int,
     mesh,
     name: str,
-    **loop,
+    **options,
 ) -> Encoder:
     """Trains a ViT with a linear classifier on [cls, mean patch] of its last state.
 
     Args:
-        batches: grain's iterator over uint8 images and labels.
-        loop: see `training.train`.
+        batches: TrainingBatches of uint8 images and labels.
+        options: see `training.train`.
 
     Returns:
         The trained ViT, its classifier as `head`.
@@ -78,5 +79,6 @@ def train_vit(
         "head": {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)},
     }
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
-    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, batch_size=settings.batch_size, **loop)
+    options |= {"batch_size": settings.batch_size, "flops_per_image": 3 * vit_flops(config, layout)}
+    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, **options)
     return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])

@@ -1,16 +1,40 @@
 """The one training loop: resumable, with metrics and a progress line; what a step does is the caller's."""
 
+import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from brh_jax import stopping
 from brh_jax.checkpoints import Checkpoints
 from brh_jax.errors import UserError
+from brh_jax.hardware import device_memory, peak_flops
 from brh_jax.metrics import MetricsFile, Progress
-from brh_jax.parallel import replicate, shard_batch
+from brh_jax.parallel import shard, shard_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """How a loop runs, without effect on what comes out.
+
+    Attributes:
+        log_every, save_every: steps between rows of metrics and between checkpoints.
+        keep_last, keep_best: checkpoints that are kept; best by the training loss since the one before.
+        tensorboard: whether metrics go to TensorBoard too.
+        profile: (first, last) step to trace with jax's profiler into `profile/`, or None.
+    """
+
+    log_every: int = 10
+    save_every: int = 1000
+    keep_last: int = 2
+    keep_best: int = 1
+    tensorboard: bool = False
+    profile: tuple[int, int] | None = None
 
 
 def train(
@@ -24,18 +48,19 @@ def train(
     mesh,
     label: str,
     batch_size: int,
-    log_every: int = 10,
-    save_every: int = 1000,
+    flops_per_image: float = 0.0,
     stop_after: int | None = None,
+    loop: LoopSettings = LoopSettings(),
 ):
     """Runs `state, metrics = step(state, batch, index)` until `num_steps`, going on from the newest checkpoint if there is one.
 
     Args:
-        step: jitted; metrics is a flat dictionary of scalars with a `loss`.
-        state: what is trained, a pytree; replicated over the mesh.
-        batches: grain's iterator, with `get_state` and `set_state`.
-        folder: gets `checkpoints/` and `metrics.jsonl`.
+        step: jitted, its first argument donated; metrics is a flat dictionary of scalars with a `loss`.
+        state: what is trained, a pytree; laid over the mesh by `parallel.RULES`.
+        batches: an iterator with `seek(step)`.
+        folder: gets `checkpoints/`, `metrics.jsonl` and what `loop` asks for.
         identity: see Checkpoints.
+        batch_size: of all processes together; flops_per_image: of a step, where it is known.
         stop_after: stop at this step, checkpoint saved, as a run that was killed would (for tests).
 
     Returns:
@@ -43,40 +68,103 @@ def train(
 
     Raises:
         UserError: the loss is not finite; the last good checkpoint stays.
+        Stopped: the run was told to stop; the state is saved.
     """
-    state = replicate(state, mesh)
-    with Checkpoints(folder / "checkpoints", identity) as checkpoints:
+    state = shard(state, mesh)
+    kept = {"keep_last": loop.keep_last, "keep_best": loop.keep_best}
+    with Checkpoints(folder / "checkpoints", identity, **kept) as checkpoints:
         restored = checkpoints.restore(state)
         start = 0
         if restored is not None:
-            start, state, position = restored
-            batches.set_state(position)
+            start, state = restored
             if start < num_steps:
                 print(f"{label}: going on from step {start} of {num_steps}", flush=True)
-        metrics_file = MetricsFile(folder / "metrics.jsonl", resume_step=start)
-        progress = Progress(label, num_steps, per_step=batch_size)
-        pending = []
+        batches.seek(start)
         end = num_steps if stop_after is None else min(stop_after, num_steps)
-        for index in range(start, end):
-            batch = shard_batch(next(batches), mesh)
-            state, metrics = step(state, batch, index)
-            pending.append(metrics)
-            done = index + 1
-            saving = done % save_every == 0 or done == end
-            if done == start + 1 or done % log_every == 0 or saving:
-                rows, pending = jax.device_get(pending), []
-                means = {k: float(np.mean([row[k] for row in rows])) for k in metrics}
-                if not np.isfinite(means["loss"]):
-                    raise UserError(
-                        f"{label}: the loss is {means['loss']} between steps {max(done - log_every, start)} and {done}; "
-                        "the last good checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+        metrics_file = MetricsFile(folder / "metrics.jsonl", resume_step=start, tensorboard=loop.tensorboard)
+        progress = Progress(label, num_steps, per_step=batch_size)
+        pending, waited, since_save, tracing = [], 0.0, [], False
+        begun = time.monotonic()
+        with stopping.training():
+            for index in range(start, end):
+                tracing = _profile(loop.profile, index, folder, tracing)
+                asked = time.monotonic()
+                batch = shard_batch(next(batches), mesh)
+                waited += time.monotonic() - asked
+                state, metrics = step(state, batch, index)
+                pending.append(metrics)
+                done = index + 1
+                stopped = stopping.requested(done)
+                saving = done % loop.save_every == 0 or done == end or stopped
+                if done == start + 1 or done % loop.log_every == 0 or saving:
+                    rows, pending = jax.device_get(pending), []
+                    means = {k: float(np.mean([row[k] for row in rows])) for k in metrics}
+                    if not np.isfinite(means["loss"]):
+                        raise UserError(
+                            f"{label}: the loss is {means['loss']} between steps {done - len(rows)} and {done}; "
+                            "the last good checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+                        )
+                    since_save += [row["loss"] for row in rows]
+                    rate = progress.update(done, f"loss {means['loss']:.4f}")
+                    now = time.monotonic()
+                    row = (
+                        means | _speed(rate, flops_per_image) | {"input_wait": waited / max(now - begun, 1e-9)} | device_memory()
                     )
-                rate = progress.update(done, f"loss {means['loss']:.4f}")
-                metrics_file.write(done, means | ({"images_per_second": rate} if rate else {}))
-            if saving:
-                checkpoints.save(done, state, batches.get_state())
+                    metrics_file.write(done, row)
+                    waited, begun = 0.0, now
+                if saving:
+                    checkpoints.save(done, state, float(np.mean(since_save)))
+                    since_save = []
+                if stopped and done < num_steps:
+                    raise stopping.Stopped(f"{label}: stopped at step {done} of {num_steps}, saved")
+        _profile(loop.profile, end, folder, tracing, finish=True)
         metrics_file.close()
     return state
+
+
+def _speed(rate, flops_per_image) -> dict:
+    if not rate:
+        return {}
+    found = {"images_per_second": rate}
+    if flops_per_image:
+        found["tflops"] = rate * flops_per_image / 1e12
+        if peak := peak_flops():
+            found["mfu"] = rate * flops_per_image / peak
+    return found
+
+
+def _profile(window, index, folder, tracing: bool, finish: bool = False) -> bool:
+    """Starts and stops the profiler's trace; returns whether it runs."""
+    if window is None:
+        return False
+    if tracing and (finish or index > window[1]):
+        jax.profiler.stop_trace()
+        print(f"profile of steps {window[0]} to {window[1]}: {folder / 'profile'}", flush=True)
+        return False
+    if not tracing and not finish and window[0] <= index <= window[1]:
+        jax.profiler.start_trace(str(folder / "profile"))
+        return True
+    return tracing
+
+
+def accumulate(grad_fn: Callable, batch, pieces: int):
+    """Mean gradients and metrics over a batch that goes through in `pieces`, one after the other.
+
+    Args:
+        grad_fn: batch -> (gradients, metrics), both means over the images of the batch.
+        batch: a pytree of arrays with a leading batch axis that `pieces` divides. Each piece takes every `pieces`-th image, so
+            that every device has its share of each.
+    """
+    if pieces == 1:
+        return grad_fn(batch)
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(total, piece):
+        return jax.tree.map(lambda a, b: a + b / pieces, total, grad_fn(piece)), None
+
+    return jax.lax.scan(add, zeros, split)[0]
 
 
 def adamw(settings, num_steps: int):

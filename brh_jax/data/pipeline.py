@@ -1,59 +1,111 @@
-"""Batches of uint8 images from a source, through grain: shuffled and endless for training, in order and padded for measuring."""
+"""Batches of uint8 images from a source, through grain: shuffled and endless for training, in order and padded for measuring.
+
+A batch belongs to all processes of a run: each gives its part of it, and which images the whole holds does not depend on how
+many processes or workers there are.
+"""
 
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 
 from brh_jax.data.sources import Source
+from brh_jax.errors import UserError
 
 
 class _Load(grain.transforms.RandomMap):
-    """Index -> transformed record; None for an image that cannot be decoded, which grain then leaves out."""
+    """Index -> transformed record. An image that cannot be decoded is replaced by the next one that can, and `failed` names it."""
 
     def __init__(self, source: Source, transform):
         self.source, self.transform = source, transform
 
     def random_map(self, index: int, rng: np.random.Generator):
-        record = self.source.read_or_skip(index)
-        if record is None:
-            return None
-        return {"image": self.transform(record["image"], rng), "label": np.int32(record["label"])}
+        failed, at = -1, index
+        while (record := self.source.read_or_skip(at)) is None:
+            failed, at = index, (at + 1) % len(self.source)
+        image = self.transform(record["image"], rng)
+        return {"image": image, "label": np.int32(record["label"]), "failed": np.int64(failed)}
 
 
-def _records(source, transform, seed, shuffle, repeat):
-    indices = grain.MapDataset.range(len(source)).seed(seed)
-    if shuffle:
-        indices = indices.shuffle()
-    return indices.repeat(repeat).random_map(_Load(source, transform))
-
-
-def training_batches(source: Source, transform, batch_size: int, *, seed: int, threads: int = 8):
+class TrainingBatches(Iterator):
     """An endless iterator over shuffled epochs of `{"image": uint8 [batch, h, w, 3], "label": int32 [batch]}`.
 
-    It is grain's: `get_state()` and `set_state()` go on exactly where a run stopped. Every epoch has its own order and crops.
+    Every epoch has its own order and crops. Batch number n is the same whenever it is asked for: `seek(n)` goes on where a run
+    stopped, on any number of processes.
+
+    Args:
+        batch_size: of all processes together.
+        threads: that read ahead, or, with `workers`, in each worker.
+        workers: processes that decode; 0 to decode in threads of this one.
+        process: (index, count) of this process among those of the run; jax's by default.
     """
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    records = _records(source, transform, seed, shuffle=True, repeat=None)
-    return iter(records.to_iter_dataset(options).batch(batch_size, drop_remainder=True))
+
+    def __init__(
+        self, source: Source, transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0, process=None
+    ):
+        index, count = process or (jax.process_index(), jax.process_count())
+        if batch_size % count:
+            raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
+        self.source, self.step = source, 0
+        self._threads, self._workers = threads, workers
+        records = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None).random_map(_Load(source, transform))
+        self._batches = records[index::count].batch(batch_size // count)
+        self._iterator = None
+
+    def seek(self, step: int) -> None:
+        """Makes batch number `step` the next one."""
+        self.step, self._iterator = step, None
+
+    def __next__(self) -> dict:
+        if self._iterator is None:
+            options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(2, self._threads))
+            batches = self._batches[self.step :].to_iter_dataset(options)
+            if self._workers:
+                batches = batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers))
+            self._iterator = iter(batches)
+        batch = next(self._iterator)
+        self.step += 1
+        for index in batch.pop("failed"):
+            if index >= 0:
+                self.source.read_or_skip(int(index))  # a worker's notes do not come back: noted here
+        return batch
+
+
+def training_batches(source: Source, transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0):
+    """See TrainingBatches."""
+    return TrainingBatches(source, transform, batch_size, seed=seed, threads=threads, workers=workers)
 
 
 def measuring_batches(
-    source: Source, transform, batch_size: int, *, num_images: int | None = None, seed: int = 0, threads: int = 8
+    source: Source, transform, batch_size: int, *, num_images: int | None = None, seed: int = 0, threads: int = 8, process=None
 ) -> Iterator[dict]:
     """One pass of full batches with a `valid` mask, the last one padded; the same images every time.
 
     Args:
+        batch_size: of all processes together.
         num_images: at most this many, drawn at random if the source has more. With a random transform the source is gone
             through again, with new crops, until there are as many; without one, no image comes twice.
+        process: (index, count) of this process among those of the run; jax's by default.
     """
+    part, count = process or (jax.process_index(), jax.process_count())
+    if batch_size % count:
+        raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
     total = len(source) if num_images is None else num_images
     if not transform.random:
         total = min(total, len(source))
-    repeats = -(-total // len(source))
-    records = _records(source, transform, seed, shuffle=total % len(source) != 0, repeat=repeats)[:total]
+    indices = grain.MapDataset.range(len(source)).seed(seed)
+    if total % len(source):
+        indices = indices.shuffle()
+    records = indices.repeat(-(-total // len(source))).random_map(_Load(source, transform))[:total]
+    spare = {key: np.asarray(value)[None] for key, value in records[0].items()}  # fills up what has no record of its own
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    for batch in records.to_iter_dataset(options).batch(batch_size, drop_remainder=False):
-        count = len(batch["label"])
-        padded = {k: np.concatenate([v, np.repeat(v[:1], batch_size - count, axis=0)]) for k, v in batch.items()}
-        yield padded | {"valid": np.arange(batch_size) < count}
+    local, mine = batch_size // count, records[part::count]
+    batches = iter(mine.to_iter_dataset(options).batch(local, drop_remainder=False)) if len(mine) else iter(())
+    for _ in range(-(-total // batch_size)):
+        batch = next(batches, {key: value[:0] for key, value in spare.items()})
+        size = len(batch["label"])
+        whole = {key: np.concatenate([value, np.repeat(spare[key], local - size, axis=0)]) for key, value in batch.items()}
+        # An image that cannot be decoded has been replaced: it does not count.
+        valid = (whole.pop("failed") < 0) & (np.arange(local) < size)
+        yield whole | {"valid": valid}

@@ -34,6 +34,13 @@ class Source:
         self.skipped: dict[str, str] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self):  # a worker process has a lock of its own
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state):
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         raise NotImplementedError
 

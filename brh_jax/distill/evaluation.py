@@ -10,6 +10,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
+from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout
 
 
@@ -58,12 +59,11 @@ def evaluate(
     totals = {name: None for name in predictors}
     for batch in batches:
         states = teacher_states(batch["image"])
-        valid = jnp.asarray(batch["valid"])
         for name, predict in predictors.items():
             predicted = predict(states[0])
-            found = jax.device_get(_statistics(states, predicted, valid, layout))
+            found = to_host(_statistics(states, predicted, batch["valid"], layout))
             final = _final_cosine(normalize(states[-1]), normalize(predicted[-1]), layout)
-            found["final"] = np.asarray(final, np.float64)[batch["valid"]].sum()
+            found["final"] = to_host(final).astype(np.float64)[batch["valid"]].sum()
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")

@@ -10,10 +10,11 @@ import optax
 
 from brh_jax.distill import objectives
 from brh_jax.distill.optim import optimizer
+from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.parallel import replicate
-from brh_jax.training import train
+from brh_jax.parallel import shard
+from brh_jax.training import accumulate, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +67,29 @@ def train_stage(
     identity: dict,
     label: str,
     remat: str = "dots",
-    **loop,
+    pieces: int = 1,
+    **options,
 ):
     """Trains the blocks of a Raptor.
 
     Args:
         stage: 1, each block on its own phase from the teacher's states; 2, the blocks joined, autoregressive from a_0.
         blocks: parameters to start from.
-        batches: grain's iterator over uint8 images.
+        batches: TrainingBatches of uint8 images.
         remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
-        folder, identity, label, loop: see `training.train`.
+        pieces: parts that a batch goes through in, gradients accumulated.
+        folder, identity, label, options: see `training.train`.
 
     Returns:
         The trained parameters.
     """
-    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat)
+    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=True)
+    watched = teacher.module.clone(fused=True)
     optimiser, schedule = optimizer(settings, per_block=stage == 1, blocks=blocks)
     key = jax.random.key(seed)
 
-    def losses(params, states, index, forced):
-        noise_key = jax.random.fold_in(key, index)
+    def losses(params, states, index, row, forced):
+        noise_key = jax.random.fold_in(jax.random.fold_in(key, index), row)
         inputs = states
         if settings.noise:
             inputs = states + settings.noise * jax.random.normal(noise_key, states.shape, states.dtype)
@@ -101,14 +105,17 @@ def train_stage(
 
     @functools.partial(jax.jit, static_argnames="forced", donate_argnums=0)
     def update(state, teacher_params, images, index, forced):
-        pixels = teacher.normalize_pixels(images)
-        states = jax.lax.stop_gradient(teacher.module.apply({"params": teacher_params}, pixels))
-        grads, metrics = jax.grad(losses, has_aux=True)(state["params"], states, index, forced)
+        def gradients(batch):
+            pixels = teacher.normalize_pixels(batch["image"])
+            states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
+            return jax.grad(losses, has_aux=True)(state["params"], states, index, batch["row"][0], forced)
+
+        grads, metrics = accumulate(gradients, {"image": images, "row": jnp.arange(len(images))}, pieces)
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["params"])
         metrics |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(index)}
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
 
-    teacher_params = replicate(teacher.params, mesh)
+    teacher_params = shard(teacher.params, mesh)
 
     def step(state, batch, index):
         forced = stage == 1 and index < settings.annealed * settings.steps
@@ -126,7 +133,9 @@ def train_stage(
         mesh=mesh,
         label=label,
         batch_size=batch_size,
-        **loop,
+        # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass of stage 1 is not counted.
+        flops_per_image=vit_flops(teacher.config, layout) + 3 * vit_flops(config, layout),
+        **options,
     )
     return state["params"]
 

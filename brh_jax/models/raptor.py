@@ -77,6 +77,7 @@ class RaptorBlock(nn.Module):
 
     config: RaptorConfig
     dtype: Any = None
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x, depth, rotations=None):
@@ -100,7 +101,7 @@ class RaptorBlock(nn.Module):
             out = layers.LayerScale(cfg.layer_scale_init, name=f"ls{index}")(out)
             return x + (out if scale is None else scale * out)
 
-        attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, name="attn")
+        attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, fused=self.fused, name="attn")
         x = branch(x, attention, scale_attn, 1, rotations)
         x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), scale_mlp, 2)
         return x if scale_out is None else scale_out * x
@@ -157,15 +158,17 @@ class Blocks(nn.Module):
 
     Attributes:
         remat: what the backward pass keeps, a key of `remat.POLICIES`.
+        fused: see `layers.Attention`.
     """
 
     config: RaptorConfig
     dtype: Any = None
     remat: str = "none"
+    fused: bool = False
 
     def setup(self):
         for phase in range(self.config.partition.k):
-            setattr(self, f"phase_{phase + 1}", RaptorBlock(self.config, self.dtype))
+            setattr(self, f"phase_{phase + 1}", RaptorBlock(self.config, self.dtype, self.fused))
 
     def _block(self, phase: int) -> RaptorBlock:
         return getattr(self, f"phase_{phase + 1}")

@@ -153,6 +153,7 @@ class Block(nn.Module):
 
     config: ViTConfig
     dtype: Any = None
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x, deterministic: bool = True, rotations=None):
@@ -165,7 +166,7 @@ class Block(nn.Module):
                 out = layers.LayerScale(1e-5, name=f"ls{index}")(out)
             return x + layers.DropPath(cfg.drop_path, name=f"drop_path{index}")(out, deterministic)
 
-        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, name="attn"), 1, rotations)
+        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, self.fused, name="attn"), 1, rotations)
         return branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
 
 
@@ -178,15 +179,17 @@ class ViT(nn.Module):
         config: the architecture.
         dtype: precision of the matrix products (None: that of the parameters). The residual stream keeps the parameters'.
         remat: what the backward pass keeps, a key of `remat.POLICIES`.
+        fused: see `layers.Attention`.
     """
 
     config: ViTConfig
     dtype: Any = None
     remat: str = "none"
+    fused: bool = False
 
     def setup(self):
         self.embedding = Embedding(self.config, self.dtype)
-        self.blocks = Block(self.config, self.dtype)
+        self.blocks = Block(self.config, self.dtype, self.fused)
         self.norm = layers.LayerNorm(epsilon=self.config.layer_norm_eps)
 
     def __call__(self, images, deterministic: bool = True):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.errors import UserError
+from brh_jax.parallel import to_host
 from brh_jax.tokens import TokenLayout, check_trajectory
 
 
@@ -59,7 +60,7 @@ def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tupl
     similarity = jax.jit(image_similarity, static_argnums=1)
     for states, valid in trajectories:
         valid = np.asarray(valid)
-        total = total + np.asarray(similarity(states, layout), np.float64)[valid].sum(0)
+        total = total + to_host(similarity(states, layout)).astype(np.float64)[valid].sum(0)
         count += int(valid.sum())
     if not count:
         raise UserError("no images: the similarity of layers is a mean over images")

@@ -11,7 +11,7 @@ import optax
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.parallel import replicate
+from brh_jax.parallel import shard, to_host
 from brh_jax.training import adamw, train
 
 
@@ -46,32 +46,31 @@ def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, n
     compute = jax.jit(functools.partial(encode, encoder))
     features, labels = [], []
     for batch in batches:
-        features.append(np.asarray(compute(encoder.params, batch["image"]))[batch["valid"]])
+        features.append(to_host(compute(encoder.params, batch["image"]))[batch["valid"]])
         labels.append(batch["label"][batch["valid"]])
     return np.concatenate(features), np.concatenate(labels)
 
 
 class CachedBatches(Iterator):
-    """Endless shuffled epochs over features held in memory; resumable as grain's iterators are."""
+    """Endless shuffled epochs over features held in memory by every process; batch n is the same whenever it is asked for."""
 
     def __init__(self, features, labels, batch_size: int, seed: int):
         self.features, self.labels, self.seed = features, labels, seed
         self.batch_size = min(batch_size, len(labels))
-        self._next = 0
+        self.step = 0
+
+    def seek(self, step: int) -> None:
+        """Makes batch number `step` the next one."""
+        self.step = step
 
     def __next__(self):
         per_epoch = len(self.labels) // self.batch_size
-        epoch, position = divmod(self._next, per_epoch)
+        epoch, position = divmod(self.step, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
         rows = order[position * self.batch_size :][: self.batch_size]
-        self._next += 1
+        rows = rows[jax.process_index() :: jax.process_count()]
+        self.step += 1
         return {"features": self.features[rows], "label": self.labels[rows]}
-
-    def get_state(self) -> dict:
-        return {"next": self._next}
-
-    def set_state(self, state: dict) -> None:
-        self._next = state["next"]
 
 
 def train_probe(
@@ -84,14 +83,14 @@ def train_probe(
     *,
     mesh,
     head=None,
-    **loop,
+    **options,
 ):
     """Trains `{"kernel": [features, classes], "bias": [classes]}` by cross-entropy.
 
     Args:
         encoder: computes features of `batch["image"]` in the step; None where batches hold `features`.
         head: what to start from, a published classifier say; zeros by default.
-        loop: see `training.train`.
+        options: see `training.train`.
     """
     adam, _ = adamw(settings, num_steps)
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
@@ -106,7 +105,7 @@ def train_probe(
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
         return {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}, {"loss": loss}
 
-    params = None if encoder is None else replicate(encoder.params, mesh)
+    params = None if encoder is None else shard(encoder.params, mesh)
 
     def step(state, batch, index):
         return update(state, params, batch)
@@ -115,7 +114,7 @@ def train_probe(
         head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
     head = jax.tree.map(jnp.copy, head)  # the loop donates its state
     state = {"head": head, "opt_state": optimiser.init(head)}
-    return train(step, state, batches, num_steps=num_steps, mesh=mesh, **loop)["head"]
+    return to_host(train(step, state, batches, num_steps=num_steps, mesh=mesh, **options)["head"])
 
 
 def classify(head, features):

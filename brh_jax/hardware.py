@@ -1,0 +1,36 @@
+"""What the devices can do and how full they are."""
+
+import jax
+
+# Dense bfloat16 multiply-adds per second and device as the makers give them, times two, by the start of jax's device_kind.
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10": 125e12,
+    "Tesla T4": 65e12,
+    "TPU v6": 918e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 197e12,  # v5e calls itself v5 lite
+    "TPU v4": 275e12,
+    "TPU v3": 123e12,
+    "TPU v2": 45e12,
+}
+
+
+def peak_flops() -> float | None:
+    """bfloat16 peak of all devices of the run together, or None where it is not known (CPUs, other models)."""
+    kind = jax.devices()[0].device_kind
+    for name, flops in PEAK_FLOPS.items():
+        if kind.startswith(name):
+            return flops * jax.device_count()
+    return None
+
+
+def device_memory() -> dict:
+    """`memory_gb` in use and `peak_memory_gb` of this process's fullest device; empty where the platform does not tell."""
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
+    return {ours: max(s.get(theirs, 0) for s in found) / 1e9 for ours, theirs in names.items()} if found else {}
