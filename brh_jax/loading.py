@@ -5,6 +5,7 @@ import pathlib
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
+from brh_jax.phases import Partition
 
 
 def load(
@@ -50,7 +51,9 @@ def _load(path, k, partition, num_heads) -> Encoder:
         return store.read(folder / "model")
     from weights_convert.cache import converted  # the converter knows models, not the other way round
 
-    options = {"num_heads": num_heads, "partition": getattr(partition, "lengths", partition)}
+    if partition is not None and not isinstance(partition, Partition):
+        partition = Partition(tuple(partition))
+    options = {"num_heads": num_heads, "partition": partition}
     return converted(str(path), **{key: value for key, value in options.items() if value is not None})
 
 

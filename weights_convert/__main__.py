@@ -8,7 +8,6 @@ import sys
 
 from brh_jax.errors import UserError
 from brh_jax.models import store
-from brh_jax.models.raptor import RaptorConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -23,7 +22,7 @@ def main(argv=None) -> int:
         "--image-size", type=_size, default=None, help="pixels, a number or HEIGHTxWIDTH; the source's own by default"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the parameters")
-    parser.add_argument("--num-heads", type=int, default=None, help="where the source cannot tell")
+    parser.add_argument("--num-heads", type=_count, default=None, help="where the source cannot tell")
     parser.add_argument("--partition", type=_lengths, default=None, help="of a Raptor's bare state dict, for example 7,3,2")
     parser.add_argument("--teacher", default=None, help="of a Raptor's bare state dict: the ViT that it was distilled from")
     parser.add_argument("--check", action="store_true", help="compare every state with the reference implementation")
@@ -39,49 +38,42 @@ def main(argv=None) -> int:
 
 
 def _run(arguments) -> int:
+    import jax
     import jax.numpy as jnp
 
-    from weights_convert import export, raptor
+    from weights_convert import export
     from weights_convert.check import compare
     from weights_convert.convert import convert
 
+    bare = {"partition": arguments.partition, "num_heads": arguments.num_heads, "teacher": arguments.teacher}
     if arguments.to_hf:
+        if arguments.check or arguments.arch or arguments.dtype != "float32":
+            raise UserError("--to-hf writes an encoder as it is: --check, --arch and --dtype belong to its conversion")
         from brh_jax.loading import load
 
-        encoder = load(
-            arguments.source,
-            image_size=arguments.image_size,
-            partition=arguments.partition,
-            num_heads=arguments.num_heads,
-            teacher=arguments.teacher,
-        )
+        encoder = load(arguments.source, image_size=arguments.image_size, **bare)
         folder = export.write(encoder, arguments.target)
         print(f"{encoder.name}: wrote {folder}; brh_jax.load reads it, also from the hub once it is there")
         return 0
-    encoder, report = convert(
-        arguments.source,
-        arch=arguments.arch,
-        image_size=arguments.image_size,
-        dtype=jnp.dtype(arguments.dtype),
-        num_heads=arguments.num_heads,
-        partition=arguments.partition,
-    )
-    if isinstance(encoder.config, RaptorConfig) and arguments.teacher:
-        from brh_jax.loading import load
-
-        encoder = raptor.with_teacher(encoder, load(arguments.teacher, image_size=arguments.image_size))
+    encoder, report = convert(arguments.source, arch=arguments.arch, image_size=arguments.image_size, **bare)
     print("\n".join(report.lines(encoder)), flush=True)
-    passed = True
     if arguments.check:
         comparison = compare(arguments.source, encoder)
         print("\n".join(comparison.lines()), flush=True)
-        passed = comparison.passed
-        if not passed and arguments.dtype == "float32":
+        if not comparison.passed:
             print("error: nothing was written", file=sys.stderr)
             return 1
+    if arguments.dtype != "float32":
+        encoder = encoder.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(arguments.dtype)), encoder.params))
     folder = store.save(encoder, arguments.target, report._asdict())
     print(f"wrote {folder}")
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of heads: expected 1 or more")
+    return int(text)
 
 
 def _size(text: str):

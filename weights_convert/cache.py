@@ -21,14 +21,14 @@ from weights_convert.sources import locate
 
 # Part of the key: raise it when a conversion comes out differently than before.
 VERSION = 2
-BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 
 
 def converted(spec: str, **options) -> Encoder:
     """`convert(spec, **options)`, from the cache where it has been done before; says what it found when it converts.
 
     Args:
-        options: JSON values that `convert` takes.
+        options: that `convert` takes, told apart by how they print.
     """
     folder, files = locate(spec)
     entry = cache_folder() / key(spec, folder, files, options)
@@ -55,10 +55,15 @@ def cache_folder() -> pathlib.Path:
 def key(spec: str, folder: pathlib.Path, files, options: dict) -> str:
     """What a conversion depends on: content of the weights and of what lies beside them, file name, options, version."""
     digest = hashlib.sha256()
-    for file in (*files, *(folder / name for name in BESIDE if (folder / name).exists())):
+    beside = [folder / name for name in BESIDE if (folder / name).exists()]
+    # An ONNX graph may keep its tensors in files named after it.
+    stems = [file.stem for file in files if file.suffix == ".onnx"]
+    external = [p for stem in stems for p in sorted(folder.glob(f"{stem}*")) if p not in files and p.is_file()]
+    for file in (*files, *beside, *external):
         with open(file, "rb") as stream:
             digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    digest.update(json.dumps([VERSION, spec, options], sort_keys=True).encode())
+    name = spec.rstrip("/").rpartition("/")[2]  # the encoder's name, and what the names of published files tell
+    digest.update(json.dumps([VERSION, store.VERSION, name, {k: str(v) for k, v in options.items()}], sort_keys=True).encode())
     return digest.hexdigest()[:40]
 
 

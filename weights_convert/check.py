@@ -55,7 +55,12 @@ def compare(spec: str, encoder: Encoder) -> Comparison:
     name, states_of = _reference(source, encoder)
     height, width = encoder.preprocessing.crop
     image = np.random.default_rng(0).normal(size=(1, height, width, encoder.config.channels)).astype(np.float32)
-    theirs, final = states_of(image)
+    try:
+        theirs, final = states_of(image)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library raises: it is not ours to tell apart
+        raise UserError(f"{name} could not compute these weights to compare with ({type(error).__name__}: {error})") from None
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(encoder.trajectory(image))
         if final is not None:
@@ -166,8 +171,11 @@ def _timm(source: Source, image):
 def _open_clip(source: Source, image):
     import open_clip
 
-    about = source.open_clip["model_cfg"]
-    model = open_clip.CLIP(**{k: v for k, v in about.items() if k != "custom_text"})
+    about = dict(source.open_clip["model_cfg"])
+    custom = about.pop("custom_text", False) or "timm_model_name" in about["vision_cfg"]
+    model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**about)
     open_clip.load_checkpoint(model, str(source.files[0]))
     visual = model.visual.eval()
+    if (trunk := getattr(visual, "trunk", None)) is not None:
+        return _hooked(trunk.blocks, lambda: trunk.forward_features(_pixels(image))), None
     return _hooked(visual.transformer.resblocks, lambda: visual(_pixels(image))), None

@@ -22,6 +22,8 @@ ANCHOR = (
     r"(?P<prefix>(?:.*\.)?)"
     r"(?:embeddings\.patch_embeddings(?:\.projection)?|embeddings\.patch_embedding|patch_embed\.proj|conv1)\.weight"
 )
+# timm's architectures whose tensors look like those of a family known here, and that compute something else.
+OTHERS = r"rope|eva|beit|_pe_|ijepa|intern|naflex|aimv2|xcit|cait|swin|test_vit"
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")  # beside the ViT, not inside it
 
 
@@ -70,6 +72,7 @@ def convert(
     dtype=jnp.float32,
     num_heads: int | None = None,
     partition=None,
+    teacher=None,
 ) -> tuple[Encoder, Report]:
     """Reads weights of any known family, or a Raptor, into an Encoder.
 
@@ -79,26 +82,42 @@ def convert(
         image_size: int or (height, width) that the encoder is used at; the source's own by default.
         dtype: of the parameters.
         num_heads: attention heads, where the source cannot tell and published models of its width have others.
-        partition: phase lengths of a Raptor's bare state dict, where its file name does not tell.
+        partition: of a Raptor's bare state dict, phase lengths or a Partition, where its file name does not tell.
+        teacher: of a Raptor's bare state dict: an Encoder, or anything `brh_jax.load` takes.
 
     Raises:
         UserError: weights that cannot be read, of no known family, of another architecture, or with missing, surplus,
             misshapen or non-finite tensors; all faults of the table in one message.
     """
+    if num_heads is not None and num_heads < 1:
+        raise UserError(f"num_heads is {num_heads}: expected 1 or more")
     source = open_source(spec)
+    is_vit = not export.is_raptor(source) and not raptor.recognises(source)
+    if arch and not is_vit:
+        raise UserError(f"{spec} is a Raptor, so it is not {arch}")
     if export.is_raptor(source):
         encoder, family, unused, assumed = export.read_raptor(source, dtype), "Raptor", {}, []
     elif raptor.recognises(source):
         encoder, assumed = raptor.read(source, partition, num_heads, dtype)
-        family, unused = "Raptor state dict", {}
+        if teacher is not None:
+            encoder, assumed = raptor.with_teacher(encoder, _teacher(teacher)), [a for a in assumed if "teacher=" not in a]
+        family, unused, teacher, partition = "Raptor state dict", {}, None, None
     else:
-        if partition is not None:
-            raise UserError(f"{spec} is no Raptor state dict, so it takes no partition {partition}")
         encoder, family, unused, assumed = _convert_vit(source, arch, dtype, num_heads)
+    if teacher is not None or partition is not None:
+        raise UserError(f"{spec} is no bare state dict of a Raptor, so it takes no partition and no teacher")
     if image_size is not None:
         encoder = encoder.at_size(image_size)
     used = len(source.tensors) - len(unused)
     return encoder, Report(str(spec), _format(source), family, used, unused, assumed)
+
+
+def _teacher(teacher) -> Encoder:
+    if isinstance(teacher, Encoder):
+        return teacher
+    from brh_jax.loading import load
+
+    return load(teacher)
 
 
 def _convert_vit(source: Source, arch, dtype, num_heads):
@@ -117,7 +136,7 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
     about = export.section(source)
     try:
         config = export.vit_config(about) if about else family.config(facts)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{source.origin} is not a {family.name} that can be read: {error}") from None
     if arch:
         registry.check_architecture(source.origin, config, arch)
@@ -135,7 +154,10 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
         contradictions=_contradictions(facts, config),
     )
     unused |= {name: f"outside {prefix!r}, where the ViT is" for name in outside}
-    preprocessing = export.preprocessing(about) if about else preprocessing_of(source, facts, family, config)
+    try:
+        preprocessing = export.preprocessing(about) if about else preprocessing_of(source, facts, family, config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source.origin}: its preprocessing cannot be read ({error}): mend preprocessor_config.json") from None
     name = about["name"] if about else _name(source.origin)
     return Encoder(config, tree, preprocessing, name=name, head=head), family.name, unused, facts.assumed
 
@@ -176,6 +198,11 @@ def _vision_config(hf: dict | None) -> dict | None:
 
 def _family(source: Source, facts: Facts) -> Family:
     model_type = (facts.hf or {}).get("model_type")
+    if re.search(OTHERS, facts.architecture):
+        raise UserError(
+            f"{source.origin}: timm's {facts.architecture} is of no family known here, though it may look like one; known are "
+            + ", ".join(FAMILIES)
+        )
     for family in FAMILIES.values():
         if model_type in family.model_types or (model_type is None and family.recognises(facts)):
             return family

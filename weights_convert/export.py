@@ -31,8 +31,11 @@ WRITERS = (vit.FAMILY, dinov2.FAMILY, dinov3.FAMILY, clip.FAMILY, siglip.FAMILY)
 
 
 def section(source: Source) -> dict | None:
-    """What this module wrote into config.json, or None."""
-    return (source.hf or {}).get("brh_jax")
+    """What this module wrote into config.json, or None. Raises UserError where a newer version wrote it."""
+    about = (source.hf or {}).get("brh_jax")
+    if about is not None and (not isinstance(about, dict) or about.get("version", 0) > store.VERSION):
+        raise UserError(f"{source.origin} was written by a newer brh_jax: upgrade brh-jax")
+    return about
 
 
 def is_raptor(source: Source) -> bool:
@@ -80,6 +83,7 @@ def write(encoder: Encoder, folder) -> pathlib.Path:
             "classifier.bias": np.asarray(encoder.head["bias"]),
         }
     about["brh_jax"] = {
+        "version": store.VERSION,
         "name": encoder.name,
         "teacher_family": family.name,
         "config": dataclasses.asdict(encoder.config),
@@ -96,6 +100,13 @@ def write(encoder: Encoder, folder) -> pathlib.Path:
 def read_raptor(source: Source, dtype) -> Encoder:
     """Reads what `write` wrote for a Raptor."""
     about = section(source)
+    try:
+        return _read_raptor(source, about, dtype)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source.origin}: the section brh_jax of its config.json cannot be read ({error!r})") from None
+
+
+def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
     config = dict(about["config"])
     partition = {key: value and tuple(value) for key, value in config["partition"].items()}
     teacher = ViTConfig(**config["teacher"])

@@ -6,6 +6,20 @@ from collections.abc import Callable
 
 import numpy as np
 
+# Width of an attention head by width of the model, where it is not 64: so400m, ViT-H, the smaller ViT-g, bigG, EVA's E.
+HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
+# transformers' settings that are read, and what they must be.
+_NUMBERS = {
+    "num_attention_heads": int,
+    "num_hidden_layers": int,
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_channels": int,
+    "num_register_tokens": int,
+    "layer_norm_eps": float,
+    "rope_theta": float,
+}
+
 
 @dataclasses.dataclass
 class Facts:
@@ -51,13 +65,19 @@ class Facts:
 
     def transformers(self, **defaults) -> dict | None:
         """transformers' configuration, with the defaults that its classes have for what the file leaves out."""
-        return None if self.hf is None else defaults | {k: v for k, v in self.hf.items() if v is not None}
+        if self.hf is None:
+            return None
+        for key, kind in _NUMBERS.items():
+            value = self.hf.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int if kind is int else int | float)):
+                raise ValueError(f"{key} in config.json is {value!r}, expected a number")
+        return defaults | {k: v for k, v in self.hf.items() if v is not None}
 
     def heads(self, dim: int, widths: dict[int, int] | None = None, default: int = 12) -> int:
         """Number of attention heads, which no tensor's shape tells.
 
         Args:
-            widths: width of a head by `dim`, where published models differ from 64.
+            widths: width of a head by `dim`, where the family differs from HEAD_WIDTHS.
             default: of transformers' class, where its config.json leaves it out.
         """
         if self.hf is not None:
@@ -69,10 +89,16 @@ class Facts:
                 return dim // args["head_width"]
         if self.num_heads:
             return self.num_heads
-        width = (widths or {}).get(dim, 64)
+        width = (HEAD_WIDTHS | (widths or {})).get(dim, 64)
         heads = max(dim // width, 1)
         self.assume(f"{heads} heads of width {dim // heads}, as published models of width {dim} have; num_heads says otherwise")
         return heads
+
+    def image_size(self) -> int:
+        """The side of the square images that the configuration names; 0 where it names none."""
+        timm = (self.timm or {}).get("pretrained_cfg") or {}
+        sizes = ((self.hf or {}).get("image_size"), _vision(self.open_clip).get("image_size"), timm.get("input_size", (0,))[-1])
+        return next((size for size in sizes if isinstance(size, int) and size), 0)
 
     def assume(self, what: str) -> None:
         """Notes what was taken as published."""

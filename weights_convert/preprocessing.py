@@ -13,6 +13,18 @@ from weights_convert.families.rules import Family
 from weights_convert.sources import Source
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_HALF = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
+_IMAGENET = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+_CLIP = {"image_mean": clip.MEAN, "image_std": clip.STD}
+# What transformers' processors do where their configuration does not say, by the start of their name.
+DEFAULTS = {
+    "ViT": _HALF | {"resample": 2, "do_center_crop": False},
+    "DeiT": _HALF | {"resample": 3, "do_center_crop": True},
+    "CLIP": _CLIP | {"resample": 3, "do_center_crop": True},
+    "Bit": _CLIP | {"resample": 3, "do_center_crop": True},
+    "Siglip": _HALF | {"resample": 3, "do_center_crop": False},
+    "DINOv3": _IMAGENET | {"resample": 2, "do_center_crop": False},
+}
 # Processors of old configurations, whose size is one number: for these the length of the shorter side, else a square.
 SHORTER_SIDE = ("CLIP", "Bit", "ConvNext")
 
@@ -36,7 +48,11 @@ def preprocessing_of(source: Source, facts: Facts, family: Family, config: ViTCo
 
 def _of_transformers(origin: str, p: dict, facts: Facts, config: ViTConfig) -> Preprocessing:
     processor = p.get("image_processor_type") or p.get("feature_extractor_type") or ""
-    if "NaFlex" in processor or processor.startswith("Siglip2"):
+    default = next((d for prefix, d in DEFAULTS.items() if processor.startswith(prefix)), DEFAULTS["ViT"])
+    p = default | {key: value for key, value in p.items() if value is not None}
+    if p["resample"] not in FILTERS:
+        raise UserError(f"{origin}: preprocessor_config.json asks for the filter {p['resample']}, known are {FILTERS}")
+    if processor.startswith("Siglip2"):
         facts.assume(
             "images stretched to {} x {} patches; the source's own processor keeps their aspect ratio within a number of "
             "patches".format(*config.position_grid)
@@ -58,7 +74,8 @@ def _of_transformers(origin: str, p: dict, facts: Facts, config: ViTConfig) -> P
                 f"{origin}: preprocessor_config.json gives the {what} {value}, expected height and width or shortest_edge"
             ) from None
 
-    crop = size_of(p["crop_size"], "crop_size") if p.get("do_center_crop", False) and "crop_size" in p else None
+    crop = size_of(p["crop_size"], "crop_size") if p["do_center_crop"] and "crop_size" in p else None
+    crop = (crop, crop) if isinstance(crop, int) else crop
     resize = size_of(p["size"], "size") if p.get("do_resize", True) and "size" in p else None
     if crop is None and isinstance(resize, tuple):
         crop, resize = resize, None
@@ -70,16 +87,16 @@ def _of_transformers(origin: str, p: dict, facts: Facts, config: ViTConfig) -> P
     return Preprocessing(
         crop,
         resize,
-        tuple(p.get("image_mean", IMAGENET_MEAN)) if normalised else (0.0,) * 3,
-        tuple(p.get("image_std", IMAGENET_STD)) if normalised else (1.0,) * 3,
-        FILTERS.get(p.get("resample"), "bilinear"),
+        tuple(p["image_mean"]) if normalised else (0.0,) * 3,
+        tuple(p["image_std"]) if normalised else (1.0,) * 3,
+        FILTERS[p["resample"]],
     )
 
 
 def _of_timm(cfg: dict) -> Preprocessing:
     height, width = cfg.get("input_size", (3, 224, 224))[1:]
     share, mode = cfg.get("crop_pct", 0.875), cfg.get("crop_mode", "center")
-    if mode == "squash" or (share == 1.0 and mode == "squash"):
+    if mode == "squash":
         resize = None if share == 1.0 else (math.floor(height / share), math.floor(width / share))
     else:
         resize = math.floor(min(height, width) / share)

@@ -121,7 +121,7 @@ def _partition(origin: str, given, k: int, assumed: list[str]) -> Partition:
             )
         given = named[0]
         assumed.append(f"partition {Partition(given)} of the published {k}-block Raptors, from the file's name")
-    partition = given if isinstance(given, Partition) else Partition(tuple(given))
+    partition = given if isinstance(given, Partition) else Partition(tuple(int(n) for n in given))
     if partition.k != k:
         raise UserError(f"{origin} holds {k} blocks, the partition {partition} has {partition.k} phases")
     return partition

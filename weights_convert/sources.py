@@ -1,5 +1,6 @@
 """Where weights come from: hub snapshots, safetensors, torch .pth files (weights only), ONNX graphs -> name: array."""
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -63,7 +64,7 @@ def locate(spec: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
     if not path.exists():
         raise UserError(
             f"no weights at {spec}: expected a .safetensors, .pth or .onnx file, a folder with config.json and weights, "
-            "or hf:organisation/model for the hub"
+            "or hf:organisation/model or hf:organisation/model/file for the hub"
         )
     folder = path if path.is_dir() else path.parent
     files = _weight_files(path) if path.is_dir() else [path]
@@ -93,16 +94,17 @@ def open_source(spec: str) -> Source:
     config = _json(folder / "config.json") or {}
     open_clip = _json(folder / "open_clip_config.json")
     # Repositories that serve both libraries keep a file for each.
-    for_open_clip = open_clip is not None and (files[0].name.startswith("open_clip") or "model_type" not in config)
+    own = config.keys() & {"model_type", "architecture"}
+    for_open_clip = open_clip is not None and (files[0].name.startswith("open_clip") or not own)
     return Source(
         str(spec),
         kind,
         tuple(files),
         tensors,
         hf=config if "model_type" in config and not for_open_clip else None,
-        timm=config if "architecture" in config else None,
+        timm=config if "architecture" in config and not for_open_clip else None,
         open_clip=open_clip if for_open_clip else None,
-        preprocessor=None if for_open_clip else _json(folder / "preprocessor_config.json"),
+        preprocessor=None if for_open_clip else _preprocessor(folder),
     )
 
 
@@ -116,18 +118,20 @@ def _snapshot(spec: str) -> pathlib.Path:
         RepositoryNotFoundError,
     )
 
-    repo, _, revision = spec.partition("@")
+    where, _, revision = spec.partition("@")
+    repo, file = "/".join(where.split("/")[:2]), "/".join(where.split("/")[2:])
     hint = (
         f"check the network, or download {repo} elsewhere and give the folder instead of hf:{spec}; "
         "a copy in the hub's cache (HF_HOME) is used without a network"
     )
     try:
-        for weights in ("*.safetensors", "pytorch_model.bin"):  # the second only where the first is not there
+        # Each only where those before it are not there.
+        for weights in [file] if file else ["*.safetensors", "pytorch_model.bin", "*.bin", "*.pth", "*.pt", "*.onnx"]:
             patterns = ["*config.json", "*.safetensors.index.json", weights]
             path = pathlib.Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
             if list(path.glob(weights)):
                 break
-        return path
+        return path / file
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub knows no model {repo!r} ({_first_line(error)}): check the name, or log in if it is gated"
@@ -195,17 +199,20 @@ def _open_torch(path):
         raise UserError(f"reading {path} needs PyTorch: pip install 'brh-jax[convert]'") from None
     try:
         # Mapped, not read: a tensor comes into memory when it is asked for (files older than torch 1.6 cannot be).
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options that training scripts keep beside the weights
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
+        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        why = f"it holds a {refused[1]}" if refused else _first_line(error)
         raise UserError(
-            f"{path} cannot be read as plain tensors ({_first_line(error)}): it is damaged, or a pickle of more than a state "
+            f"{path} cannot be read as plain tensors ({why}): it is damaged, or a pickle of more than a state "
             "dict, which is never unpickled here; save model.state_dict() instead"
         ) from None
     while isinstance(tensors, dict) and (inner := [k for k in WRAPPERS if isinstance(tensors.get(k), dict)]):
         tensors = tensors[inner[0]]
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} holds {type(tensors).__name__}, expected a state dict (name -> tensor)")
-    tensors = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+    tensors = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor) and isinstance(name, str)}
 
     def read(tensor):
         return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
@@ -255,11 +262,21 @@ def _open_onnx(path):
 
 def _json(path: pathlib.Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, expected an object: download it again")
+    return found
+
+
+def _preprocessor(folder: pathlib.Path) -> dict | None:
+    """transformers' image processor; newer versions keep it inside the configuration of a processor of several kinds."""
+    whole = _json(folder / "processor_config.json") or {}
+    inner = whole.get("image_processor")
+    return inner if isinstance(inner, dict) else _json(folder / "preprocessor_config.json")
 
 
 def _first_line(error: Exception) -> str:

@@ -153,14 +153,14 @@ class Faults(dict):
 
     def add(self, kind: str, name: str, what: str = "") -> None:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
-        template = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        template = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
         self.setdefault((kind, template, what), []).append(number and int(number.group()))
 
     def lines(self) -> list[str]:
         """One for each kind of fault and tensor."""
         lines = []
         for (kind, template, what), layers in self.items():
-            name = template if layers[0] is None else template.format(_ranges(layers))
+            name = template if layers[0] is None else template.replace("\0", _ranges(layers))
             lines.append(f"{kind}: {name} {what}".rstrip())
         return lines
 

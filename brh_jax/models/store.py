@@ -70,7 +70,7 @@ def write_folder(folder, tensors: dict, files: dict[str, str], metadata: dict | 
         raise UserError(f"{folder} is there already and holds no encoder: nothing is written over it, give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    aside = temporary.with_suffix(".old")
+    aside, moved = temporary.with_name(f"{temporary.name}.old"), False
     try:
         shards = _shards(tensors)
         index = {}
@@ -87,9 +87,10 @@ def write_folder(folder, tensors: dict, files: dict[str, str], metadata: dict | 
         temporary.chmod(0o755)
         if folder.exists():
             os.replace(folder, aside)  # a folder cannot be renamed onto another: the old one steps aside first
+            moved = True
         os.replace(temporary, folder)
     except BaseException:
-        if aside.exists():
+        if moved:
             os.replace(aside, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -131,13 +132,19 @@ def read(folder) -> Encoder:
         raise UserError(
             f"{folder} was written by a newer brh_jax (format {about['version']}, this one reads {VERSION}): upgrade brh-jax"
         )
-    tensors, index = {}, folder / "model.safetensors.index.json"
+    try:
+        return _read(folder, about)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else error
+        raise UserError(f"{folder} is damaged or incomplete ({what}): convert or train again") from None
+
+
+def _read(folder: pathlib.Path, about: dict) -> Encoder:
+    index = folder / "model.safetensors.index.json"
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for file in (folder / name for name in files):
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} is missing or damaged ({error}): convert or train again") from None
+    tensors = {}
+    for file in files:
+        tensors |= load_file(folder / file)
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     config = about["config"]
     if about["kind"] == "vit":

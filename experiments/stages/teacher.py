@@ -23,6 +23,8 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         encoder, notes = _train(context, folder), ["trained here from scratch"]
     else:
         encoder, notes = _pretrained(config)
+        if not isinstance(encoder.config, ViTConfig):
+            raise UserError(f"config.teacher.source {config.teacher.source} is a Raptor: expected a ViT")
     store.save(encoder, folder / "model", {"lines": notes})
     summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
     summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict()}
@@ -39,8 +41,6 @@ def _pretrained(config) -> tuple[Encoder, list[str]]:
     source, size = config.teacher.source, config.data.image_size or None
     if store.is_encoder_folder(source):
         encoder = brh_jax.load(source, image_size=size)
-        if not isinstance(encoder.config, ViTConfig):
-            raise UserError(f"config.teacher.source {source} is a Raptor: expected a ViT")
         if config.teacher.arch:
             check_architecture(source, encoder.config, config.teacher.arch)
         return encoder, [f"converted before: {source}"]

@@ -29,7 +29,7 @@ def test_a_damaged_folder_says_so(tiny_encoder, tmp_path):
     folder = store.save(tiny_encoder, tmp_path / "saved")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="model.safetensors is missing or damaged"):
+    with pytest.raises(UserError, match="saved is damaged or incomplete"):
         brh_jax.load(folder)
 
 

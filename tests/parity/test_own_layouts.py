@@ -73,6 +73,12 @@ def test_raptors_of_the_authors(options, tmp_path):
     assert dynamics.angular_speed(ours, raptor.layout).cls.shape == (6,)
 
 
+def test_a_raptor_whose_phase_comes_back(tmp_path):
+    torch.save(AuthorsRaptor((2, 1)).state_dict(), tmp_path / "blocks.pt")
+    partition = Partition((1, 1, 1), (0, 1, 0))
+    assert brh_jax.load(tmp_path / "blocks.pt", partition=partition, num_heads=2).config.partition == partition
+
+
 def test_a_bare_raptor_asks_for_what_it_lacks(tmp_path):
     torch.save(AuthorsRaptor((2, 1)).state_dict(), tmp_path / "blocks.pt")
     with pytest.raises(UserError, match=r"the 2 blocks of a Raptor, but not which layers.*partition=\(7, 3, 2\)"):

@@ -49,6 +49,14 @@ def test_other_content_is_another_entry(folder):
     assert len(entries()) == 3
 
 
+def test_the_way_to_the_files_does_not_matter(folder, monkeypatch):
+    brh_jax.load(folder)
+    monkeypatch.chdir(folder.parent)
+    brh_jax.load("hf")
+    brh_jax.load("./hf/")
+    assert len(entries()) == 1
+
+
 def test_a_damaged_entry_is_made_anew(folder):
     expected = brh_jax.load(folder)
     file = cache.cache_folder() / entries()[0] / "model.safetensors"

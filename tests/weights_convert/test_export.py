@@ -119,7 +119,7 @@ def test_large_models_go_into_several_files(tmp_path, monkeypatch):
     same_params(brh_jax.load(tmp_path / "out"), encoder)
     same_params(brh_jax.load(tmp_path / "own"), encoder)
     next((tmp_path / "own").glob("*.safetensors")).unlink()
-    with pytest.raises(UserError, match="missing or damaged"):
+    with pytest.raises(UserError, match="own is damaged or incomplete"):
         brh_jax.load(tmp_path / "own")
     missing = next((tmp_path / "out").glob("*.safetensors"))
     missing.unlink()

@@ -1,8 +1,10 @@
 """What is wrong with a source is said in one message, and nothing is written."""
 
+import argparse
 import dataclasses
 import pathlib
 import pickle
+import shutil
 import sys
 
 import jax
@@ -16,6 +18,7 @@ from references import edit_config, make, rewrite, tensors
 
 import brh_jax
 from brh_jax.errors import UserError
+from weights_convert import convert
 from weights_convert.__main__ import main
 
 
@@ -167,7 +170,7 @@ def test_a_tensor_that_fits_two_rules(folder, monkeypatch):
     family = FAMILIES["DINOv2"]
     monkeypatch.setitem(FAMILIES, "DINOv2", family._replace(rules=(*family.rules, vector("layernorm.bias", "norm/bias"))))
     with pytest.raises(UserError, match="fits 2 rules: layernorm.bias"):
-        brh_jax.load(folder)
+        convert(str(folder))
 
 
 def test_architectures_close_to_known_ones(tmp_path):
@@ -255,3 +258,92 @@ def test_dtype_of_the_parameters(folder, tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half.params)} == {"bfloat16"}
     exact = brh_jax.load(folder)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), half.params, exact.params)
+
+
+def test_half_precision_is_checked_before_it_is_rounded(folder, tmp_path, monkeypatch):
+    from weights_convert.families import FAMILIES
+
+    family = FAMILIES["DINOv2"]
+    wrong = family._replace(config=lambda facts: dataclasses.replace(family.config(facts), layer_norm_eps=1e-2))
+    monkeypatch.setitem(FAMILIES, "DINOv2", wrong)
+    assert main([str(folder), str(tmp_path / "out"), "--check", "--dtype=float16"]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_timm_models_that_only_look_like_a_known_family(tmp_path):
+    golden = pathlib.Path(__file__).parents[1] / "parity" / "golden" / "timm-deit3"
+    shutil.copytree(golden, tmp_path / "rope")
+    edit_config(tmp_path / "rope", architecture="vit_small_patch16_rope_ape_224")
+    with pytest.raises(UserError, match="vit_small_patch16_rope_ape_224 is of no family known here"):
+        brh_jax.load(tmp_path / "rope")
+
+
+def test_options_of_training_scripts_are_read_past(folder, tmp_path):
+    torch.save({"model": tensors(folder), "args": argparse.Namespace(lr=0.1), "epoch": 3}, tmp_path / "checkpoint.pth")
+    encoder = brh_jax.load(tmp_path / "checkpoint.pth", num_heads=4)
+    jax.tree.map(np.testing.assert_array_equal, encoder.params, brh_jax.load(folder).params)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_attention_heads": "4"}, "num_attention_heads in config.json is '4', expected a number"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps in config.json is '1e-6', expected a number"),
+        ({"num_attention_heads": 5}, "dim 48 is not a multiple of num_heads 5"),
+    ],
+)
+def test_configurations_that_are_not_what_they_should_be(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        brh_jax.load(folder)
+
+
+def test_position_table_of_another_shape(folder):
+    state = tensors(folder)
+    state["embeddings.position_embeddings"] = torch.zeros(7)
+    state["strange.3.{x}.b"] = torch.zeros(2)
+    rewrite(folder, state)
+    with pytest.raises(UserError, match="is not a DINOv2 that can be read|does not convert"):
+        brh_jax.load(folder)
+
+
+def test_masked_biases_of_dinov3_must_be_zero(tmp_path):
+    from references import as_dinov3_hub
+
+    make("dinov3", tmp_path / "hf", hidden_size=128, num_attention_heads=2)
+    state = as_dinov3_hub(tensors(tmp_path / "hf"), 64)
+    state["blocks.1.attn.qkv.bias"] += 1.0
+    torch.save(state, tmp_path / "hub.pth")
+    with pytest.raises(UserError, match="blocks.1.attn.qkv.bias_mask masks a bias that is not zero"):
+        brh_jax.load(tmp_path / "hub.pth")
+
+
+@pytest.mark.parametrize("option", ["--num-heads=0", "--num-heads=-3", "--image-size=abc", "--partition=x"])
+def test_options_that_make_no_sense(folder, tmp_path, option, capsys):
+    with pytest.raises(SystemExit):
+        main([str(folder), str(tmp_path / "out"), option])
+    assert "expected" in capsys.readouterr().err
+
+
+def test_a_stale_folder_beside_the_target_does_not_matter(folder, tmp_path):
+    (tmp_path / ".out.old" / "x").mkdir(parents=True)
+    for _ in range(2):
+        assert main([str(folder), str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir() if "out" in p.name) == [".out.old", "out"]
+
+
+def test_a_raptor_on_the_command_line(tmp_path, capsys):
+    from references import AuthorsRaptor
+
+    torch.save(AuthorsRaptor((2, 1), dim=48, heads=4).state_dict(), tmp_path / "blocks.pt")
+    make("dinov3", tmp_path / "teacher")
+    bare = [str(tmp_path / "blocks.pt"), str(tmp_path / "out"), "--partition=2,1"]
+    assert main([*bare, f"--teacher={tmp_path / 'teacher'}", "--image-size=64"]) == 0
+    assert "teacher= says otherwise" not in capsys.readouterr().out
+    raptor = brh_jax.load(tmp_path / "out")
+    assert raptor.layout.grid == (4, 4)
+    assert raptor.trajectory(np.zeros((1, 64, 64, 3), np.float32)).shape[0] == 4
+    assert main([*bare, "--arch=vitb14"]) == 2
+    assert "is a Raptor, so it is not vitb14" in capsys.readouterr().err
+    assert main([str(tmp_path / "teacher"), str(tmp_path / "out2"), "--partition=2,1"]) == 2
+    assert "takes no partition" in capsys.readouterr().err

@@ -110,3 +110,33 @@ def test_what_is_not_known_is_said(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 224, "rescale_factor": 1 / 127.5}))
     with pytest.raises(UserError, match="scales pixels by 0.0078.*, expected 1/255"):
         convert(str(tmp_path))
+
+
+def test_defaults_of_a_processor_are_those_of_its_class(tmp_path):
+    """A configuration that names only the processor."""
+    for family, name in (("vit", "ViT"), ("deit", "DeiT"), ("clip", "CLIP"), ("siglip", "Siglip"), ("dinov2", "Bit")):
+        folder = tmp_path / name
+        make(family, folder)
+        reference = getattr(transformers, f"{name}ImageProcessorPil")
+        about = {"image_processor_type": f"{name}ImageProcessor", "size": reference.size}
+        about |= {"crop_size": reference.crop_size} if getattr(reference, "crop_size", None) else {}
+        (folder / "preprocessor_config.json").write_text(json.dumps(about))
+        found = brh_jax.load(folder).preprocessing
+        assert found.mean == pytest.approx(tuple(reference.image_mean)), name
+        assert found.std == pytest.approx(tuple(reference.image_std)), name
+        assert found.interpolation == {2: "bilinear", 3: "bicubic"}[int(reference.resample)], name
+        assert (found.resize is None) == (not getattr(reference, "do_center_crop", False)), name
+
+
+def test_processors_of_several_kinds(tmp_path):
+    """transformers 5 keeps an image processor inside processor_config.json."""
+    make("clip", tmp_path)
+    inner = COMMON | CROP | CLIP | {"size": {"shortest_edge": 240}, "resample": 3, "image_processor_type": "CLIPImageProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor", "image_processor": inner}))
+    assert brh_jax.load(tmp_path).preprocessing.resize == 240
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": inner | {"resample": 5}}))
+    with pytest.raises(UserError, match="asks for the filter 5"):
+        brh_jax.load(tmp_path)
+    (tmp_path / "processor_config.json").write_text("[]")
+    with pytest.raises(UserError, match="processor_config.json holds a list, expected an object"):
+        brh_jax.load(tmp_path)

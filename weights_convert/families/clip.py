@@ -27,7 +27,8 @@ CLS = r"(?:embeddings\.)?class_embedding|cls_token"
 POSITION = r"embeddings\.position_embedding\.weight|positional_embedding|pos_embed"
 PATCH = r"embeddings\.patch_embedding|conv1|patch_embed\.proj"
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # transformers' names
-HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # ViT-H, -g, -bigG
+# timm's tags of weights that were trained with quick GELU.
+QUICK_TAGS = ("openai", "dfn", "metaclip")
 
 RULES = (
     tokens(CLS, "embedding/cls_token", "vision_model.embeddings.class_embedding")._replace(
@@ -52,7 +53,9 @@ RULES = (
     *norm(r"post_layernorm|ln_post|norm", "norm", "vision_model.post_layernorm"),
     *linear("classifier", "head"),
     unused(r"embeddings\.position_ids", "the numbers 0, 1, 2, ..."),
-    unused(r"proj|head\.(?:weight|bias)", "the projection to the space shared with text"),
+    unused(
+        r"proj|head\.(?:weight|bias)", "on the class token alone: the projection to the space shared with text, or a classifier"
+    ),
 )
 
 
@@ -77,7 +80,7 @@ def config(facts: Facts) -> ViTConfig:
     return ViTConfig(
         dim=dim,
         depth=(hf or {}).get("num_hidden_layers") or facts.layers(B),
-        num_heads=facts.heads(dim, HEAD_WIDTHS),
+        num_heads=facts.heads(dim),
         mlp_dim=fc1[0],
         mlp=mlp,
         patch_size=facts.need(rf"(?:{PATCH})\.weight", "patch projection")[-1],
@@ -95,7 +98,12 @@ def _without_transformers(facts: Facts) -> str:
         return "quick_gelu" if cfg.get("quick_gelu") else "gelu"
     if facts.timm is not None:
         given = (facts.timm.get("model_args") or {}).get("act_layer")
-        return "quick_gelu" if given == "quick_gelu" or "quickgelu" in facts.architecture else "gelu"
+        if given == "quick_gelu" or "quickgelu" in facts.architecture:
+            return "quick_gelu"
+        tag = str((facts.timm.get("pretrained_cfg") or {}).get("tag", ""))
+        if tag.startswith(QUICK_TAGS) and "_ft_" not in tag:
+            facts.assume(f"exact GELU, as timm's {facts.architecture} has; {tag} was trained with quick GELU")
+        return "gelu"
     if facts.find("norm_pre.weight"):
         facts.assume("exact GELU, as timm's models have unless their name says quickgelu (no config.json)")
         return "gelu"

@@ -1,5 +1,7 @@
 """DINOv3 ViT: rotary positions, registers, no position table. transformers (both spellings), torch hub and timm."""
 
+import numpy as np
+
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import rotary
 from brh_jax.models.vit import ViTConfig
@@ -58,7 +60,7 @@ RULES = (
     unused(r"(?:embeddings\.)?mask_token", "stands for masked patches in pretraining only"),
     unused(PERIODS, "taken into the configuration"),
     unused(r"rope_embeddings\.inv_freq", "follows from rope_theta"),
-    unused(rf"{B}\.attn\.qkv\.bias_mask", "applied to the bias: keys have none"),
+    unused(rf"{B}\.attn\.qkv\.bias_mask", "takes the keys' bias away, which is zero"),
     unused(r"local_cls_norm\.(?:weight|bias)", "of small crops in pretraining only"),
 )
 
@@ -78,9 +80,10 @@ def config(facts: Facts) -> ViTConfig:
     registers = facts.find(REGISTERS)
     fc2 = facts.need(rf"{B}\.mlp\.(?:down_proj|w3|fc2)\.weight", "second feed-forward layer")
     hf = facts.transformers(layer_norm_eps=EPSILON, hidden_act="gelu", rope_theta=THETA, use_gated_mlp=False)
-    heads = facts.heads(dim, {4096: 128}, default=6)
+    heads = facts.heads(dim, {1280: 64, 4096: 128}, default=6)
     if hf is None:
         facts.assume(f"LayerNorm epsilon {EPSILON:g}, as all published DINOv3 have")
+        _check_masks(facts, dim)
         if facts.find(PERIODS):
             periods = tuple(float(p) for p in facts.read("rope_embed.periods").reshape(-1))
         else:
@@ -106,6 +109,15 @@ def config(facts: Facts) -> ViTConfig:
         layer_scale=facts.find(rf"{B}\.(?:layer_scale1\.lambda1|ls1\.gamma|gamma_1)") is not None,
         layer_norm_eps=hf["layer_norm_eps"],
     )
+
+
+def _check_masks(facts: Facts, dim: int) -> None:
+    """Torch hub multiplies the fused bias by a mask that takes the keys' part away; here that part must be zero already."""
+    for name in facts.shapes:
+        if name.endswith("attn.qkv.bias_mask"):
+            bias = facts.read(name.removesuffix("_mask"))
+            if np.any(bias[dim : 2 * dim] != 0):
+                raise ValueError(f"{name} masks a bias that is not zero: multiply {name.removesuffix('_mask')} by it first")
 
 
 def zeros(facts: Facts, c: ViTConfig):
@@ -145,10 +157,11 @@ def to_transformers(c: ViTConfig) -> dict | None:
 
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
-    """Stretched to a square of 16 x 16 patches, bilinear, as the published processor has it."""
-    return Preprocessing(
-        (14 * c.patch_size,) * 2 if c.patch_size == 16 else (16 * c.patch_size,) * 2, None, interpolation="bilinear"
-    )
+    """Stretched to 14 x 14 patches (224 px), bilinear, as the published processor has it."""
+    size = (14 * c.patch_size,) * 2
+    if "sat493m" in facts.origin:  # trained on satellite images
+        return Preprocessing(size, None, (0.430, 0.411, 0.296), (0.213, 0.156, 0.143), "bilinear")
+    return Preprocessing(size, None, interpolation="bilinear")
 
 
 FAMILY = Family(

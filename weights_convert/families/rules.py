@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 
     Attributes:
         pattern: regular expression on the whole name, all spellings; group `layer` is the block's number.
-        places: what the tensor fills. None: it is known and not needed.
+        places: what the tensor fills; none where it is known and not needed.
         split: `(array, config) -> one array per place`; an empty one has no place.
         join: `(one array or None per place, config) -> array`, the way back.
         name: what transformers calls it, `{layer}` for the block's number; empty for a spelling that is only read.

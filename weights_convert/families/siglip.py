@@ -26,7 +26,7 @@ B = r"(?:encoder\.layers|blocks)\.(?P<layer>\d+)"
 HF = "vision_model.encoder.layers.{layer}"
 POSITION = r"embeddings\.position_embedding\.weight|pos_embed"
 PATCH = r"embeddings\.patch_embedding|patch_embed\.proj"
-HEAD_WIDTHS = {1152: 72, 1536: 96}  # so400m, giant-opt
+HEAD_WIDTHS = {1536: 96}  # giant-opt
 POOLING = "attention pooling, after the trajectory: features are means over patches"
 
 RULES = (
@@ -52,10 +52,12 @@ RULES = (
 
 def recognises(facts: Facts) -> bool:
     """Blocks and a position table, and no class token."""
+    named = "siglip" in facts.architecture or "siglip" in facts.origin.lower()
     return (
         facts.find(rf"{B}\.(?:layer_norm1|norm1)\.weight") is not None
         and facts.find(POSITION) is not None
         and facts.find(r".*(?:cls_token|class_embedding|reg_token)") is None
+        and (named or facts.find(r"attn_pool\.latent|head\.probe|embeddings\.patch_embedding\.weight") is not None)
     )
 
 
@@ -86,7 +88,7 @@ def config(facts: Facts) -> ViTConfig:
         position_grid=square_grid(table[-2], table),
         num_cls=0,
         layer_norm_eps=epsilon,
-        drop_remainder=(hf or {}).get("image_size", 0) % patch_size != 0 or "patch14_siglip_384" in facts.architecture,
+        drop_remainder=facts.image_size() % patch_size != 0,
         position_resampling=resampling,
     )
 

@@ -30,7 +30,6 @@ CLS = r"(?:embeddings\.)?cls_token"
 DISTILLATION = r"embeddings\.distillation_token|dist_token"
 POSITION = r"embeddings\.position_embeddings|pos_embed"
 PATCH = r"embeddings\.patch_embeddings\.projection|patch_embed\.proj"
-HEAD_WIDTHS = {1280: 80, 1408: 88}  # ViT-H and the small ViT-g
 
 RULES = (
     tokens(CLS, "embedding/cls_token", "embeddings.cls_token", row=0),
@@ -55,6 +54,7 @@ RULES = (
     unused(r"pooler\.dense\.(?:weight|bias)", "the pooler is not part of the trajectory"),
     unused(r"(?:distillation_classifier|head_dist)\.(?:weight|bias)", "the classifier on the distillation token"),
     unused(r"(?:embeddings\.)?mask_token", "stands for masked patches in pretraining only"),
+    unused(r"decoder_(?:embed|blocks|norm|pred|pos_embed)\b.*", "MAE's decoder"),
 )
 
 
@@ -75,7 +75,7 @@ def config(facts: Facts) -> ViTConfig:
     return ViTConfig(
         dim=dim,
         depth=hf.get("num_hidden_layers") or facts.layers(B),
-        num_heads=facts.heads(dim, HEAD_WIDTHS),
+        num_heads=facts.heads(dim),
         mlp_dim=fc1[0],
         patch_size=facts.need(rf"(?:{PATCH})\.weight", "patch projection")[-1],
         position_grid=square_grid(table[1] - num_cls * cls_position, table),
