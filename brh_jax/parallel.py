@@ -74,7 +74,7 @@ def _spec(path, shape, mesh: Mesh) -> P:
 
 
 def _gated(shape, name: str) -> bool:
-    """Whether a first layer holds gate and value, [.., dim, 2, hidden]; a ViT's blocks are stacked along depth, a Raptor's not."""
+    """Whether a first layer holds gate and value, [..., dim, 2, hidden]; a ViT's are stacked along depth, a Raptor's not."""
     return len(shape) - (0 if re.search(r"phase_\d+", name) else 1) == 3
 
 
@@ -173,4 +173,4 @@ def start_processes(coordinator: str = "", num_processes: int = 0, process_id: i
             "every one is started, with the same --coordinator=HOST:PORT, which must be reachable from all of them"
         ) from None
     if jax.process_index():
-        sys.stdout = open(os.devnull, "w")  # kept open for as long as the process lives
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - kept open for as long as the process lives

@@ -19,6 +19,8 @@ _POSITIVE = (
     "distill.batch_size",
     "distill.log_every",
     "distill.save_every",
+    "distill.keep_last",
+    "distill.pieces",
     "distill.stage1.steps",
     "distill.stage2.steps",
     "eval.batch_size",
@@ -53,6 +55,10 @@ def check_config(config) -> None:
         raise UserError("config.probe.train and config.probe.eval go together: give both, or leave both empty")
     _one_of(config, "raptor.mlp", MLP_KINDS)
     _one_of(config, "distill.remat", tuple(remat.POLICIES))
+    if config.distill.batch_size % config.distill.pieces:
+        raise UserError(
+            f"config.distill.pieces is {config.distill.pieces}: expected a divisor of the batch, {config.distill.batch_size}"
+        )
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")

@@ -6,7 +6,9 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import Source, open_source
@@ -14,17 +16,33 @@ from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
 from brh_jax.errors import UserError
 from brh_jax.metrics import Progress
 from brh_jax.models import Encoder, store
+from brh_jax.parallel import is_main, shard, shard_batch, to_host, wait_for_all
 from brh_jax.phases import Partition
+from brh_jax.training import LoopSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A run: its configuration, work directory, mesh, and the command that started it."""
+    """A run: its configuration, work directory, mesh, the command that started it, and steps to profile."""
 
     config: Any
     workdir: pathlib.Path
     mesh: Any
     command: tuple[str, ...] = ()
+    profile: tuple[int, int] | None = None
+
+    @property
+    def loop(self) -> LoopSettings:
+        """How training loops run."""
+        section = self.config.distill
+        return LoopSettings(
+            log_every=section.log_every,
+            save_every=section.save_every,
+            keep_last=section.keep_last,
+            keep_best=section.keep_best,
+            tensorboard=self.config.tensorboard,
+            profile=self.profile,
+        )
 
     # Earlier stages' results.
 
@@ -51,8 +69,23 @@ class Context:
         if not store.is_encoder_folder(folder):
             raise UserError(f"{folder} is not there yet: put {stage} before this stage in config.stages")
         encoder = store.read(folder)
+        encoder = encoder.replace(params=shard(encoder.params, self.mesh))
         dtype = self.config.compute_dtype
         return encoder if dtype == "float32" else encoder.replace(dtype=jnp.dtype(dtype))
+
+    # Results.
+
+    def save(self, encoder: Encoder, folder: pathlib.Path, notes: dict) -> None:
+        """Writes an encoder; all processes call, the first writes, and no one goes on before it is there."""
+        host = encoder.replace(params=to_host(encoder.params), head=to_host(encoder.head))
+        if is_main():
+            store.save(host, folder, notes)
+        wait_for_all(f"saved {folder}")
+
+    def save_arrays(self, path: pathlib.Path, **arrays) -> None:
+        """Writes an .npz file, once."""
+        if is_main():
+            np.savez(path, **arrays)
 
     # Data.
 
@@ -63,10 +96,14 @@ class Context:
     def training_batches(self, source: Source, preprocessing: Preprocessing, batch_size: int, seed: int):
         """Endless augmented batches."""
         transform = self._transform(self.config.data.augment, preprocessing)
-        return training_batches(source, transform, batch_size, seed=seed, threads=self.config.data.threads)
+        data = self.config.data
+        return training_batches(source, transform, batch_size, seed=seed, threads=data.threads, workers=data.workers)
 
     def measuring_batches(self, source: Source, preprocessing: Preprocessing, section, label: str, augment: str = ""):
-        """One pass over `section.num_images` images in batches of `section.batch_size`, with a progress line."""
+        """One pass over `section.num_images` images in batches of `section.batch_size`, with a progress line.
+
+        Images are laid over the mesh; labels and `valid` are numpy, of all processes' images.
+        """
         transform = self._transform(augment or self.config.data.eval_augment, preprocessing)
         total = section.num_images if transform.random else min(section.num_images, len(source))
         batches = measuring_batches(
@@ -79,7 +116,9 @@ class Context:
         )
         progress = Progress(label, -(-total // section.batch_size), per_step=section.batch_size)
         for number, batch in enumerate(batches, 1):
-            yield batch
+            placed = shard_batch(batch, self.mesh)
+            rest = batch if jax.process_count() == 1 else to_host({k: v for k, v in placed.items() if k != "image"})
+            yield {"image": placed["image"], "label": rest["label"], "valid": rest["valid"]}
             progress.update(number)
 
     def _transform(self, augment: str, preprocessing: Preprocessing):

@@ -5,6 +5,7 @@ overridden by --config.section.name=value. The page of results is WORKDIR/report
 """
 
 import pathlib
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -14,6 +15,16 @@ from brh_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :argument.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/NAME of the configuration by default.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "report"],
+    "train: all that is not done; eval: measure finished models again; report: the page.",
+)
+_PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST, steps of every training to trace for TensorBoard or Perfetto.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process; TPU pods and SLURM need no such flags.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this one is, from 0.")
 _RERUN = flags.DEFINE_bool("rerun", False, "Discard stages in the work directory that another configuration made.")
 
 
@@ -24,10 +35,31 @@ def main(argv) -> None:
     if _CONFIG.value is None:
         raise UserError("no configuration: give --config=configs/quickstart.py, or a file of your own")
     logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
-    from experiments import pipeline  # after the flags: a wrong flag answers at once, before jax is loaded
+    profile = _steps(_PROFILE.value)
+    # After the flags: a wrong flag answers at once, before jax is loaded.
+    from brh_jax import stopping
+    from brh_jax.parallel import start_processes
+
+    start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    from experiments import pipeline
 
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
-    pipeline.run(_CONFIG.value, pathlib.Path(workdir), rerun=_RERUN.value, command=["python -m experiments.main", *sys.argv[1:]])
+    command = ["python -m experiments.main", *sys.argv[1:]]
+    stopping.install()
+    try:
+        pipeline.run(_CONFIG.value, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
+    except stopping.Stopped as stopped:
+        print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])}", flush=True)
+
+
+def _steps(text: str | None) -> tuple[int, int] | None:
+    """FIRST:LAST of --profile."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise UserError(f"--profile={text}: expected FIRST:LAST, for example 10:12")
+    return int(first), int(last)
 
 
 def find_config(value: str) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError
 from brh_jax.metrics import clock
-from brh_jax.parallel import make_mesh
+from brh_jax.parallel import is_main, make_mesh, wait_for_all
 from experiments.configuration import check_config
 from experiments.context import Context, read_record, write_json
 from experiments.stages import distill, dynamics, phases, probes, report, teacher
@@ -34,17 +34,32 @@ STAGES = {
     "report": Stage(report.run, ()),
 }
 # Settings that change how a run goes, not what comes out.
-_WITHOUT_EFFECT = {"data.threads", "data.data_dir", "distill.log_every", "distill.save_every", "distill.remat"}
+_WITHOUT_EFFECT = {
+    "data.threads",
+    "data.workers",
+    "data.data_dir",
+    "distill.log_every",
+    "distill.save_every",
+    "distill.keep_last",
+    "distill.keep_best",
+    "distill.remat",
+}
+MODES = ("train", "eval", "report")
+# What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
+_MEASURING = ("distill", "probes", "dynamics")
+_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "probe.eval", "probe.num_eval", "compute_dtype")
 
 
-def run(config: ConfigDict, workdir, *, rerun: bool = False, command=()) -> dict:
+def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> dict:
     """Runs the stages that `config.stages` names and returns what results.json holds.
 
     Args:
         config: as configs/default.py describes it.
         workdir: made if it is not there; stages done in it with this configuration are skipped.
+        mode: train, everything that is not done; eval, measure finished models again; report, the page alone.
         rerun: discard stages made with another configuration, rather than refuse.
         command: for the record.
+        profile: (first, last) step of every training to trace, or None.
 
     Raises:
         UserError: anything that the user can put right.
@@ -55,27 +70,34 @@ def run(config: ConfigDict, workdir, *, rerun: bool = False, command=()) -> dict
     unknown = [s for s in config.stages if s not in STAGES]
     if unknown:
         raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(STAGES)}")
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
     check_config(config)
-    _check_workdir(config, workdir, rerun)
+    stages = tuple(config.stages) if mode == "train" else ("report",)
+    if mode == "eval":
+        stages = tuple(s for s in config.stages if s in (*_MEASURING, "report"))
+    _check_workdir(config, workdir, rerun, mode)
     mesh = make_mesh(**config.mesh)
-    context = Context(config, workdir, mesh, tuple(command))
+    context = Context(config, workdir, mesh, tuple(command), profile)
     print(
-        f"{workdir}: {', '.join(config.stages)} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s)",
+        f"{workdir}: {', '.join(stages)} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s)"
+        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         flush=True,
     )
     begun = time.monotonic()
     for name, stage in STAGES.items():
-        if name in config.stages:
-            _run_stage(name, stage, context)
+        if name in stages:
+            _run_stage(name, stage, context, again=mode == "eval")
     print(f"all stages: {clock(time.monotonic() - begun)}")
     results = workdir / "results.json"
     return json.loads(results.read_text()) if results.exists() else {}
 
 
-def _run_stage(name: str, stage: Stage, context) -> None:
+def _run_stage(name: str, stage: Stage, context, again: bool) -> None:
     folder = context.workdir / name
     record = read_record(folder)
-    if record.get("done") and stage.depends:
+    wait_for_all(f"{name}: what is there has been read")
+    if record.get("done") and stage.depends and not again:
         print(f"{name}: done before, skipped", flush=True)
         return
     try:
@@ -88,18 +110,21 @@ def _run_stage(name: str, stage: Stage, context) -> None:
 
     def keep(**more):
         seconds = spent + time.monotonic() - begun
-        write_json(folder / "record.json", {"config": depends, "seconds": seconds, **more})
+        if is_main():
+            write_json(folder / "record.json", {"config": depends, "seconds": seconds, **more})
         return seconds
 
     keep(done=False)
     try:
-        summary = stage.function(context, folder)
+        # The page is made by one process; everything else is done by all together.
+        summary = stage.function(context, folder) if stage.depends or is_main() else {}
     except BaseException as error:
         keep(done=False)
-        if isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"]:
+        if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"]:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
     seconds = keep(done=True, summary=summary)
+    wait_for_all(f"{name}: done")
     print(f"{name}: {clock(seconds)}", flush=True)
 
 
@@ -120,15 +145,23 @@ def dependencies(config: ConfigDict, sections) -> dict:
     return flat
 
 
-def _check_workdir(config, workdir, rerun) -> None:
+def _check_workdir(config, workdir, rerun, mode) -> None:
     """Refuses, or with `rerun` discards, stages that another configuration made."""
     differing, faults = [], {}
+    if mode != "train" and not read_record(workdir / "teacher").get("done"):
+        raise UserError(f"{workdir} holds no finished run: --mode={mode} needs one, made with --mode=train")
+    if mode == "eval" and (missing := [s for s in ("phases", "distill") if not read_record(workdir / s).get("done")]):
+        raise UserError(
+            f"{workdir}: {', '.join(missing)} not finished; --mode=eval measures finished models, run --mode=train first"
+        )
     for name, stage in STAGES.items():
         record = read_record(workdir / name)
         if not record or not stage.depends:
             continue
         now, then = dependencies(config, stage.depends), record["config"]
         changed = [k for k in {**then, **now} if then.get(k, "nothing") != now.get(k, "nothing")]
+        if mode == "eval":
+            changed = [k for k in changed if not k.startswith(_MEASURED_WITH)]
         if changed:
             differing.append(name)
             faults |= {k: f"{k}: {then.get(k, 'nothing')} there, {now.get(k, 'nothing')} here" for k in changed}
@@ -138,6 +171,9 @@ def _check_workdir(config, workdir, rerun) -> None:
             f"{workdir} was made with another configuration:\n  {listed}\n"
             f"Use another --workdir, or give --rerun to discard what differs ({', '.join(differing)}) and run it again"
         )
+    wait_for_all("the work directory has been checked")
     for name in differing:
         print(f"{name}: made with another configuration, discarded", flush=True)
-        shutil.rmtree(workdir / name)
+        if is_main():
+            shutil.rmtree(workdir / name)
+    wait_for_all("the work directory is ready")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 
 
 class _Load(grain.transforms.RandomMap):
-    """Index -> transformed record. An image that cannot be decoded is replaced by the next one that can, and `failed` names it."""
+    """Index -> transformed record; an image that cannot be decoded is replaced by the next that can, and `failed` names it."""
 
     def __init__(self, source: Source, transform):
         self.source, self.transform = source, transform
@@ -62,6 +63,8 @@ class TrainingBatches(Iterator):
             options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(2, self._threads))
             batches = self._batches[self.step :].to_iter_dataset(options)
             if self._workers:
+                if not flags.FLAGS.is_parsed():  # grain reads flags of its own, which notebooks do not parse
+                    flags.FLAGS.mark_as_parsed()
                 batches = batches.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=self._workers))
             self._iterator = iter(batches)
         batch = next(self._iterator)

@@ -14,6 +14,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.stages = ("teacher", "phases", "distill", "probes", "dynamics", "report")
     config.compute_dtype = "float32"  # of matrix products; parameters, residual stream and losses are float32
+    config.tensorboard = False  # metrics also as TensorBoard events, beside metrics.jsonl
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
 
     # source: hf:organisation/model, a file or folder of weights, or "train" for a ViT trained here from scratch.
@@ -32,7 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "crop_scale": (0.08, 1.0),
             "crop_ratio": (3 / 4, 4 / 3),
             "flip": True,
-            "threads": 8,
+            "threads": 8,  # that decode images and read ahead
+            "workers": 0,  # processes that decode instead, with so many threads each
         }
     )
 
@@ -66,8 +68,11 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "batch_size": 64,
             "remat": "dots",  # what the backward pass keeps of a block: none (everything), dots, full (nothing)
+            "pieces": 1,  # parts that a batch goes through in, gradients accumulated
             "log_every": 50,
             "save_every": 5000,
+            "keep_last": 2,  # checkpoints of each training
+            "keep_best": 1,  # and those of the lowest training loss since the one before
             # token weights are those of (cls, registers, patches); stage 1 uses them for the last block only
             "stage1": {**stage, "token_weights": (0.34, 0.33, 0.33), "annealed": 0.25},
             "stage2": {**stage, "token_weights": (0.45, 0.10, 0.45)},

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from brh_jax import distill
-from brh_jax.models import RaptorConfig, store
+from brh_jax.models import RaptorConfig
 from brh_jax.models.cost import cost
+from brh_jax.parallel import to_host
 from experiments.context import Context, identity, settings_of
 
 
@@ -25,12 +26,12 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             depth_scaling=config.raptor.depth_scaling,
             layer_scale_init=config.raptor.layer_scale_init,
         )
-        blocks = distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed))
+        blocks = to_host(distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed)))
         for stage in (1, 2):
             blocks = _train(context, folder / f"k{k}", stage, source, teacher, raptor_config, blocks)
             raptor = distill.raptor_encoder(raptor_config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
             predictors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
-        store.save(raptor, folder / f"k{k}" / "raptor", {"partition": str(partition)})
+        context.save(raptor, folder / f"k{k}" / "raptor", {"partition": str(partition)})
         costs[f"k{k}"] = cost(raptor)._asdict()
 
     evaluation = context.source(config.data.eval)
@@ -75,8 +76,8 @@ def _train(context: Context, folder, stage, source, teacher, raptor_config, bloc
         folder=folder / f"stage{stage}",
         identity=identity(config.raptor, section) | {"partition": str(raptor_config.partition)},
         label=f"distill k={raptor_config.partition.k} stage {stage}",
-        log_every=config.distill.log_every,
-        save_every=config.distill.save_every,
+        pieces=config.distill.pieces,
+        loop=context.loop,
     )
 
 

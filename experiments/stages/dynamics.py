@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from brh_jax import dynamics
+from brh_jax.parallel import to_host
 from experiments.context import Context
 
 
@@ -28,12 +29,12 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     for batch in context.measuring_batches(source, teacher.preprocessing, config.dynamics, "dynamics"):
         start = teacher.embed(teacher.normalize_pixels(batch["image"]))
         for name, encoder in models.items():
-            values = jax.device_get(measures(encoder.rollout(start)))
+            values = to_host(measures(encoder.rollout(start)))
             batches_of[name].append({k: v[:, batch["valid"]] for k, v in values.items() if len(v)})
     per_image = {
         f"{name}/{k}": np.concatenate([b[k] for b in batches], axis=1) for name, batches in batches_of.items() for k in batches[0]
     }
-    np.savez(folder / "per_image.npz", **per_image)
+    context.save_arrays(folder / "per_image.npz", **per_image)
     measured = {name: {} for name in models}
     for key, values in per_image.items():
         name, _, measure = key.partition("/")

@@ -18,7 +18,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     batches = context.measuring_batches(source, encoder.preprocessing, settings, "similarity of layers")
     trajectories = ((encoder.trajectory(encoder.normalize_pixels(b["image"])), b["valid"]) for b in batches)
     dissimilarity, count = phases.streaming_dissimilarity(trajectories, encoder.layout)
-    np.savez(folder / "dissimilarity.npz", dissimilarity=dissimilarity)
+    context.save_arrays(folder / "dissimilarity.npz", dissimilarity=dissimilarity)
     partitions = partitions_of(dissimilarity, settings)
     for k, partition in partitions.items():
         print(f"phases: k = {k}: {partition}", flush=True)

@@ -84,8 +84,7 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         identity=identity(config.probe),
         label=f"probe {name}",
         batch_size=batch_size,
-        log_every=config.distill.log_every,
-        save_every=config.distill.save_every,
+        loop=context.loop,
     )
     values, labels = features(evaluation, config.probe.num_eval, "test set")
     before = None if start is None else classification.accuracy(start, values, labels)

@@ -25,7 +25,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         encoder, notes = _pretrained(config)
         if not isinstance(encoder.config, ViTConfig):
             raise UserError(f"config.teacher.source {config.teacher.source} is a Raptor: expected a ViT")
-    store.save(encoder, folder / "model", {"lines": notes})
+    context.save(encoder, folder / "model", {"lines": notes})
     summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
     summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict()}
     if config.teacher.source == "train":
@@ -79,6 +79,5 @@ def _train(context: Context, folder) -> Encoder:
         folder=folder / "training",
         identity=identity(ConfigDict({"vit": config.teacher.vit, "train": config.teacher.train})),
         label="teacher",
-        log_every=config.distill.log_every,
-        save_every=config.distill.save_every,
+        loop=context.loop,
     )

@@ -1,11 +1,12 @@
 import gzip
 import io
+import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from brh_jax.data.pipeline import measuring_batches, training_batches
+from brh_jax.data.pipeline import TrainingBatches, measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource, ImageFolder, Subset, open_source
 from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
 from brh_jax.errors import UserError
@@ -97,12 +98,53 @@ def test_training_goes_on_where_it_was():
     first = training_batches(source, crop, 4, seed=1)
     for _ in range(3):
         next(first)
-    position = first.get_state()
     expected = [next(first)["image"] for _ in range(4)]
     second = training_batches(source, crop, 4, seed=1)
-    second.set_state(position)
+    second.seek(3)
     for images in expected:
         np.testing.assert_array_equal(next(second)["image"], images)
+    assert second.step == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_processes_and_workers(workers):
+    crop = RandomResizedCrop((8, 8), scale=(0.3, 1.0))
+    source = ArraySource(np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8), np.arange(10))
+    whole = training_batches(source, crop, 4, seed=1)
+    parts = [TrainingBatches(source, crop, 4, seed=1, threads=2, workers=workers, process=(i, 2)) for i in range(2)]
+    whole.seek(2)
+    for part in parts:
+        part.seek(2)
+    for _ in range(4):
+        together, pieces = next(whole), [next(part) for part in parts]
+        for i, piece in enumerate(pieces):
+            np.testing.assert_array_equal(piece["image"], together["image"][i::2])
+            np.testing.assert_array_equal(piece["label"], together["label"][i::2])
+    with pytest.raises(UserError, match="a batch of 3 images does not divide over 2 processes"):
+        TrainingBatches(source, crop, 3, seed=1, process=(0, 2))
+
+
+@pytest.mark.parametrize("num_images", [7, 8, 1])
+def test_measuring_on_several_processes_sees_every_image_once(num_images):
+    seen = []
+    for i in range(2):
+        for batch in measuring_batches(numbered(), CENTER, 4, num_images=num_images, process=(i, 2)):
+            assert batch["image"].shape == (2, 8, 8, 3)
+            seen += batch["image"][batch["valid"], 0, 0, 0].tolist()
+    alone = [b["image"][b["valid"], 0, 0, 0] for b in measuring_batches(numbered(), CENTER, 4, num_images=num_images)]
+    assert sorted(seen) == sorted(np.concatenate(alone).tolist())
+    assert len(seen) == num_images
+
+
+def test_workers_count_what_they_cannot_decode(tmp_path, capfd):
+    for i in range(6):
+        Image.new("RGB", (12, 12), (i, i, i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"no image")
+    source = ImageFolder(tmp_path)
+    batches = TrainingBatches(source, CENTER, 3, seed=0, threads=1, workers=2)
+    values = np.concatenate([next(batches)["image"][:, 0, 0, 0] for _ in range(4)])
+    assert 2 not in values and len(values) == 12
+    assert [pathlib.Path(name).name for name in source.skipped] == ["2.png"]
 
 
 def test_measuring_pads_the_last_batch_and_repeats_nothing():

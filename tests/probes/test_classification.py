@@ -13,8 +13,9 @@ from brh_jax.models import pooled_features
 from brh_jax.parallel import make_mesh
 from brh_jax.probes import classification
 from brh_jax.probes.classification import ProbeSettings
+from brh_jax.training import LoopSettings
 
-LOOP = {"log_every": 50, "save_every": 1000, "label": "probe", "identity": {}}
+LOOP = {"loop": LoopSettings(log_every=50, save_every=1000), "label": "probe", "identity": {}}
 SETTINGS = ProbeSettings(learning_rate=0.05, warmup_steps=5, batch_size=32, cache=True)
 
 
@@ -78,10 +79,9 @@ def test_cached_batches_go_through_each_epoch_and_go_on_where_they_were():
     batches = classification.CachedBatches(features, np.zeros(10, int), 5, seed=3)
     first = np.concatenate([next(batches)["features"] for _ in range(2)]).ravel()
     assert sorted(first) == list(range(10))
-    state = batches.get_state()
     expected = [next(batches)["features"] for _ in range(3)]
     again = classification.CachedBatches(features, np.zeros(10, int), 5, seed=3)
-    again.set_state(state)
+    again.seek(2)
     jax.tree.map(np.testing.assert_array_equal, [next(again)["features"] for _ in range(3)], expected)
 
 
