@@ -29,6 +29,26 @@ class _Load(grain.transforms.RandomMap):
         return {"image": image, "label": np.int32(record["label"]), "failed": np.int64(failed)}
 
 
+class _Part(grain.MapDataset):
+    """What one process gives to batches of `batch_size` records: the `part`-th of `count` equal pieces of each."""
+
+    def __init__(self, parent, batch_size: int, part: int, count: int):
+        super().__init__(parent)
+        self._batch_size, self._part, self._count = batch_size, part, count
+
+    def __len__(self):
+        whole, rest = divmod(len(self._parent), self._batch_size)
+        size = self._batch_size // self._count
+        return whole * size + min(max(rest - self._part * size, 0), size)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        size = self._batch_size // self._count
+        batch, place = divmod(index, size)
+        return self._parent[batch * self._batch_size + self._part * size + place]
+
+
 class TrainingBatches(Iterator):
     """An endless iterator over shuffled epochs of `{"image": uint8 [batch, h, w, 3], "label": int32 [batch]}`.
 
@@ -51,7 +71,7 @@ class TrainingBatches(Iterator):
         self.source, self.step = source, 0
         self._threads, self._workers = threads, workers
         records = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None).random_map(_Load(source, transform))
-        self._batches = records[index::count].batch(batch_size // count)
+        self._batches = _Part(records, batch_size, index, count).batch(batch_size // count)
         self._iterator = None
 
     def seek(self, step: int) -> None:
@@ -103,7 +123,7 @@ def measuring_batches(
     records = indices.repeat(-(-total // len(source))).random_map(_Load(source, transform))[:total]
     spare = {key: np.asarray(value)[None] for key, value in records[0].items()}  # fills up what has no record of its own
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
-    local, mine = batch_size // count, records[part::count]
+    local, mine = batch_size // count, _Part(records, batch_size, part, count)
     batches = iter(mine.to_iter_dataset(options).batch(local, drop_remainder=False)) if len(mine) else iter(())
     for _ in range(-(-total // batch_size)):
         batch = next(batches, {key: value[:0] for key, value in spare.items()})

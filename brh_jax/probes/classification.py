@@ -68,7 +68,7 @@ class CachedBatches(Iterator):
         epoch, position = divmod(self.step, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
         rows = order[position * self.batch_size :][: self.batch_size]
-        rows = rows[jax.process_index() :: jax.process_count()]
+        rows = np.array_split(rows, jax.process_count())[jax.process_index()]
         self.step += 1
         return {"features": self.features[rows], "label": self.labels[rows]}
 

@@ -1,0 +1,129 @@
+"""Runs as real processes: several of one run, killed ones, stopped ones, one without end."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from brh_jax.metrics import read_metrics
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+STAGES = ("teacher/training", "distill/k2/stage1", "distill/k2/stage2")
+KILLS = int(os.environ.get("BRH_JAX_TEST_KILLS", "3"))
+
+
+def start(workdir, *more, devices=1, log=None):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.main",
+        f"--config={TINY}",
+        f"--workdir={workdir}",
+        "--config.phases.k=(2,)",
+        *more,
+    ]
+    output = subprocess.PIPE if log is None else log.open("a")
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process) -> str:
+    out, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, out
+    return out
+
+
+def same_losses(a, b, stages, rtol):
+    for stage in stages:
+        rows = [read_metrics(folder / stage / "metrics.jsonl") for folder in (a, b)]
+        found, expected = ([row["loss"] for row in part] for part in rows)
+        assert len(found) == len(expected) > 3
+        np.testing.assert_allclose(found, expected, rtol=rtol, err_msg=stage)
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
+    more = ["--config.distill.log_every=1", "--config.distill.stage1.steps=20", "--config.distill.stage2.steps=20"]
+    more += ["--config.stages=('teacher','phases','distill','report')"]
+    finish(start(tmp_path / "one", *more, devices=8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    both = [start(tmp_path / "two", *more, *join, f"--process_id={i}", devices=4) for i in range(2)]
+    first, second = (finish(process) for process in both)
+    assert "8 cpu device(s) of 2 processes" in first and "distill: 0:" in first
+    assert "distill" not in second  # only the first prints
+    same_losses(tmp_path / "two", tmp_path / "one", STAGES, 1e-5)
+    one, two = ((folder / "distill/k2/raptor/config.json").read_text() for folder in (tmp_path / "one", tmp_path / "two"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_started_again_ends_the_same(tmp_path):
+    """BRH_JAX_TEST_KILLS says how often; kill -9 strikes in both stages of distillation and while checkpoints are written."""
+    more = ["--config.distill.save_every=2", "--config.distill.log_every=1", "--config.stages=('teacher','phases','distill')"]
+    more += ["--config.distill.stage1.steps=60", "--config.distill.stage2.steps=60"]
+    finish(start(tmp_path / "whole", *more))
+    rng, struck = random.Random(int(os.environ.get("BRH_JAX_TEST_SEED", "0"))), []
+    for number in range(KILLS):
+        process = start(tmp_path / "killed", *more, log=tmp_path / "log.txt")
+        stage = STAGES[1 + number * 2 // max(KILLS, 1)]
+        metrics = tmp_path / "killed" / stage / "metrics.jsonl"
+        before = len(read_metrics(metrics))
+        while process.poll() is None and len(read_metrics(metrics)) <= before + rng.randrange(1, 120 // KILLS + 2):
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.1)
+        if process.poll() is None:
+            struck.append((stage, len(read_metrics(metrics))))
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(start(tmp_path / "killed", *more))
+    print(f"killed {len(struck)} times: {struck}")
+    assert len(struck) >= KILLS * 0.8
+    assert {stage for stage, _ in struck} == set(STAGES[1:])
+    for folder in ("stage1", "stage2"):
+        assert (tmp_path / "killed" / "distill" / "k2" / folder / "metrics.jsonl").exists()
+    whole, killed = ((tmp_path / run / "distill/k2/raptor/model.safetensors").read_bytes() for run in ("whole", "killed"))
+    assert whole == killed
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    more = ["--config.distill.stage2.steps=5000", "--config.distill.save_every=1000", "--config.distill.log_every=1"]
+    process = start(tmp_path / "run", *more)
+    metrics = tmp_path / "run/distill/k2/stage2/metrics.jsonl"
+    while process.poll() is None and len(read_metrics(metrics)) < 5:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    stopped = re.search(
+        r"distill k=2 stage 2: stopped at step (\d+) of 5000, saved; go on with: python -m experiments.main .*", out
+    )
+    assert stopped, out
+    again = start(tmp_path / "run", *more)
+    for line in again.stdout:
+        if "going on from" in line:
+            break
+    again.kill()
+    again.communicate()
+    assert f"distill k=2 stage 2: going on from step {stopped[1]} of 5000" in line
+
+
+def test_flags_of_processes_go_together(tmp_path):
+    process = start(tmp_path / "run", "--num_processes=2")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: --coordinator=HOST:PORT, --num_processes=N and --process_id=I go together" in out
