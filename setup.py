@@ -31,6 +31,7 @@ setup(
         "pillow>=11.0",
         "safetensors>=0.6",
         "scikit-learn>=1.6",
+        "tensorboardX>=2.6.4",
     ],
     extras_require={
         # TensorFlow datasets as array_record files; TensorFlow itself is never imported.

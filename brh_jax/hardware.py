@@ -1,4 +1,7 @@
-"""What the devices can do and how full they are."""
+"""What the devices can do, and how full they and the host are."""
+
+import pathlib
+import resource
 
 import jax
 
@@ -29,8 +32,14 @@ def peak_flops() -> float | None:
     return None
 
 
-def device_memory() -> dict:
-    """`memory_gb` in use and `peak_memory_gb` of this process's fullest device; empty where the platform does not tell."""
+def memory() -> dict:
+    """`host_memory_gb` of this process; `memory_gb` and `peak_memory_gb` of its fullest device where the platform tells them."""
+    status = pathlib.Path("/proc/self/statm")
+    if status.exists():
+        host = int(status.read_text().split()[1]) * resource.getpagesize()
+    else:  # the peak, where the present use is not told
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
-    return {ours: max(s.get(theirs, 0) for s in found) / 1e9 for ours, theirs in names.items()} if found else {}
+    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"} if found else {}
+    used = {ours: max(s.get(theirs, 0) for s in found) / 1e9 for ours, theirs in names.items()}
+    return {"host_memory_gb": host / 1e9} | used

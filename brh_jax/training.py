@@ -13,7 +13,7 @@ import optax
 from brh_jax import stopping
 from brh_jax.checkpoints import Checkpoints
 from brh_jax.errors import UserError
-from brh_jax.hardware import device_memory, peak_flops
+from brh_jax.hardware import memory, peak_flops
 from brh_jax.metrics import MetricsFile, Progress
 from brh_jax.parallel import shard, shard_batch
 
@@ -107,9 +107,7 @@ def train(
                     since_save += [row["loss"] for row in rows]
                     rate = progress.update(done, f"loss {means['loss']:.4f}")
                     now = time.monotonic()
-                    row = (
-                        means | _speed(rate, flops_per_image) | {"input_wait": waited / max(now - begun, 1e-9)} | device_memory()
-                    )
+                    row = means | _speed(rate, flops_per_image) | {"input_wait": waited / max(now - begun, 1e-9)} | memory()
                     metrics_file.write(done, row)
                     waited, begun = 0.0, now
                 if saving:

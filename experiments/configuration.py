@@ -59,6 +59,13 @@ def check_config(config) -> None:
         raise UserError(
             f"config.distill.pieces is {config.distill.pieces}: expected a divisor of the batch, {config.distill.batch_size}"
         )
+    if config.data.states_gb < 0:
+        raise UserError(f"config.data.states_gb is {config.data.states_gb}: expected a size in GB, or 0")
+    if config.data.states_gb and config.data.augment != "center_crop":
+        raise UserError(
+            f"config.data.states_gb keeps one state for each image, but config.data.augment is {config.data.augment}: set "
+            "config.data.augment=center_crop, or config.data.states_gb=0"
+        )
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")

@@ -83,8 +83,52 @@ def train_stage(
     Returns:
         The trained parameters.
     """
+    update, optimiser = make_update(stage, teacher, config, settings, seed=seed, remat=remat, pieces=pieces)
+    layout = teacher.layout
+    teacher_params = shard(teacher.params, mesh)
+
+    def step(state, batch, index):
+        forced = stage == 1 and index < settings.annealed * settings.steps
+        return update(state, teacher_params, batch, index, forced=forced)
+
+    # Copied: the loop donates its state, and the caller may still want the blocks it gave.
+    state = jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)})
+    state = train(
+        step,
+        state,
+        batches,
+        num_steps=settings.steps,
+        folder=pathlib.Path(folder),
+        identity=identity,
+        mesh=mesh,
+        label=label,
+        batch_size=batch_size,
+        # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass of stage 1 is not counted.
+        flops_per_image=vit_flops(teacher.config, layout) + 3 * vit_flops(config, layout),
+        **options,
+    )
+    return state["params"]
+
+
+def make_update(
+    stage: int,
+    teacher: Encoder,
+    config: RaptorConfig,
+    settings: StageSettings,
+    *,
+    seed: int,
+    remat: str = "dots",
+    pieces: int = 1,
+):
+    """The jitted step of a stage, and its optimiser.
+
+    `update(state, teacher_params, batch, index, forced)` takes and gives `{"params", "opt_state"}` (donated), and gives metrics.
+    The batch holds uint8 images as `image`, or the teacher's `states`, `[batch, depth + 1, tokens, dim]`. Of the teacher only its
+    architecture and preprocessing matter here: it can be compiled without any weights.
+    """
     layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=True)
     watched = teacher.module.clone(fused=True)
+    blocks = [f"phase_{phase + 1}" for phase in range(config.partition.k)]
     optimiser, schedule = optimizer(settings, per_block=stage == 1, blocks=blocks)
     key = jax.random.key(seed)
 
@@ -104,40 +148,23 @@ def train_stage(
         return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}
 
     @functools.partial(jax.jit, static_argnames="forced", donate_argnums=0)
-    def update(state, teacher_params, images, index, forced):
+    def update(state, teacher_params, batch, index, forced):
         def gradients(batch):
-            pixels = teacher.normalize_pixels(batch["image"])
-            states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
+            if "states" in batch:
+                states = jnp.moveaxis(batch["states"], 1, 0)
+            else:
+                pixels = teacher.normalize_pixels(batch["image"])
+                states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
             return jax.grad(losses, has_aux=True)(state["params"], states, index, batch["row"][0], forced)
 
-        grads, metrics = accumulate(gradients, {"image": images, "row": jnp.arange(len(images))}, pieces)
+        used = {key: value for key, value in batch.items() if key in ("image", "states")}
+        rows = jnp.arange(len(next(iter(used.values()))))
+        grads, metrics = accumulate(gradients, used | {"row": rows}, pieces)
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["params"])
         metrics |= {"gradient_norm": optax.tree.norm(grads), "learning_rate": schedule(index)}
         return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}, metrics
 
-    teacher_params = shard(teacher.params, mesh)
-
-    def step(state, batch, index):
-        forced = stage == 1 and index < settings.annealed * settings.steps
-        return update(state, teacher_params, batch["image"], index, forced=forced)
-
-    # Copied: the loop donates its state, and the caller may still want the blocks it gave.
-    state = jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)})
-    state = train(
-        step,
-        state,
-        batches,
-        num_steps=settings.steps,
-        folder=pathlib.Path(folder),
-        identity=identity,
-        mesh=mesh,
-        label=label,
-        batch_size=batch_size,
-        # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass of stage 1 is not counted.
-        flops_per_image=vit_flops(teacher.config, layout) + 3 * vit_flops(config, layout),
-        **options,
-    )
-    return state["params"]
+    return update, optimiser
 
 
 def _phase_number(name: str) -> int:

@@ -30,6 +30,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "image_size": 0,
             "augment": "center_crop",  # or random_resized_crop, for training
             "eval_augment": "center_crop",  # random_resized_crop gives more views of few images
+            # Keep the teacher's states of the training images on disk, up to so many GB; 0: run the teacher inside the step.
+            # For small sets without augmentation only: the paper's would take 13 TB.
+            "states_gb": 0.0,
             "crop_scale": (0.08, 1.0),
             "crop_ratio": (3 / 4, 4 / 3),
             "flip": True,

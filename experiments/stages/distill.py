@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from brh_jax import distill
+from brh_jax.data.states import StatesBatches, open_states
 from brh_jax.models import RaptorConfig
 from brh_jax.models.cost import cost
 from brh_jax.parallel import to_host
@@ -67,7 +68,7 @@ def _train(context: Context, folder, stage, source, teacher, raptor_config, bloc
         teacher,
         raptor_config,
         blocks,
-        context.training_batches(source, teacher.preprocessing, config.distill.batch_size, seed),
+        _batches(context, source, teacher, seed),
         settings_of(distill.StageSettings, section),
         seed=seed,
         batch_size=config.distill.batch_size,
@@ -79,6 +80,16 @@ def _train(context: Context, folder, stage, source, teacher, raptor_config, bloc
         pieces=config.distill.pieces,
         loop=context.loop,
     )
+
+
+def _batches(context: Context, source, teacher, seed):
+    """Images for the teacher inside the step, or its states where they are kept on disk."""
+    config = context.config
+    if not config.data.states_gb:
+        return context.training_batches(source, teacher.preprocessing, config.distill.batch_size, seed)
+    folder, size = context.workdir / "states", config.distill.batch_size
+    store = open_states(teacher, source, folder, limit_gb=config.data.states_gb, batch_size=size, mesh=context.mesh)
+    return StatesBatches(store, size, seed=seed)
 
 
 def _as_lists(fit) -> dict:

@@ -1,0 +1,138 @@
+"""The teacher's states on disk, for small sets: computed once, read in every epoch.
+
+Off by default: running the teacher inside the step needs no disk at all, and a large set would take terabytes. The store is a
+zarr array through tensorstore, one chunk per image with a checksum each; it belongs to the teacher's weights, the preprocessing
+and the images, and is made anew when any of them changes.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tensorstore as ts
+
+from brh_jax.checkpoints import fingerprints
+from brh_jax.data.pipeline import measuring_batches
+from brh_jax.data.sources import Source
+from brh_jax.data.transforms import CenterCrop
+from brh_jax.errors import UserError
+from brh_jax.metrics import Progress
+from brh_jax.models.encoder import Encoder
+from brh_jax.parallel import is_main, shard_batch, to_host, wait_for_all
+
+
+def bytes_needed(teacher: Encoder, num_images: int) -> int:
+    """Size of the store, float32."""
+    return 4 * num_images * (teacher.depth + 1) * teacher.layout.num_tokens * teacher.dim
+
+
+def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit_gb: float, batch_size: int, mesh):
+    """The states of all images of a source, centre crops, `[images, depth + 1, tokens, dim]` float32; made if they are not there.
+
+    Raises:
+        UserError: they take more than `limit_gb` or than the disk has; an image that cannot be decoded.
+    """
+    needed = bytes_needed(teacher, len(source)) / 1e9
+    if needed > limit_gb:
+        raise UserError(
+            f"the teacher's states of the {len(source)} images of {source.name} take {needed:,.3g} GB, config.data.states_gb "
+            f"allows {limit_gb:,.3g}: allow more, or set it to 0 to run the teacher inside the step, which needs no disk"
+        )
+    about = _about(teacher, source)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    done = folder / "done.json"
+    if done.exists() and json.loads(done.read_text()) == {"sha256": digest}:
+        return _store(folder / "states", about["shape"], create=False)
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        free = shutil.disk_usage(folder).free / 1e9
+        if needed > 0.95 * free:
+            raise UserError(
+                f"the teacher's states take {needed:,.3g} GB, {folder} has {free:,.3g} GB left: set config.data.states_gb=0"
+            )
+    wait_for_all("room for the states")
+    store = _store(folder / "states", about["shape"], create=True)
+    transform = CenterCrop(teacher.preprocessing)
+    progress, number = Progress("teacher's states", -(-len(source) // batch_size), per_step=batch_size), 0
+    for step, batch in enumerate(measuring_batches(source, transform, batch_size), start=1):
+        placed = shard_batch(batch, mesh)
+        states = np.moveaxis(to_host(teacher.trajectory(teacher.normalize_pixels(placed["image"]))), 0, 1)
+        valid = to_host(placed["valid"])
+        if source.skipped:
+            raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or set config.data.states_gb=0")
+        count = int(valid.sum())
+        if is_main():
+            store[number : number + count].write(states[:count]).result()
+        number += count
+        progress.update(step)
+    if is_main():
+        done.write_text(json.dumps({"sha256": digest}))
+    wait_for_all("states written")
+    return store
+
+
+def _about(teacher: Encoder, source: Source) -> dict:
+    weights = {path: entry["number"] for path, entry in fingerprints(teacher.params).items()}
+    shape = [len(source), teacher.depth + 1, teacher.layout.num_tokens, teacher.dim]
+    told = {"weights": weights, "config": repr(teacher.config), "preprocessing": repr(teacher.preprocessing)}
+    return told | {"source": source.name, "shape": shape, "dtype": str(teacher.dtype)}
+
+
+def _store(path: pathlib.Path, shape, create: bool):
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path.absolute())},
+        "metadata": {
+            "shape": list(shape),
+            "data_type": "float32",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+    }
+    return ts.open(spec, create=create, open=True).result()
+
+
+class StatesBatches(Iterator):
+    """Endless shuffled epochs of `{"states": [batch, depth + 1, tokens, dim]}`; batch n is the same whenever it is asked for.
+
+    Args:
+        store: from `open_states`.
+        batch_size: of all processes together.
+    """
+
+    def __init__(self, store, batch_size: int, *, seed: int):
+        if batch_size > store.shape[0]:
+            raise UserError(f"a batch of {batch_size} images is more than the {store.shape[0]} that there are")
+        self.store, self.batch_size, self.seed, self.step = store, batch_size, seed, 0
+        self._ahead = None  # (step, what is being read)
+
+    def seek(self, step: int) -> None:
+        """Makes batch number `step` the next one."""
+        self.step, self._ahead = step, None
+
+    def __next__(self) -> dict:
+        ahead = self._ahead if self._ahead and self._ahead[0] == self.step else (self.step, self._read(self.step))
+        self._ahead = (self.step + 1, self._read(self.step + 1))
+        self.step += 1
+        try:
+            return {"states": np.asarray(ahead[1].result())}
+        except ValueError as error:
+            why = str(error).splitlines()[0][:200]
+            raise UserError(f"the teacher's states are damaged ({why}): remove {self._path}, they are made anew") from None
+
+    @property
+    def _path(self) -> str:
+        return self.store.spec().to_json()["kvstore"]["path"]
+
+    def _read(self, step: int):
+        per_epoch = self.store.shape[0] // self.batch_size
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.store.shape[0])
+        rows = order[position * self.batch_size :][: self.batch_size]
+        rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+        return self.store[rows].read()

@@ -1,0 +1,136 @@
+"""Sweeps, their summaries, and the modes of a run."""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+
+import pytest
+
+from brh_jax.errors import UserError
+from experiments import pipeline, summarize, sweep
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tiny
+
+STUDY = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict({})
+def sweep(arg="2"):
+    return {f"k{k}-seed{s}": {"phases.k": (k,), "seed": s} for k in (2, 3)[: int(arg)] for s in (0, 1)}
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.py"
+    path.write_text(STUDY)
+    return path
+
+
+def test_the_runs_of_a_study(study, tmp_path, capsys, monkeypatch):
+    assert list(sweep.runs_of(str(study))) == ["k2-seed0", "k2-seed1", "k3-seed0", "k3-seed1"]
+    assert list(sweep.runs_of(f"{study}:1")) == ["k2-seed0", "k2-seed1"]
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path / 'runs'}", "--list", "--config.distill.batch_size=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert f"--workdir={tmp_path / 'runs' / 'k3-seed1'}" in lines[3]
+    assert "'--config.phases.k=(3,)' --config.seed=1 --config.distill.batch_size=8" in lines[3]
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path}", "--index=4"]) == 2
+    assert "there is no run 4" in capsys.readouterr().err
+    study.write_text("x = 1")
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
+    assert "has no sweep(arg)" in capsys.readouterr().err
+
+
+def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
+    commands = {
+        name: [sys.executable, "-c", f"import sys; print({name!r}); sys.exit({status})"]
+        for name, status in (("a", 0), ("b", 3), ("c", 0))
+    }
+    assert sweep.run_all(commands, tmp_path / "runs", jobs=2) == ["b"]
+    out = capsys.readouterr().out
+    assert "b: FAILED with status 3" in out and "3 of 3" in out
+    assert (tmp_path / "runs" / "c.log").read_text() == "c\n"
+
+
+def test_one_of_an_array_job(study, tmp_path, monkeypatch):
+    ran = {}
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setattr(sweep, "run_all", lambda commands, workdir, jobs: ran.update(commands) or [])
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 0
+    assert list(ran) == ["k3-seed0"]
+
+
+def write_run(folder, seed, k, r2, accuracy):
+    (folder / "distill").mkdir(parents=True)
+    fit = {"r2": {"cls": [0.0, r2], "registers": [], "patches": [0.0, r2 / 2]}, "cosine": {"cls": [0.1, 0.9]}}
+    results = {
+        "distill": {"fits": {f"k{k}": fit | {"relative_error_all": [0.2, 0.4]}}},
+        "probes": {"accuracy": {f"k{k}": accuracy}},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "distill" / "record.json").write_text(json.dumps({"config": {"seed": seed, "phases.k": [k]}}))
+
+
+def test_summary_has_mean_deviation_and_n(tmp_path, capsys):
+    for seed, r2, accuracy in ((0, 0.5, 0.8), (1, 0.7, 0.9)):
+        write_run(tmp_path / f"k2-seed{seed}", seed, 2, r2, accuracy)
+    write_run(tmp_path / "k3-seed0", 0, 3, 0.75, 0.95)
+    assert summarize.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "| phases.k | model | R² cls | R² patches | cosine cls | relative e | probe % |" in out
+    assert "| [2] | k2 | 0.600 ± 0.141 (2) | 0.300 ± 0.071 (2) |" in out
+    assert "| [3] | k3 | 0.750 (1) |" in out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text())))
+    probe = next(r for r in rows if r["figure"] == "probe %" and r["phases.k"] == "[2]")
+    assert float(probe["mean"]) == pytest.approx(85) and int(probe["n"]) == 2
+    assert float(probe["std"]) == pytest.approx(7.0711, rel=1e-4)
+    latex = (tmp_path / "summary.tex").read_text()
+    assert r"0.600 $\pm$ 0.141 (2)" in latex and r"probe \%" in latex and r"\toprule" in latex
+    assert summarize.main([str(tmp_path / "nothing")]) == 2
+    assert "no results.json in or below" in capsys.readouterr().err
+
+
+def test_modes(tmp_path, capsys):
+    config = tiny.get_config().unlock()
+    config.phases.k = (2,)
+    config.tensorboard = True
+    with pytest.raises(UserError, match="holds no finished run: --mode=eval needs one"):
+        pipeline.run(config, tmp_path / "run", mode="eval")
+    first = pipeline.run(config, tmp_path / "run", profile=(2, 3))
+    assert list((tmp_path / "run/distill/k2/stage1/profile").rglob("*.pb"))
+    assert list((tmp_path / "run/distill/k2/stage2/tensorboard").glob("events*"))
+    model = (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes()
+    config.eval.num_images = 20  # refused by train, measured anew by eval
+    with pytest.raises(UserError, match="eval.num_images: 40 there, 20 here"):
+        pipeline.run(config, tmp_path / "run")
+    second = pipeline.run(config, tmp_path / "run", mode="eval")
+    assert (first["distill"]["num_images"], second["distill"]["num_images"]) == (40, 20)
+    assert first["phases"] == second["phases"]
+    assert (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes() == model
+    (tmp_path / "run/report/index.html").unlink()
+    assert pipeline.run(config, tmp_path / "run", mode="report")["distill"] == second["distill"]
+    assert (tmp_path / "run/report/index.html").exists()
+    with pytest.raises(UserError, match="unknown mode 'test'"):
+        pipeline.run(config, tmp_path / "run", mode="test")
+
+
+def test_states_on_disk_give_the_run_that_the_teacher_inside_gives(tmp_path):
+    """The same images in another order: both learn, and the store is used."""
+    config = tiny.get_config().unlock()
+    config.phases.k = (2,)
+    config.data.augment = "center_crop"
+    config.stages = ("teacher", "phases", "distill", "report")
+    config.data.states_gb = 0.1
+    results = pipeline.run(config, tmp_path / "run")
+    assert (tmp_path / "run/states/done.json").exists()
+    assert results["distill"]["fits"]["k2"]["num_images"] == 40
+    config.data.states_gb = 1e-6
+    with pytest.raises(UserError, match="config.data.states_gb allows 1e-06"):
+        pipeline.run(config, tmp_path / "small")
+    config.data.augment = "random_resized_crop"
+    with pytest.raises(UserError, match="keeps one state for each image"):
+        pipeline.run(config, tmp_path / "other")
