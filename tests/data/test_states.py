@@ -21,7 +21,7 @@ def opened(teacher, source, folder, limit_gb=1.0):
 
 def test_every_epoch_reads_the_teachers_states(tiny_encoder, source, tmp_path):
     store = opened(tiny_encoder, source, tmp_path / "states")
-    expected = np.moveaxis(tiny_encoder.trajectory(tiny_encoder.normalize_pixels(source.images)), 0, 1)
+    expected = np.moveaxis(np.asarray(tiny_encoder.trajectory(tiny_encoder.normalize_pixels(source.images))), 0, 1)
     batches = StatesBatches(store, 5, seed=3)
     for _ in range(2):
         found = np.concatenate([next(batches)["states"] for _ in range(2)])
