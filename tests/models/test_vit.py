@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from brh_jax.errors import UserError
-from brh_jax.models import Block, ViT
+from brh_jax.models import Block, ViT, layers
 from brh_jax.models.position import resample
 from brh_jax.models.remat import POLICIES
 
@@ -42,6 +42,23 @@ def test_rematerialisation_changes_no_gradient(tiny_encoder, tiny_images, policy
 
     expected = jax.grad(loss)(tiny_encoder.params, "none")
     chex.assert_trees_all_close(jax.grad(loss)(tiny_encoder.params, policy), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_fused_attention_is_plain_attention(tiny_encoder, tiny_images, monkeypatch, implementation):
+    """Through jax's own implementation here; cuDNN's is not there on a CPU, and the plain one takes its place."""
+    real = layers.fused_attention
+    used = []
+
+    def fused(q, k, v):
+        used.append(real(q, k, v, implementation))
+        return used[-1]
+
+    monkeypatch.setattr(layers, "fused_attention", fused)
+    module = ViT(tiny_encoder.config, fused=True)
+    states = module.apply({"params": tiny_encoder.params}, tiny_images)
+    assert (used[0] is None) == (implementation == "cudnn")
+    chex.assert_trees_all_close(states, tiny_encoder.trajectory(tiny_images), atol=1e-5)
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
