@@ -90,7 +90,9 @@ def train(
                 tracing = _profile(loop.profile, index, folder, tracing)
                 asked = time.monotonic()
                 batch = shard_batch(next(batches), mesh)
-                waited += time.monotonic() - asked
+                # Steps are computed behind the loop's back: it waited for images only if the last one is done by now.
+                if pending and pending[-1]["loss"].is_ready():
+                    waited += time.monotonic() - asked
                 state, metrics = step(state, batch, index)
                 pending.append(metrics)
                 done = index + 1

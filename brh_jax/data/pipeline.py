@@ -15,18 +15,27 @@ from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 
 
-class _Load(grain.transforms.RandomMap):
+class _Load(grain.transforms.RandomMap, grain.transforms.Map):
     """Index -> transformed record; an image that cannot be decoded is replaced by the next that can, and `failed` names it."""
 
     def __init__(self, source: Source, transform):
         self.source, self.transform = source, transform
 
-    def random_map(self, index: int, rng: np.random.Generator):
+    def map(self, index: int):
+        return self.random_map(index, None)
+
+    def random_map(self, index: int, rng: np.random.Generator | None):
         failed, at = -1, index
         while (record := self.source.read_or_skip(at)) is None:
             failed, at = index, (at + 1) % len(self.source)
         image = self.transform(record["image"], rng)
         return {"image": image, "label": np.int32(record["label"]), "failed": np.int64(failed)}
+
+
+def _records(indices, source: Source, transform):
+    """The records of indices; a random generator for each only where the transform uses it."""
+    load = _Load(source, transform)
+    return indices.random_map(load) if transform.random else indices.map(load)
 
 
 class _Part(grain.MapDataset):
@@ -70,7 +79,7 @@ class TrainingBatches(Iterator):
             raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
         self.source, self.step = source, 0
         self._threads, self._workers = threads, workers
-        records = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None).random_map(_Load(source, transform))
+        records = _records(grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None), source, transform)
         self._batches = _Part(records, batch_size, index, count).batch(batch_size // count)
         self._iterator = None
 
@@ -120,7 +129,7 @@ def measuring_batches(
     indices = grain.MapDataset.range(len(source)).seed(seed)
     if total % len(source):
         indices = indices.shuffle()
-    records = indices.repeat(-(-total // len(source))).random_map(_Load(source, transform))[:total]
+    records = _records(indices.repeat(-(-total // len(source))), source, transform)[:total]
     spare = {key: np.asarray(value)[None] for key, value in records[0].items()}  # fills up what has no record of its own
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
     local, mine = batch_size // count, _Part(records, batch_size, part, count)

@@ -50,6 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.phases.update({"k": (2, 3), "num_images": 360})
+    config.data.threads = 1  # images of 8 x 8 pixels: more threads only wait for each other
     config.distill.update({"batch_size": 64, "remat": "full", "log_every": 20, "save_every": 200})
     config.distill.stage1.update({"steps": 200, "learning_rate": 2e-3, "warmup_steps": 20})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20})
