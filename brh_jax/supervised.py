@@ -79,6 +79,6 @@ def train_vit(
         "head": {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)},
     }
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
-    options |= {"batch_size": settings.batch_size, "flops_per_image": 3 * vit_flops(config, layout)}
+    options |= {"batch_size": settings.batch_size, "flops_per_image": {"student": 3 * vit_flops(config, layout)}}
     state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, **options)
     return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])

@@ -48,7 +48,7 @@ def train(
     mesh,
     label: str,
     batch_size: int,
-    flops_per_image: float = 0.0,
+    flops_per_image: dict[str, float] | None = None,
     stop_after: int | None = None,
     loop: LoopSettings = LoopSettings(),
 ):
@@ -60,7 +60,8 @@ def train(
         batches: an iterator with `seek(step)`.
         folder: gets `checkpoints/`, `metrics.jsonl` and what `loop` asks for.
         identity: see Checkpoints.
-        batch_size: of all processes together; flops_per_image: of a step, where it is known.
+        batch_size: of all processes together.
+        flops_per_image: of a step, by who spends them ("teacher", "student"), where that is known.
         stop_after: stop at this step, checkpoint saved, as a run that was killed would (for tests).
 
     Returns:
@@ -125,11 +126,10 @@ def train(
 def _speed(rate, flops_per_image) -> dict:
     if not rate:
         return {}
-    found = {"images_per_second": rate}
-    if flops_per_image:
-        found["tflops"] = rate * flops_per_image / 1e12
-        if peak := peak_flops():
-            found["mfu"] = rate * flops_per_image / peak
+    flops = {who: rate * count for who, count in (flops_per_image or {}).items()}
+    found = {"images_per_second": rate} | {f"{who}_tflops": count / 1e12 for who, count in flops.items()}
+    if flops and (peak := peak_flops()):
+        found["mfu"] = sum(flops.values()) / peak
     return found
 
 

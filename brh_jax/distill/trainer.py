@@ -104,7 +104,7 @@ def train_stage(
         label=label,
         batch_size=batch_size,
         # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass of stage 1 is not counted.
-        flops_per_image=vit_flops(teacher.config, layout) + 3 * vit_flops(config, layout),
+        flops_per_image={"teacher": vit_flops(teacher.config, layout), "student": 3 * vit_flops(config, layout)},
         **options,
     )
     return state["params"]

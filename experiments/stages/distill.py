@@ -32,7 +32,9 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             blocks = _train(context, folder / f"k{k}", stage, source, teacher, raptor_config, blocks)
             raptor = distill.raptor_encoder(raptor_config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
             predictors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
-        context.save(raptor, folder / f"k{k}" / "raptor", {"partition": str(partition)})
+            # Of stage 1 too, parameters alone, for whoever wants to look at what stage 2 adds.
+            where = folder / f"k{k}" / ("raptor" if stage == 2 else "stage1/raptor")
+            context.save(raptor, where, {"partition": str(partition), "stage": stage})
         costs[f"k{k}"] = cost(raptor)._asdict()
 
     evaluation = context.source(config.data.eval)
@@ -75,7 +77,8 @@ def _train(context: Context, folder, stage, source, teacher, raptor_config, bloc
         remat=config.distill.remat,
         mesh=context.mesh,
         folder=folder / f"stage{stage}",
-        identity=identity(config.raptor, section) | {"partition": str(raptor_config.partition)},
+        identity=identity(config.raptor, section)
+        | {"partition": str(raptor_config.partition), "layout": str(teacher.layout), "dtype": config.compute_dtype},
         label=f"distill k={raptor_config.partition.k} stage {stage}",
         pieces=config.distill.pieces,
         loop=context.loop,
