@@ -3,14 +3,16 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import is_main, wait_for_all
+from brh_jax.parallel import agree, is_main, wait_for_all
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -65,18 +67,18 @@ class Checkpoints:
     def restore(self, like):
         """The newest checkpoint that is whole, laid out as `like` is, or None: (step, state).
 
-        Damaged ones are removed, aloud.
+        Damaged ones are set aside, aloud.
 
         Raises:
             UserError: it belongs to another configuration, or does not fit; all of them are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            try:
-                return step, self._read(step, like)
-            except Damaged as damage:
-                print(f"warning: checkpoint {self.folder / str(step)} is damaged ({damage}) and removed", flush=True)
-                self._remove(step)
+            state, damage = self._read(step, like)
+            if damage is None:
+                return step, state
+            print(f"warning: checkpoint {self.folder / str(step)} is damaged ({damage}) and set aside", flush=True)
+            self._set_aside(step)
         if steps:
             raise UserError(
                 f"every checkpoint in {self.folder} was damaged: look at the disk; the same command now starts this stage again"
@@ -93,52 +95,63 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, like):
+        """(state, None), or (None, what is wrong); every process comes to the same."""
+        about, damage, refusal = self._describe(step, like)
+        if agree(refusal is not None):
+            raise refusal or UserError("another process of this run cannot use its checkpoints: see what the first one says")
+        if agree(damage is not None):
+            return None, damage or "another process could not read it"
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state = None
+        try:
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+                raise
+            damage = _first_line(error)
+        if agree(damage is not None):
+            return None, damage or "another process could not read it"
+        found = fingerprints(state)
+        if found != about["fingerprints"]:
+            wrong = next(path for path in found if found[path] != about["fingerprints"].get(path))
+            return None, f"{wrong} is not what was written"
+        return state, None
+
+    def _describe(self, step: int, like):
+        """(description, what is damaged, what this run cannot use)."""
         try:
             about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
             whole = about is not None and about.get("sha256") == _digest(about)
         except Exception as error:  # orbax, tensorstore and json each have their own for a file that is not what it was
-            raise Damaged(_first_line(error)) from None
+            return None, _first_line(error), None
         if not whole:
-            raise Damaged("its description is not what was written")
+            return None, "its description is not what was written", None
         if about["identity"] != self.identity:
-            raise UserError(
+            refusal = UserError(
                 f"the checkpoint in {self.folder} was made with {about['identity']}, this run has {self.identity}: "
                 "use another --workdir, or remove that folder to start again"
             )
+            return about, None, refusal
         shapes = {path: list(leaf.shape) for path, leaf in _by_path(like).items()}
         there = {path: entry["shape"] for path, entry in about["fingerprints"].items()}
         if shapes != there:
             wrong = [path for path in shapes | there if shapes.get(path) != there.get(path)]
-            raise UserError(
+            refusal = UserError(
                 f"the checkpoint {self.folder / str(step)} does not fit: {wrong[0]} has shape {there.get(wrong[0])} there and "
                 f"{shapes.get(wrong[0])} here; remove that folder to start again"
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
-        except Exception as error:
-            raise Damaged(_first_line(error)) from None
-        found = fingerprints(state)
-        if found != about["fingerprints"]:
-            wrong = next(path for path in found if found[path] != about["fingerprints"].get(path))
-            raise Damaged(f"{wrong} is not what was written")
-        return state
+            return about, None, refusal
+        return about, None, None
 
-    def _remove(self, step: int) -> None:
+    def _set_aside(self, step: int) -> None:
+        """Nothing is deleted: the disk may be at fault, and not the checkpoint."""
         wait_for_all("a damaged checkpoint has been read")
-        try:
-            self._manager.delete(step)
-        except Exception:  # its folder is not as orbax expects
-            import shutil
-
-            if is_main():
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
-            self._manager.reload()
-        wait_for_all("a damaged checkpoint is gone")
-
-
-class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+        if is_main():
+            aside = self.folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(self.folder / str(step), aside)
+        wait_for_all("a damaged checkpoint is out of the way")
+        self._manager.reload()
 
 
 def fingerprints(tree) -> dict[str, dict]:

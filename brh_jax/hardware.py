@@ -5,21 +5,19 @@ import resource
 
 import jax
 
-# Dense bfloat16 multiply-adds per second and device as the makers give them, times two, by the start of jax's device_kind.
+# Dense bfloat16 operations per second and device as the makers give them, by the start of jax's device_kind; longer names first.
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A10": 125e12,
-    "Tesla T4": 65e12,
     "TPU v6": 918e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 197e12,  # v5e calls itself v5 lite
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
     "TPU v4": 275e12,
-    "TPU v3": 123e12,
-    "TPU v2": 45e12,
+    "TPU v3": 61.5e12,  # a device of jax is a core, half a chip
+    "TPU v2": 22.5e12,
 }
 
 

@@ -1,6 +1,7 @@
 """Figures of a run as it goes: a JSONL file for scripts, a progress line for people."""
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -30,9 +31,10 @@ class MetricsFile:
             self._events = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=resume_step + 1)
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w")
-        for row in kept:
-            self._write(row)
+        whole = self.path.with_name(f".{self.path.name}.tmp")
+        whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(whole, self.path)
+        self._file = self.path.open("a")
 
     def write(self, step: int, values: dict) -> None:
         """Appends a row; on disk at once."""

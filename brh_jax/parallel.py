@@ -106,6 +106,14 @@ def shard_batch(batch, mesh: Mesh):
     sharding = NamedSharding(mesh, BATCH)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
+    if jax.process_count() > 1 and ways < len(jax.devices()):
+        devices = mesh.devices.reshape(ways, -1)
+        if any(len({device.process_index for device in row}) > 1 for row in devices):
+            raise UserError(
+                f"mesh {dict(mesh.shape)}: its tensor axis goes across processes, which would have to read the same images: "
+                "keep tensor within the devices of one process"
+            )
+
     def place(array):
         if (len(array) * jax.process_count()) % ways:
             raise UserError(f"a batch of {len(array) * jax.process_count()} images does not divide over {ways} devices")

@@ -8,12 +8,13 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(Exception):
-    """A run was told to stop and has left everything as it must be to go on."""
+class Stopped(BaseException):
+    """A run was told to stop and has left everything as it must be to go on. Like KeyboardInterrupt, no handler's business."""
 
 
 _requested = False
 _training = False
+_asked = 0
 
 
 def install() -> None:
@@ -40,11 +41,13 @@ def training():
         _training = False
 
 
-def requested(step: int) -> bool:
-    """Whether to stop after this step: the same answer in every process of a run."""
+def requested() -> bool:
+    """Whether to stop after this step: the same answer in every process of a run, all of which ask after every step."""
+    global _asked
+    _asked += 1
     if jax.process_count() > 1:
-        # jax's coordination service tells all processes of a step that each of them will still reach.
-        return multihost_utils.reached_preemption_sync_point(step)
+        # jax's coordination service tells all processes of a count that each of them will still reach; it must not go back.
+        return multihost_utils.reached_preemption_sync_point(_asked)
     return _requested
 
 

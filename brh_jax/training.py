@@ -88,16 +88,16 @@ def train(
         begun = time.monotonic()
         with stopping.training():
             for index in range(start, end):
-                tracing = _profile(loop.profile, index, folder, tracing)
+                tracing = _profile(loop.profile, index, folder, tracing, state)
                 asked = time.monotonic()
                 batch = shard_batch(next(batches), mesh)
                 # Steps are computed behind the loop's back: it waited for images only if the last one is done by now.
-                if pending and pending[-1]["loss"].is_ready():
+                if not pending or pending[-1]["loss"].is_ready():
                     waited += time.monotonic() - asked
                 state, metrics = step(state, batch, index)
                 pending.append(metrics)
                 done = index + 1
-                stopped = stopping.requested(done)
+                stopped = stopping.requested()
                 saving = done % loop.save_every == 0 or done == end or stopped
                 if done == start + 1 or done % loop.log_every == 0 or saving:
                     rows, pending = jax.device_get(pending), []
@@ -113,14 +113,26 @@ def train(
                     row = means | _speed(rate, flops_per_image) | {"input_wait": waited / max(now - begun, 1e-9)} | memory()
                     metrics_file.write(done, row)
                     waited, begun = 0.0, now
+                if saving and not bool(_finite(state)):
+                    raise UserError(
+                        f"{label}: the parameters are not finite after step {done}, though the loss still was; the last good "
+                        "checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+                    )
                 if saving:
                     checkpoints.save(done, state, float(np.mean(since_save)))
                     since_save = []
-                if stopped and done < num_steps:
+                if stopped:
                     raise stopping.Stopped(f"{label}: stopped at step {done} of {num_steps}, saved")
-        _profile(loop.profile, end, folder, tracing, finish=True)
+        _profile(loop.profile, end, folder, tracing, state, finish=True)
         metrics_file.close()
     return state
+
+
+@jax.jit
+def _finite(state):
+    """Whether every number of a training state is finite."""
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])) if numbers else jnp.array(True)
 
 
 def _speed(rate, flops_per_image) -> dict:
@@ -133,15 +145,17 @@ def _speed(rate, flops_per_image) -> dict:
     return found
 
 
-def _profile(window, index, folder, tracing: bool, finish: bool = False) -> bool:
+def _profile(window, index, folder, tracing: bool, state, finish: bool = False) -> bool:
     """Starts and stops the profiler's trace; returns whether it runs."""
     if window is None:
         return False
-    if tracing and (finish or index > window[1]):
+    if tracing and (finish or index + 1 > window[1]):
+        jax.block_until_ready(state)
         jax.profiler.stop_trace()
         print(f"profile of steps {window[0]} to {window[1]}: {folder / 'profile'}", flush=True)
         return False
-    if not tracing and not finish and window[0] <= index <= window[1]:
+    if not tracing and not finish and window[0] <= index + 1 <= window[1]:
+        jax.block_until_ready(state)
         jax.profiler.start_trace(str(folder / "profile"))
         return True
     return tracing

@@ -4,6 +4,7 @@
 overridden by --config.section.name=value. The page of results is WORKDIR/report/index.html.
 """
 
+import os
 import pathlib
 import shlex
 import sys
@@ -40,12 +41,12 @@ def main(argv) -> None:
     from brh_jax import stopping
     from brh_jax.parallel import start_processes
 
+    stopping.install()  # before jax: with several processes its own handler takes this one's place and tells all of them
     start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from experiments import pipeline
 
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
     command = ["python -m experiments.main", *sys.argv[1:]]
-    stopping.install()
     try:
         pipeline.run(_CONFIG.value, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
     except stopping.Stopped as stopped:
@@ -121,11 +122,21 @@ def cli() -> None:
         arguments = _parse(sys.argv)
         app.run(main, argv=arguments, flags_parser=lambda argv: argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _leave(status: int) -> None:
+    """Ends this process; with several, at once: the others are told by its silence, and not kept waiting at a barrier."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

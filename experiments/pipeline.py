@@ -47,7 +47,7 @@ _WITHOUT_EFFECT = {
 MODES = ("train", "eval", "report")
 # What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
 _MEASURING = ("distill", "probes", "dynamics")
-_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "probe.eval", "probe.num_eval", "compute_dtype")
+_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "probe.eval", "probe.num_eval", "compute_dtype", "mesh.")
 
 
 def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> dict:
@@ -73,6 +73,8 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
     check_config(config)
+    if rerun and mode != "train":
+        raise UserError(f"--rerun discards what another configuration made, --mode={mode} makes nothing: leave one of them out")
     stages = tuple(config.stages) if mode == "train" else ("report",)
     if mode == "eval":
         stages = tuple(s for s in config.stages if s in (*_MEASURING, "report"))
@@ -104,7 +106,8 @@ def _run_stage(name: str, stage: Stage, context, again: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --workdir") from None
-    depends = dependencies(context.config, stage.depends)
+    # Measured again, a stage stays what it was trained as; a failure leaves the figures that there were.
+    depends = record["config"] if again and record else dependencies(context.config, stage.depends)
     # An attempt that stopped counts towards the stage's time, unless it was killed outright.
     spent, begun = 0.0 if record.get("done") else record.get("seconds", 0.0), time.monotonic()
 
@@ -114,11 +117,14 @@ def _run_stage(name: str, stage: Stage, context, again: bool) -> None:
             write_json(folder / "record.json", {"config": depends, "seconds": seconds, **more})
         return seconds
 
-    keep(done=False)
+    if not again:
+        keep(done=False)
     try:
         # The page is made by one process; everything else is done by all together.
         summary = stage.function(context, folder) if stage.depends or is_main() else {}
     except BaseException as error:
+        if again:
+            raise
         keep(done=False)
         if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"]:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
@@ -160,7 +166,7 @@ def _check_workdir(config, workdir, rerun, mode) -> None:
             continue
         now, then = dependencies(config, stage.depends), record["config"]
         changed = [k for k in {**then, **now} if then.get(k, "nothing") != now.get(k, "nothing")]
-        if mode == "eval":
+        if mode != "train":
             changed = [k for k in changed if not k.startswith(_MEASURED_WITH)]
         if changed:
             differing.append(name)

@@ -9,6 +9,8 @@ import os
 import sys
 import time
 
+import jax
+
 from brh_jax.errors import UserError
 
 
@@ -20,7 +22,6 @@ def plan(
     Returns:
         A dictionary of figures: parameters, operations per image, seconds of compilation, and GB per device.
     """
-    import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
@@ -89,9 +90,9 @@ def main(argv=None) -> int:
         if len(arguments.mesh) != 3 or min(arguments.mesh) < 1:
             raise UserError(f"--mesh is {arguments.mesh}: expected three numbers, data,fsdp,tensor")
         devices = arguments.mesh[0] * arguments.mesh[1] * arguments.mesh[2]
-        # Before jax is loaded.
+        # Before jax looks for devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        os.environ["JAX_PLATFORMS"] = "cpu"
+        jax.config.update("jax_platforms", "cpu")
         figures = plan(
             arguments.arch,
             arguments.partition,

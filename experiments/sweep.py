@@ -53,7 +53,7 @@ def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, mor
 
 def _text(value) -> str:
     if isinstance(value, list | tuple):
-        return "(" + "".join(f"{_text(v)}," for v in value) + ")"
+        return "(" + "".join(f"{v!r}," for v in value) + ")"
     return str(value)
 
 
@@ -66,6 +66,9 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
         log = workdir / f"{name}.log"
         with log.open("a") as file:
             status = subprocess.run(commands[name], stdout=file, stderr=subprocess.STDOUT).returncode
+        page = workdir / name / "report" / "record.json"
+        if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not page.exists():
+            status = "0, stopped before its end"  # told to stop: it goes on when the study does
         done.append(name)
         from brh_jax.metrics import clock
 

@@ -67,7 +67,7 @@ def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit
             raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or set config.data.states_gb=0")
         count = int(valid.sum())
         if is_main():
-            store[number : number + count].write(states[:count]).result()
+            store[number : number + count].write(states[valid]).result()
         number += count
         progress.update(step)
     if is_main():
@@ -80,7 +80,13 @@ def _about(teacher: Encoder, source: Source) -> dict:
     weights = {path: entry["number"] for path, entry in fingerprints(teacher.params).items()}
     shape = [len(source), teacher.depth + 1, teacher.layout.num_tokens, teacher.dim]
     told = {"weights": weights, "config": repr(teacher.config), "preprocessing": repr(teacher.preprocessing)}
-    return told | {"source": source.name, "shape": shape, "dtype": str(teacher.dtype)}
+    images = [fingerprint_of(source.read(i)["image"]) for i in (0, len(source) // 2, len(source) - 1)]
+    return told | {"source": source.name, "images": images, "shape": shape, "dtype": str(teacher.dtype)}
+
+
+def fingerprint_of(image) -> str:
+    """A digest of an image's pixels: the first, middle and last tell a folder whose files were replaced."""
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(image)).tobytes()).hexdigest()[:16]
 
 
 def _store(path: pathlib.Path, shape, create: bool):
@@ -91,6 +97,7 @@ def _store(path: pathlib.Path, shape, create: bool):
             "shape": list(shape),
             "data_type": "float32",
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *shape[1:]]}},
+            "fill_value": "NaN",  # what a chunk that is gone reads as
             "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         },
     }
@@ -120,7 +127,10 @@ class StatesBatches(Iterator):
         self._ahead = (self.step + 1, self._read(self.step + 1))
         self.step += 1
         try:
-            return {"states": np.asarray(ahead[1].result())}
+            states = np.asarray(ahead[1].result())
+            if not np.isfinite(states).all():
+                raise ValueError("some are missing")
+            return {"states": states}
         except ValueError as error:
             why = str(error).splitlines()[0][:200]
             raise UserError(f"the teacher's states are damaged ({why}): remove {self._path}, they are made anew") from None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from brh_jax.data.states import StatesBatches
 from brh_jax.distill import objectives
 from brh_jax.distill.optim import optimizer
 from brh_jax.models.cost import vit_flops
@@ -104,7 +105,8 @@ def train_stage(
         label=label,
         batch_size=batch_size,
         # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass of stage 1 is not counted.
-        flops_per_image={"teacher": vit_flops(teacher.config, layout), "student": 3 * vit_flops(config, layout)},
+        flops_per_image={"student": 3 * vit_flops(config, layout)}
+        | ({} if isinstance(batches, StatesBatches) else {"teacher": vit_flops(teacher.config, layout)}),
         **options,
     )
     return state["params"]

@@ -77,8 +77,7 @@ def _train(context: Context, folder, stage, source, teacher, raptor_config, bloc
         remat=config.distill.remat,
         mesh=context.mesh,
         folder=folder / f"stage{stage}",
-        identity=identity(config.raptor, section)
-        | {"partition": str(raptor_config.partition), "layout": str(teacher.layout), "dtype": config.compute_dtype},
+        identity=identity(config.raptor, section) | {"partition": str(raptor_config.partition), "layout": str(teacher.layout)},
         label=f"distill k={raptor_config.partition.k} stage {stage}",
         pieces=config.distill.pieces,
         loop=context.loop,

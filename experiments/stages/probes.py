@@ -62,7 +62,9 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         crops = RandomResizedCrop(encoder.preprocessing.crop)  # the paper's, whatever config.data does
         if config.probe.num_train:
             train = Subset(train, config.probe.num_train, config.seed)
-        batches = training_batches(train, crops, settings.batch_size, seed=config.seed, threads=config.data.threads)
+        batches = training_batches(
+            train, crops, settings.batch_size, seed=config.seed, threads=config.data.threads, workers=config.data.workers
+        )
         count, batch_size, frozen = len(train), settings.batch_size, encoder
     layout = encoder.layout
     num_features = encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches))
@@ -81,7 +83,7 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         mesh=context.mesh,
         head=start,
         folder=folder,
-        identity=identity(config.probe),
+        identity={key: value for key, value in identity(config.probe).items() if key not in ("eval", "num_eval")},
         label=f"probe {name}",
         batch_size=batch_size,
         loop=context.loop,

@@ -133,3 +133,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tiny_enco
     with pytest.raises(UserError, match=r"the loss is nan between steps .* the last good checkpoint is kept"):
         run(tiny_encoder, source, tmp_path, 2, settings=wild)
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [5]
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tiny_encoder, source, tmp_path):
+    """A gradient can be NaN while the loss, of the step before, is not."""
+    run(tiny_encoder, source, tmp_path, 2, stop_after=5)
+    wild = dataclasses.replace(SETTINGS[2], learning_rate=float("nan"))
+    with pytest.raises(UserError, match="parameters are not finite after step|the loss is nan"):
+        run(tiny_encoder, source, tmp_path, 2, settings=wild, save_every=1)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [5]
