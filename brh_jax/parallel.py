@@ -20,14 +20,15 @@ from brh_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# Path of a parameter -> how its last dimensions are split. The first rule that fits counts; what none fits, and dimensions that
-# do not divide, are whole on every device. Optimiser states have their parameter's path at the end of theirs.
+# Path of a parameter -> how the dimensions of a layer's own array are split, `...` for those between. A ViT's layers are stacked
+# along a leading axis, which is whole. The first rule that fits counts; what none fits, and dimensions that do not divide, are
+# whole on every device. Optimiser states have their parameter's path at the end of theirs.
 RULES = (
     (r"attn/qkv/kernel", ("fsdp", None, "tensor", None)),  # [dim, 3, heads, head_dim]
     (r"attn/qkv/bias", (None, "tensor", None)),
     (r"attn/proj/kernel", ("tensor", None, "fsdp")),  # [heads, head_dim, dim]
-    (r"mlp/fc1/kernel", ("fsdp", "tensor")),  # [dim, hidden], and [dim, 2, hidden] where it is gated
-    (r"mlp/fc1/bias", ("tensor",)),
+    (r"mlp/fc1/kernel", ("fsdp", ..., "tensor")),  # [dim, hidden], and [dim, 2, hidden] where it is gated
+    (r"mlp/fc1/bias", (..., "tensor")),  # [hidden], and [2, hidden]
     (r"mlp/fc2/kernel", ("tensor", "fsdp")),  # [hidden, dim]
     (r"patch/kernel", (None, "fsdp")),
     (r"patch_position", (None, None, "fsdp")),
@@ -66,26 +67,18 @@ def _spec(path, shape, mesh: Mesh) -> P:
     name = "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path)
     for pattern, split in RULES:
         if re.search(pattern + "$", name):
-            if "mlp/fc1/kernel" in name and _gated(shape, name):
-                split = (split[0], None, split[1])
-            split = (None,) * (len(shape) - len(split)) + tuple(split)
+            stacked = (None,) if "blocks/" in name and "phase_" not in name else ()
+            if ... in split:
+                at = split.index(...)
+                split = (*split[:at], *(None,) * (len(shape) - len(stacked) - len(split) + 1), *split[at + 1 :])
+            split = (*stacked, *split)
             return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, split, strict=True)))
     return P()
-
-
-def _gated(shape, name: str) -> bool:
-    """Whether a first layer holds gate and value, [..., dim, 2, hidden]; a ViT's are stacked along depth, a Raptor's not."""
-    return len(shape) - (0 if re.search(r"phase_\d+", name) else 1) == 3
 
 
 def shard(tree, mesh: Mesh):
     """Parameters or a training state onto the mesh by RULES; every process gives the same values."""
     return jax.tree.map(_put, tree, shardings(tree, mesh))
-
-
-def replicate(tree, mesh: Mesh):
-    """Every leaf whole on every device."""
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, P())), tree)
 
 
 def _put(leaf, sharding):

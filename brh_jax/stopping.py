@@ -49,9 +49,3 @@ def requested() -> bool:
         # jax's coordination service tells all processes of a count that each of them will still reach; it must not go back.
         return multihost_utils.reached_preemption_sync_point(_asked)
     return _requested
-
-
-def reset() -> None:
-    """Forgets a request."""
-    global _requested
-    _requested = False

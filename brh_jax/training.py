@@ -84,11 +84,12 @@ def train(
         end = num_steps if stop_after is None else min(stop_after, num_steps)
         metrics_file = MetricsFile(folder / "metrics.jsonl", resume_step=start, tensorboard=loop.tensorboard)
         progress = Progress(label, num_steps, per_step=batch_size)
-        pending, waited, since_save, tracing = [], 0.0, [], False
+        pending, waited, since_save = [], 0.0, []
+        trace = _Trace(loop.profile, folder / "profile")
         begun = time.monotonic()
         with stopping.training():
             for index in range(start, end):
-                tracing = _profile(loop.profile, index, folder, tracing, state)
+                trace.before(index + 1, state)
                 asked = time.monotonic()
                 batch = shard_batch(next(batches), mesh)
                 # Steps are computed behind the loop's back: it waited for images only if the last one is done by now.
@@ -122,8 +123,9 @@ def train(
                     checkpoints.save(done, state, float(np.mean(since_save)))
                     since_save = []
                 if stopped:
+                    trace.stop(state)
                     raise stopping.Stopped(f"{label}: stopped at step {done} of {num_steps}, saved")
-        _profile(loop.profile, end, folder, tracing, state, finish=True)
+        trace.stop(state)
         metrics_file.close()
     return state
 
@@ -145,20 +147,28 @@ def _speed(rate, flops_per_image) -> dict:
     return found
 
 
-def _profile(window, index, folder, tracing: bool, state, finish: bool = False) -> bool:
-    """Starts and stops the profiler's trace; returns whether it runs."""
-    if window is None:
-        return False
-    if tracing and (finish or index + 1 > window[1]):
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-        print(f"profile of steps {window[0]} to {window[1]}: {folder / 'profile'}", flush=True)
-        return False
-    if not tracing and not finish and window[0] <= index + 1 <= window[1]:
-        jax.block_until_ready(state)
-        jax.profiler.start_trace(str(folder / "profile"))
-        return True
-    return tracing
+class _Trace:
+    """jax's profiler over a window of steps, counted from 1; None for no window."""
+
+    def __init__(self, window: tuple[int, int] | None, folder):
+        self.window, self.folder, self.running = window, folder, False
+
+    def before(self, step: int, state) -> None:
+        """Starts or stops where `step` is about to be done."""
+        if self.window and not self.running and self.window[0] <= step <= self.window[1]:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self.folder))
+            self.running = True
+        elif self.running and step > self.window[1]:
+            self.stop(state)
+
+    def stop(self, state) -> None:
+        """Ends a trace that runs."""
+        if self.running:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self.running = False
+            print(f"profile of steps {self.window[0]} to {self.window[1]}: {self.folder}", flush=True)
 
 
 def accumulate(grad_fn: Callable, batch, pieces: int):

@@ -23,13 +23,15 @@ from brh_jax.training import LoopSettings
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A run: its configuration, work directory, mesh, the command that started it, and steps to profile."""
+    """A run: its configuration, work directory and mesh, the command that started it, the steps to profile, and whether its models
+    are finished and only measured again."""
 
     config: Any
     workdir: pathlib.Path
     mesh: Any
     command: tuple[str, ...] = ()
     profile: tuple[int, int] | None = None
+    finished: bool = False
 
     @property
     def loop(self) -> LoopSettings:
@@ -48,7 +50,7 @@ class Context:
 
     def teacher(self) -> Encoder:
         """Raises UserError before the teacher stage is done."""
-        return self._encoder(self.workdir / "teacher" / "model", "teacher")
+        return self.encoder(self.workdir / "teacher" / "model", "teacher")
 
     def partitions(self) -> dict[int, Partition]:
         """The partitions that were found, by k. Raises UserError before the phases stage is done."""
@@ -62,10 +64,11 @@ class Context:
         """The teacher and every Raptor, by name. Raises UserError before the distill stage is done."""
         found = {"teacher": self.teacher()}
         for k in self.partitions():
-            found[f"k{k}"] = self._encoder(self.workdir / "distill" / f"k{k}" / "raptor", "distill")
+            found[f"k{k}"] = self.encoder(self.workdir / "distill" / f"k{k}" / "raptor", "distill")
         return found
 
-    def _encoder(self, folder, stage) -> Encoder:
+    def encoder(self, folder, stage) -> Encoder:
+        """What a stage left in a folder, on the mesh. Raises UserError where it is not there."""
         if not store.is_encoder_folder(folder):
             raise UserError(f"{folder} is not there yet: put {stage} before this stage in config.stages")
         encoder = store.read(folder)

@@ -37,7 +37,7 @@ def main(argv) -> None:
         raise UserError("no configuration: give --config=configs/quickstart.py, or a file of your own")
     logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
     profile = _steps(_PROFILE.value)
-    # After the flags: a wrong flag answers at once, before jax is loaded.
+    # After the flags: a wrong flag answers at once.
     from brh_jax import stopping
     from brh_jax.parallel import start_processes
 
@@ -126,7 +126,7 @@ def cli() -> None:
         _leave(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
 
 
 def _leave(status: int) -> None:

@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
         stages = tuple(s for s in config.stages if s in (*_MEASURING, "report"))
     _check_workdir(config, workdir, rerun, mode)
     mesh = make_mesh(**config.mesh)
-    context = Context(config, workdir, mesh, tuple(command), profile)
+    context = Context(config, workdir, mesh, tuple(command), profile, finished=mode == "eval")
     print(
         f"{workdir}: {', '.join(stages)} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s)"
         + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import make_mesh, replicate, shard_batch
+from brh_jax.parallel import make_mesh, shard, shard_batch
 
 
 def test_the_open_axis_takes_what_is_left():
@@ -23,6 +23,6 @@ def test_batches_are_split_and_parameters_are_not():
     batch = shard_batch({"image": np.arange(16.0).reshape(16, 1)}, mesh)["image"]
     assert [s.data.shape for s in batch.addressable_shards] == [(2, 1)] * 8
     np.testing.assert_array_equal(batch, np.arange(16.0).reshape(16, 1))
-    assert all(s.data.shape == (3,) for s in replicate(np.ones(3), mesh).addressable_shards)
+    assert all(s.data.shape == (3,) for s in shard({"norm": np.ones(3)}, mesh)["norm"].addressable_shards)
     with pytest.raises(UserError, match="a batch of 9 images does not divide over 8 devices"):
         shard_batch({"image": np.zeros(9)}, mesh)

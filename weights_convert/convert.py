@@ -92,20 +92,21 @@ def convert(
     if num_heads is not None and num_heads < 1:
         raise UserError(f"num_heads is {num_heads}: expected 1 or more")
     source = open_source(spec)
-    is_vit = not export.is_raptor(source) and not raptor.recognises(source)
-    if arch and not is_vit:
-        raise UserError(f"{spec} is a Raptor, so it is not {arch}")
-    if export.is_raptor(source):
-        encoder, family, unused, assumed = export.read_raptor(source, dtype), "Raptor", {}, []
-    elif raptor.recognises(source):
+    exported, bare = export.is_raptor(source), raptor.recognises(source)
+    if arch and (exported or bare):
+        raise UserError(f"{spec} is a Raptor, so it is not {arch}: leave that out, it says what a ViT must be")
+    if not bare and (teacher is not None or partition is not None):
+        raise UserError(f"{spec} is no bare state dict of a Raptor, so it takes no partition and no teacher: leave them out")
+    unused = {}
+    if exported:
+        encoder, family, assumed = export.read_raptor(source, dtype), "Raptor", []
+    elif bare:
         encoder, assumed = raptor.read(source, partition, num_heads, dtype)
+        family = "Raptor state dict"
         if teacher is not None:
             encoder, assumed = raptor.with_teacher(encoder, _teacher(teacher)), [a for a in assumed if "teacher=" not in a]
-        family, unused, teacher, partition = "Raptor state dict", {}, None, None
     else:
         encoder, family, unused, assumed = _convert_vit(source, arch, dtype, num_heads)
-    if teacher is not None or partition is not None:
-        raise UserError(f"{spec} is no bare state dict of a Raptor, so it takes no partition and no teacher")
     if image_size is not None:
         encoder = encoder.at_size(image_size)
     used = len(source.tensors) - len(unused)

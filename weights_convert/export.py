@@ -15,7 +15,6 @@ from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder, count_params
-from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
 from weights_convert import raptor
 from weights_convert.families import FAMILIES, clip, dinov2, dinov3, siglip, vit
@@ -45,7 +44,7 @@ def is_raptor(source: Source) -> bool:
 
 def vit_config(about: dict) -> ViTConfig:
     """The architecture out of the section."""
-    return ViTConfig(**about["config"])
+    return store.config_of(about["config"])
 
 
 def preprocessing(about: dict) -> Preprocessing:
@@ -107,10 +106,8 @@ def read_raptor(source: Source, dtype) -> Encoder:
 
 
 def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
-    config = dict(about["config"])
-    partition = {key: value and tuple(value) for key, value in config["partition"].items()}
-    teacher = ViTConfig(**config["teacher"])
-    config = RaptorConfig(**config | {"teacher": teacher, "partition": raptor.Partition(**partition)})
+    config = store.config_of(about["config"])
+    teacher = config.teacher
     family = FAMILIES[about["teacher_family"]]
     outside = {path: shape for path, shape in wanted_shapes(teacher).items() if not path.startswith("blocks/")}
     names = {name.removeprefix(TEACHER).removeprefix("vision_model."): name for name in source.tensors}
@@ -176,14 +173,11 @@ def _processor(p: Preprocessing) -> dict:
     def pair(size):
         return {"height": size[0], "width": size[1]}
 
+    size = p.crop if p.resize is None else p.resize
     about = {
         "image_processor_type": "ViTImageProcessor" if p.resize is None else "BitImageProcessor",
         "do_resize": True,
-        "size": pair(p.crop)
-        if p.resize is None
-        else pair(p.resize)
-        if isinstance(p.resize, tuple)
-        else {"shortest_edge": p.resize},
+        "size": pair(size) if isinstance(size, tuple) else {"shortest_edge": size},
         "resample": next(number for number, name in FILTERS.items() if name == p.interpolation),
         "do_center_crop": p.resize is not None,
         "do_rescale": True,

@@ -23,16 +23,18 @@ _NUMBERS = {
 
 @dataclasses.dataclass
 class Facts:
-    """Attributes:
-    shapes: tensor name, relative to the ViT, -> shape.
-    read: tensor name -> array.
-    origin: what the user asked for.
-    prefix: what names had before them, such as `module.backbone.`.
-    hf: transformers' config.json (of the vision tower), or None.
-    timm: timm's config.json, or None.
-    open_clip: open_clip_config.json, or None.
-    num_heads: as the user gave it, where the source cannot tell.
-    assumed: what the source does not say and was taken as published; filled as questions are asked.
+    """What is known of a source, and what had to be assumed.
+
+    Attributes:
+        shapes: tensor name, relative to the ViT, -> shape.
+        read: tensor name -> array.
+        origin: what the user asked for.
+        prefix: what names had before them, such as `module.backbone.`.
+        hf: transformers' config.json (of the vision tower), or None.
+        timm: timm's config.json, or None.
+        open_clip: open_clip_config.json, or None.
+        num_heads: as the user gave it, where the source cannot tell.
+        assumed: what the source does not say and was taken as published; filled as questions are asked.
     """
 
     shapes: dict[str, tuple[int, ...]]

@@ -104,6 +104,23 @@ class TrainingBatches(Iterator):
         return batch
 
 
+def epoch_rows(step: int, total: int, batch_size: int, seed: int) -> np.ndarray:
+    """This process's rows of batch number `step`, of shuffled epochs over `total` rows that every process holds.
+
+    Raises:
+        UserError: a batch larger than the set, or one that does not divide over the processes.
+    """
+    if batch_size > total or batch_size % jax.process_count():
+        raise UserError(
+            f"a batch of {batch_size} images of {total}, over {jax.process_count()} processes: it must be at most the set, and "
+            "divide over the processes"
+        )
+    epoch, position = divmod(step, total // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(total)
+    rows = order[position * batch_size :][:batch_size]
+    return np.split(rows, jax.process_count())[jax.process_index()]
+
+
 def training_batches(source: Source, transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0):
     """See TrainingBatches."""
     return TrainingBatches(source, transform, batch_size, seed=seed, threads=threads, workers=workers)

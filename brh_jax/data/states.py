@@ -1,8 +1,9 @@
 """The teacher's states on disk, for small sets: computed once, read in every epoch.
 
 Off by default: running the teacher inside the step needs no disk at all, and a large set would take terabytes. The store is a
-zarr array through tensorstore, one chunk per image with a checksum each; it belongs to the teacher's weights, the preprocessing
-and the images, and is made anew when any of them changes.
+zarr array through tensorstore, one chunk per image with a checksum each; it is made anew for other weights, another preprocessing
+or other images. Images are told by the set's name, their number, and the first, middle and last of them: where others were
+replaced, remove the folder.
 """
 
 import hashlib
@@ -11,12 +12,11 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import tensorstore as ts
 
 from brh_jax.checkpoints import fingerprints
-from brh_jax.data.pipeline import measuring_batches
+from brh_jax.data.pipeline import epoch_rows, measuring_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError
@@ -80,12 +80,18 @@ def _about(teacher: Encoder, source: Source) -> dict:
     weights = {path: entry["number"] for path, entry in fingerprints(teacher.params).items()}
     shape = [len(source), teacher.depth + 1, teacher.layout.num_tokens, teacher.dim]
     told = {"weights": weights, "config": repr(teacher.config), "preprocessing": repr(teacher.preprocessing)}
-    images = [fingerprint_of(source.read(i)["image"]) for i in (0, len(source) // 2, len(source) - 1)]
+    images = [_digest(_record(source, i)["image"]) for i in (0, len(source) // 2, len(source) - 1)]
     return told | {"source": source.name, "images": images, "shape": shape, "dtype": str(teacher.dtype)}
 
 
-def fingerprint_of(image) -> str:
-    """A digest of an image's pixels: the first, middle and last tell a folder whose files were replaced."""
+def _record(source: Source, index: int) -> dict:
+    record = source.read_or_skip(index)
+    if record is None:
+        raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or set config.data.states_gb=0")
+    return record
+
+
+def _digest(image) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(image)).tobytes()).hexdigest()[:16]
 
 
@@ -113,8 +119,6 @@ class StatesBatches(Iterator):
     """
 
     def __init__(self, store, batch_size: int, *, seed: int):
-        if batch_size > store.shape[0]:
-            raise UserError(f"a batch of {batch_size} images is more than the {store.shape[0]} that there are")
         self.store, self.batch_size, self.seed, self.step = store, batch_size, seed, 0
         self._ahead = None  # (step, what is being read)
 
@@ -140,9 +144,4 @@ class StatesBatches(Iterator):
         return self.store.spec().to_json()["kvstore"]["path"]
 
     def _read(self, step: int):
-        per_epoch = self.store.shape[0] // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.store.shape[0])
-        rows = order[position * self.batch_size :][: self.batch_size]
-        rows = np.array_split(rows, jax.process_count())[jax.process_index()]
-        return self.store[rows].read()
+        return self.store[epoch_rows(step, self.store.shape[0], self.batch_size, self.seed)].read()

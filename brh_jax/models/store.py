@@ -146,10 +146,14 @@ def _read(folder: pathlib.Path, about: dict) -> Encoder:
     for file in files:
         tensors |= load_file(folder / file)
     tree = traverse_util.unflatten_dict(tensors, sep="/")
-    config = about["config"]
-    if about["kind"] == "vit":
-        config = ViTConfig(**config)
-    else:
-        partition = {k: v if v is None else tuple(v) for k, v in config["partition"].items()}
-        config = RaptorConfig(**config | {"teacher": ViTConfig(**config["teacher"]), "partition": Partition(**partition)})
-    return Encoder(config, tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head"))
+    return Encoder(
+        config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")
+    )
+
+
+def config_of(about: dict) -> ViTConfig | RaptorConfig:
+    """The architecture that `dataclasses.asdict` and JSON made `about` of; a Raptor's has a teacher."""
+    if "teacher" not in about:
+        return ViTConfig(**about)
+    partition = {key: value and tuple(value) for key, value in about["partition"].items()}
+    return RaptorConfig(**about | {"teacher": ViTConfig(**about["teacher"]), "partition": Partition(**partition)})

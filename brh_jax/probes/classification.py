@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from brh_jax.data.pipeline import epoch_rows
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, pooled_features
 from brh_jax.parallel import shard, to_host
@@ -64,11 +65,7 @@ class CachedBatches(Iterator):
         self.step = step
 
     def __next__(self):
-        per_epoch = len(self.labels) // self.batch_size
-        epoch, position = divmod(self.step, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
-        rows = order[position * self.batch_size :][: self.batch_size]
-        rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+        rows = epoch_rows(self.step, len(self.labels), self.batch_size, self.seed)
         self.step += 1
         return {"features": self.features[rows], "label": self.labels[rows]}
 

@@ -1,6 +1,5 @@
 """Plans are made from shapes alone."""
 
-import jax
 import pytest
 
 from experiments import plan
@@ -16,7 +15,6 @@ def test_the_largest_teacher_compiles_for_eight_devices():
     assert whole[key] == pytest.approx(4 * (1.1365 + 3 * 0.1514), rel=0.02)
     assert split[key] == pytest.approx(whole[key] / 8, rel=0.05)
     assert split["temporaries, GB per device"] < 10
-    assert jax.device_count() == 8
 
 
 def test_wrong_plans_say_so(capsys):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -104,9 +105,17 @@ def test_modes(tmp_path, capsys):
     assert list((tmp_path / "run/distill/k2/stage1/profile").rglob("*.pb"))
     assert list((tmp_path / "run/distill/k2/stage2/tensorboard").glob("events*"))
     model = (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run/distill/k2/stage1/checkpoints")  # eval needs none
+    shutil.rmtree(tmp_path / "run/distill/k2/stage2/checkpoints")
     config.eval.num_images = 20  # refused by train, measured anew by eval
     with pytest.raises(UserError, match="eval.num_images: 40 there, 20 here"):
         pipeline.run(config, tmp_path / "run")
+    second = pipeline.run(config, tmp_path / "run", mode="eval")
+    assert not (tmp_path / "run/distill/k2/stage2/checkpoints").exists()
+    config.compute_dtype = "bfloat16"
+    half = pipeline.run(config, tmp_path / "run", mode="eval")
+    assert half["distill"]["fits"]["k2"]["r2"] != second["distill"]["fits"]["k2"]["r2"]
+    config.compute_dtype = "float32"
     second = pipeline.run(config, tmp_path / "run", mode="eval")
     assert (first["distill"]["num_images"], second["distill"]["num_images"]) == (40, 20)
     assert first["phases"] == second["phases"]

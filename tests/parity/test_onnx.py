@@ -4,12 +4,15 @@ import os
 import pathlib
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from references import make
+from sklearn.datasets import load_sample_images
 
 import brh_jax
 from weights_convert import convert
@@ -58,3 +61,29 @@ def test_real_vit_s14():
     print(f"largest difference {max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(ours, theirs, strict=True)):.1e}")
     for a, b in zip(ours, theirs, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"no real weights at {REAL}")
+def test_what_bfloat16_costs_a_real_trajectory():
+    """1 - R² against float32 on crops of scikit-learn's two photographs; prints what docs/running.md quotes."""
+    encoder = brh_jax.load(REAL, image_size=112)
+    crops = [image[y : y + 400, x : x + 400] for image in load_sample_images().images for y in (0, 27) for x in (0, 120, 240)]
+    pixels = encoder.preprocess(crops)
+    exact = np.asarray(encoder.trajectory(pixels), np.float64)[1:]
+
+    def cost(states):
+        residual = np.square(np.asarray(states, np.float64)[1:] - exact).sum((1, 2, 3))
+        return residual / np.square(exact - exact.mean((1, 2), keepdims=True)).sum((1, 2, 3))
+
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder.params)
+    costs = {
+        "matrix products": cost(encoder.replace(dtype=jnp.bfloat16).trajectory(pixels)),
+        "weights alone": cost(
+            encoder.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)).trajectory(pixels)
+        ),
+        "residual stream too": cost(encoder.replace(params=rounded).trajectory(pixels.astype(jnp.bfloat16)).astype(jnp.float32)),
+    }
+    for what, values in costs.items():
+        print(f"{what}: 1 - R2 at layers 1, 6, 12: " + ", ".join(f"{values[i]:.1e}" for i in (0, 5, 11)))
+    assert costs["matrix products"].max() < 1e-3
+    assert costs["residual stream too"].max() > costs["matrix products"].max()

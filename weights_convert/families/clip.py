@@ -72,9 +72,7 @@ def config(facts: Facts) -> ViTConfig:
     hf = facts.transformers(layer_norm_eps=1e-5, hidden_act="quick_gelu")
     resampling = "cubic"
     if hf is not None:
-        if hf["hidden_act"] not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {hf['hidden_act']!r} in config.json, expected one of {', '.join(ACTIVATIONS)}")
-        mlp, epsilon = ACTIVATIONS[hf["hidden_act"]], hf["layer_norm_eps"]
+        mlp, epsilon = activation(hf), hf["layer_norm_eps"]
     else:
         mlp, epsilon, resampling = _without_transformers(facts), 1e-5, "cubic-antialias"
     return ViTConfig(
@@ -89,6 +87,13 @@ def config(facts: Facts) -> ViTConfig:
         layer_norm_eps=epsilon,
         position_resampling=resampling,
     )
+
+
+def activation(hf: dict) -> str:
+    """Ours for transformers' `hidden_act`."""
+    if hf["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {hf['hidden_act']!r} in config.json, expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[hf["hidden_act"]]
 
 
 def _without_transformers(facts: Facts) -> str:
@@ -125,9 +130,9 @@ def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
 def to_transformers(c: ViTConfig) -> dict | None:
     """clip_vision_model."""
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    if not c.pre_norm or c.mlp not in names or c.num_cls != 1 or c.num_registers or c.position_grid is None or not c.qkv_bias:
+    if not c.pre_norm or c.mlp not in names or c.num_cls != 1 or c.position_grid is None or not c.qkv_bias:
         return None
-    if c.layer_scale:
+    if c.num_registers or c.layer_scale:
         return None
     return {
         "model_type": "clip_vision_model",

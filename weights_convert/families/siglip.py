@@ -8,7 +8,7 @@ import re
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
 from weights_convert.facts import Facts, square_grid
-from weights_convert.families.clip import ACTIVATIONS
+from weights_convert.families.clip import ACTIVATIONS, activation
 from weights_convert.families.rules import (
     Family,
     attention,
@@ -69,9 +69,7 @@ def config(facts: Facts) -> ViTConfig:
     hf = facts.transformers(layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh", num_channels=3)
     resampling, channels = "cubic", 3
     if hf is not None:
-        if hf["hidden_act"] not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {hf['hidden_act']!r} in config.json, expected one of {', '.join(ACTIVATIONS)}")
-        mlp, epsilon, channels = ACTIVATIONS[hf["hidden_act"]], hf["layer_norm_eps"], hf["num_channels"]
+        mlp, epsilon, channels = activation(hf), hf["layer_norm_eps"], hf["num_channels"]
     else:
         mlp, epsilon, resampling = _activation(facts), 1e-6, "cubic-antialias"
     if len(patch) == 2:  # SigLIP 2 of any aspect ratio projects flattened patches
