@@ -23,8 +23,8 @@ from brh_jax.training import LoopSettings
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A run: its configuration, work directory and mesh, the command that started it, the steps to profile, and whether its models
-    are finished and only measured again."""
+    """A run: its configuration, work directory and mesh, the command that started it, the steps to profile, and whether its
+    models are finished and only measured again."""
 
     config: Any
     workdir: pathlib.Path

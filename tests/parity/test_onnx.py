@@ -76,6 +76,7 @@ def test_what_bfloat16_costs_a_real_trajectory():
         return residual / np.square(exact - exact.mean((1, 2), keepdims=True)).sum((1, 2, 3))
 
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder.params)
+    back = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
     costs = {
         "matrix products": cost(encoder.replace(dtype=jnp.bfloat16).trajectory(pixels)),
         "weights alone": cost(
