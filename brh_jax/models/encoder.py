@@ -21,6 +21,24 @@ def _apply(module, params, x, *, method, **grid):
     return module.apply({"params": params}, x, method=method, **grid)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A layer, or half of one, as a function of parameters. Equal ones are compiled once."""
+
+    module: ViT | Raptor
+    grid: tuple[int, int]
+    sublayers: bool
+
+    def __call__(self, params, state, layer):
+        def apply(part):
+            index = layer if part is None else layer // 2
+            return lambda state: self.module.apply({"params": params}, state, index, self.grid, part, method="step")
+
+        if not self.sublayers:
+            return apply(None)(state)
+        return jax.lax.cond(layer % 2 == 0, apply("attention"), apply("mlp"), state)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
     """A ViT or a Raptor with its parameters.
@@ -95,14 +113,15 @@ class Encoder:
         self._need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
 
-    def system(self) -> DepthSystem:
-        """Depth as a dynamical system: one step per layer."""
-        module, params, layout = self.module, self.params, self.layout
+    def system(self, *, sublayers: bool = False) -> DepthSystem:
+        """Depth as a dynamical system: one step per layer.
 
-        def step(state, layer):
-            return module.apply({"params": params}, state, layer, layout.grid, method="step")
-
-        return DepthSystem(step, self.depth, layout)
+        Args:
+            sublayers: two steps per layer, attention (even ones) and feed-forward (odd ones), so that whatever is measured
+                of layers can be measured of each of them.
+        """
+        layer = _Layer(self.module, self.layout.grid, sublayers)
+        return DepthSystem(jax.tree_util.Partial(layer, self.params), self.depth * (2 if sublayers else 1), self.layout)
 
     def replace(self, **changes) -> "Encoder":
         """A copy with other fields."""

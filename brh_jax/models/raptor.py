@@ -80,13 +80,14 @@ class RaptorBlock(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x, depth, rotations=None):
+    def __call__(self, x, depth, rotations=None, part: str | None = None):
         """One application.
 
         Args:
             x: `[batch, tokens, dim]`.
             depth: 1-based index of the layer being produced, a scalar or `[batch]`.
             rotations: the teacher's rotary embedding, where it has one.
+            part: "attention" or "mlp" for one half alone; the output's gain goes with the second.
         """
         cfg = self.config
         scale_attn = scale_mlp = scale_out = None
@@ -101,8 +102,11 @@ class RaptorBlock(nn.Module):
             out = layers.LayerScale(cfg.layer_scale_init, name=f"ls{index}")(out)
             return x + (out if scale is None else scale * out)
 
-        attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, fused=self.fused, name="attn")
-        x = branch(x, attention, scale_attn, 1, rotations)
+        if part != "mlp":
+            attention = layers.Attention(cfg.teacher.num_heads, dtype=self.dtype, fused=self.fused, name="attn")
+            x = branch(x, attention, scale_attn, 1, rotations)
+        if part == "attention":
+            return x
         x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), scale_mlp, 2)
         return x if scale_out is None else scale_out * x
 
@@ -141,9 +145,9 @@ class Raptor(nn.Module):
         """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`; `grid` as in `ViT.rollout`."""
         return self.blocks.rollout(state, grid)
 
-    def step(self, state, layer, grid=None):
-        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}."""
-        return self.blocks.step(state, layer, grid)
+    def step(self, state, layer, grid=None, part: str | None = None):
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `part` as in `ViT.step`."""
+        return self.blocks.step(state, layer, grid, part)
 
     def normalize(self, states):
         """The final LayerNorm (the teacher's), on states of any leading shape."""
@@ -221,14 +225,14 @@ class Blocks(nn.Module):
             pieces.append(outputs.reshape(-1, batch, *rest))
         return jnp.concatenate(pieces)
 
-    def step(self, state, layer, grid=None):
-        """Layer `layer` (from 0, may be traced) applied to a state."""
+    def step(self, state, layer, grid=None, part: str | None = None):
+        """Layer `layer` (from 0, may be traced) applied to a state; `part` as in `ViT.step`."""
         params = self.variables["params"]
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
         block = RaptorBlock(self.config, self.dtype, parent=None)
 
         def apply(phase):
-            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations)
+            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations, part)
 
         partition = self.config.partition
         phase = jnp.asarray(partition.labels)[layer]

@@ -156,8 +156,8 @@ class Block(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True, rotations=None):
-        """[batch, tokens, dim] -> [batch, tokens, dim]."""
+    def __call__(self, x, deterministic: bool = True, rotations=None, part: str | None = None):
+        """[batch, tokens, dim] -> [batch, tokens, dim]; `part` is "attention" or "mlp" for one half alone."""
         cfg = self.config
 
         def branch(x, layer, index, *args):
@@ -166,8 +166,11 @@ class Block(nn.Module):
                 out = layers.LayerScale(1e-5, name=f"ls{index}")(out)
             return x + layers.DropPath(cfg.drop_path, name=f"drop_path{index}")(out, deterministic)
 
-        x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, self.fused, name="attn"), 1, rotations)
-        return branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
+        if part != "mlp":
+            x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, self.fused, name="attn"), 1, rotations)
+        if part != "attention":
+            x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
+        return x
 
 
 class ViT(nn.Module):
@@ -225,11 +228,15 @@ class ViT(nn.Module):
         _, outputs = scan(self.blocks, state, None)
         return jnp.concatenate([state[None], outputs])
 
-    def step(self, state, layer, grid=None):
-        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `grid` as in `rollout`."""
+    def step(self, state, layer, grid=None, part: str | None = None):
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `grid` as in `rollout`.
+
+        Args:
+            part: "attention" or "mlp" for one half of the layer; None for both.
+        """
         params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
         rotations = self.config.rotations(state.shape[-2], grid)
-        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state, rotations=rotations)
+        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state, rotations=rotations, part=part)
 
     def normalize(self, states):
         """The final LayerNorm, on states of any leading shape."""

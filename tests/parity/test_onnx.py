@@ -79,9 +79,7 @@ def test_what_bfloat16_costs_a_real_trajectory():
     back = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
     costs = {
         "matrix products": cost(encoder.replace(dtype=jnp.bfloat16).trajectory(pixels)),
-        "weights alone": cost(
-            encoder.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)).trajectory(pixels)
-        ),
+        "weights alone": cost(encoder.replace(params=back).trajectory(pixels)),
         "residual stream too": cost(encoder.replace(params=rounded).trajectory(pixels.astype(jnp.bfloat16)).astype(jnp.float32)),
     }
     for what, values in costs.items():

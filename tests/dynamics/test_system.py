@@ -1,0 +1,91 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brh_jax.dynamics import DepthSystem
+from brh_jax.models import Encoder, Raptor, RaptorConfig
+from brh_jax.phases import Partition
+from brh_jax.tokens import TokenLayout
+
+ONE = TokenLayout(1, 0, (0, 0))
+
+
+@pytest.fixture(scope="module")
+def raptor(tiny_config, tiny_encoder, tiny_images) -> Encoder:
+    config = RaptorConfig(tiny_config, Partition((2, 4)), layer_scale_init=0.5)
+    params = Raptor(config).init(jax.random.key(3), tiny_images)["params"]
+    return Encoder(config, params, tiny_encoder.preprocessing, name="raptor")
+
+
+@pytest.fixture(params=["tiny_encoder", "raptor"])
+def encoder(request) -> Encoder:
+    return request.getfixturevalue(request.param)
+
+
+def test_rollout_is_the_trajectory(encoder, tiny_images):
+    chex.assert_trees_all_close(
+        encoder.system().rollout(encoder.embed(tiny_images)), encoder.trajectory(tiny_images), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_two_sublayers_are_a_layer(encoder, tiny_images):
+    halves = encoder.system(sublayers=True)
+    assert halves.depth == 2 * encoder.depth
+    states = halves.rollout(encoder.embed(tiny_images))
+    whole = encoder.trajectory(tiny_images)
+    chex.assert_trees_all_close(states[::2], whole, atol=1e-5, rtol=1e-5)
+    assert not np.allclose(states[1], whole[0])
+    assert not np.allclose(states[1], whole[1])
+
+
+def test_the_feed_forward_half_keeps_tokens_apart(encoder, tiny_images):
+    states = encoder.trajectory(tiny_images)
+    other = states[2].at[:, 5].add(1.0)
+    for half, apart in ((4, False), (5, True)):
+        step = encoder.system(sublayers=True).step
+        change = np.abs(step(other, half) - step(states[2], half)).sum((0, 2))
+        assert (change[:5].max() < 1e-6) == apart
+
+
+def test_parameters_are_arguments_and_equal_models_compile_once(encoder):
+    traces = []
+
+    @jax.jit
+    def first(system, state):
+        traces.append(1)
+        return system.step(state, 0)
+
+    state = jnp.ones((1, encoder.layout.num_tokens, encoder.dim))
+    before = first(encoder.system(), state)
+    other = encoder.replace(params=jax.tree.map(lambda p: p + 0.1, encoder.params))
+    assert not np.allclose(before, first(other.system(), state))
+    assert len(traces) == 1
+
+
+def test_any_function_is_a_system():
+    system = DepthSystem(lambda state, layer: (layer + 2.0) * state, 3, ONE)
+    states = system.rollout(jnp.ones((2, 1, 4)))
+    np.testing.assert_allclose(states[:, 0, 0, 0], [1, 2, 6, 24])
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (jnp.ones((1, 4)), r"expected a state \[batch, tokens, dim\], got an array of shape \(1, 4\)"),
+        (jnp.ones((1, 2, 4)), "expected 1 tokens"),
+        (jnp.zeros((1, 1, 4)), "a token that is zero"),
+        (jnp.full((1, 1, 4), jnp.nan), "not finite"),
+        (jnp.full((1, 1, 4), jnp.inf), "not finite"),
+    ],
+)
+def test_bad_states(state, message):
+    with pytest.raises(ValueError, match=message):
+        DepthSystem(lambda state, layer: state, 3, ONE).rollout(state)
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_bad_layers(layer):
+    with pytest.raises(ValueError, match=f"layer {layer} is out of range.*the system has 3"):
+        DepthSystem(lambda state, layer: state, 3, ONE).check_layer(layer)
