@@ -8,6 +8,7 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -127,6 +128,9 @@ def cli() -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         _leave(130)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
 
 
 def _leave(status: int) -> None:

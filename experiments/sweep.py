@@ -6,19 +6,26 @@ WORKDIR/NAME. Those that are done are skipped; the same command goes on after a 
 
     --list                 print the runs and the commands that make them
     --index=3              run one of them, for an array job; by default $SLURM_ARRAY_TASK_ID where that is set
-    --jobs=2               so many at a time on this machine
+    --jobs=2               so many at a time on this machine, which share its GPUs out among them
 """
 
 import argparse
 import importlib.util
+import os
 import pathlib
+import queue
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from brh_jax.errors import UserError
+from brh_jax.metrics import clock
+from brh_jax.stopping import Stopped
 from experiments.main import find_config
 
 
@@ -58,33 +65,85 @@ def _text(value) -> str:
 
 
 def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) -> list[str]:
-    """Runs commands, `jobs` at a time, with a log each; returns the names of those that failed."""
+    """Runs commands, `jobs` at a time, with a log each, on GPUs of their own where the machine has several.
+
+    SIGTERM is passed on to those that run, which save and end, and starts no other.
+
+    Returns:
+        the names of those that failed or were stopped.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    begun, done = time.monotonic(), []
+    places = queue.SimpleQueue()
+    for place in gpu_places(jobs):
+        places.put(place)
+    begun, done, running, stopped = time.monotonic(), [], set(), threading.Event()
+
+    def stop(*_):
+        stopped.set()
+        for process in list(running):
+            process.terminate()
 
     def one(name):
-        log = workdir / f"{name}.log"
+        if stopped.is_set():
+            return name
+        log, place = workdir / f"{name}.log", places.get()
         with log.open("a") as file:
-            status = subprocess.run(commands[name], stdout=file, stderr=subprocess.STDOUT).returncode
+            process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
+            running.add(process)
+            if stopped.is_set():
+                process.terminate()
+            status = process.wait()
+            running.discard(process)
+        places.put(place)
         page = workdir / name / "report" / "record.json"
         if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not page.exists():
             status = "0, stopped before its end"  # told to stop: it goes on when the study does
         done.append(name)
-        from brh_jax.metrics import clock
-
         left = (time.monotonic() - begun) / len(done) * (len(commands) - len(done))
-        outcome = "done" if status == 0 else f"FAILED with status {status}, see {log}"
+        outcome = (
+            "done" if status == 0 else f"stopped, see {log}" if stopped.is_set() else f"FAILED with status {status}, see {log}"
+        )
         print(f"{name}: {outcome}; {len(done)} of {len(commands)}, about {clock(left)} left", flush=True)
         return name if status else None
 
-    with ThreadPoolExecutor(jobs) as pool:
-        return [name for name in pool.map(one, commands) if name]
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            failed = [name for name in pool.map(one, commands) if name]
+    except KeyboardInterrupt:  # the runs, in the same terminal, have had it too
+        stop()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped.is_set():
+        raise Stopped(f"stopped with {len(failed)} of {len(commands)} runs to go; the same command goes on with them")
+    return failed
+
+
+def gpu_places(jobs: int) -> list[dict[str, str]]:
+    """What each of `jobs` runs at a time needs in its environment to have its share of the machine's NVIDIA GPUs."""
+    gpus = visible_gpus()
+    if jobs == 1 or not gpus:
+        return [{}] * jobs
+    if jobs <= len(gpus):
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[place::jobs])} for place in range(jobs)]
+    together = -(-jobs // len(gpus))  # on one GPU: jax would take three quarters of its memory for each
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / together:.2f}"}
+    return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} | share for place in range(jobs)]
+
+
+def visible_gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that a process here would see; without asking jax, which would take them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
 def main(argv=None) -> int:
     """Command line; returns the exit status: 1 where a run failed, 2 where the command is wrong."""
-    import os
-
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="configuration file with sweep(), and an optional :argument")
     parser.add_argument("--workdir", required=True, help="gets a work directory for each run")
@@ -113,7 +172,14 @@ def main(argv=None) -> int:
     if index is not None:
         name = list(commands)[index]
         commands = {name: commands[name]}
-    failed = run_all(commands, workdir, arguments.jobs)
+    try:
+        failed = run_all(commands, workdir, arguments.jobs)
+    except Stopped as stopped:
+        print(stopped, flush=True)
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        return 130
     if failed:
         print(f"error: {len(failed)} of {len(commands)} runs failed: {', '.join(failed)}", file=sys.stderr)
     else:

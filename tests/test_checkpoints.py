@@ -1,8 +1,12 @@
 """Checkpoints: on any mesh, and damaged ones never read silently."""
 
+import os
 import pathlib
 import random
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -144,3 +148,49 @@ def test_another_configuration_or_shape_is_refused(tmp_path):
         pytest.raises(UserError, match=r"does not fit: count has shape \[\] there and \[2\] here"),
     ):
         checkpoints.restore(state() | {"count": jnp.zeros(2, jnp.int32)})
+
+
+TWO = """
+import sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+import jax.numpy as jnp
+from brh_jax.checkpoints import Checkpoints
+from brh_jax.parallel import make_mesh, shard, to_host
+
+def on(scale):
+    return shard({"blocks": {"phase_1": {"mlp": {"fc2": {"kernel": scale * jnp.ones((16, 16))}}}}}, make_mesh(1, -1, 1))
+
+with Checkpoints(sys.argv[3], {}) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(step, on(float(step)))
+with Checkpoints(sys.argv[3], {}) as checkpoints:
+    read = checkpoints._manager.restore
+    def broken(step, args):
+        if jax.process_index() == 1 and step == 2 and "about" not in args:
+            read(step, args=args)  # its collective part is done; then its own disk fails
+            raise OSError("input/output error")
+        return read(step, args=args)
+    checkpoints._manager.restore = broken
+    step, state = checkpoints.restore(on(0.0))
+    print("restored", step, float(to_host(state)["blocks"]["phase_1"]["mlp"]["fc2"]["kernel"].mean()), checkpoints.steps())
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_none_takes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", TWO, port]
+    both = [
+        subprocess.Popen([*command, str(i), tmp_path / "run"], env=environment, stdout=-1, stderr=-2, text=True) for i in range(2)
+    ]
+    for process in both:
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out
+        assert "restored 1 1.0 [1]" in out
+        assert "is damaged" in out
+    assert (tmp_path / "run" / "damaged-2").is_dir()

@@ -58,17 +58,63 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     more = ["--config.distill.log_every=1", "--config.distill.stage1.steps=20", "--config.distill.stage2.steps=20"]
     more += ["--config.stages=('teacher','phases','distill','report')"]
     finish(start(tmp_path / "one", *more, devices=8))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    join = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    both = [start(tmp_path / "two", *more, *join, f"--process_id={i}", devices=4) for i in range(2)]
-    first, second = (finish(process) for process in both)
+    first, second = (finish(process) for process in start_two(tmp_path / "two", *more))
     assert "8 cpu device(s) of 2 processes" in first and "distill: 0:" in first
     assert "distill" not in second  # only the first prints
     same_losses(tmp_path / "two", tmp_path / "one", STAGES, 1e-5)
     one, two = ((folder / "distill/k2/raptor/config.json").read_text() for folder in (tmp_path / "one", tmp_path / "two"))
     assert one == two
+
+
+def start_two(workdir, *more) -> list[subprocess.Popen]:
+    """Two processes of four devices each, over loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    return [start(workdir, *more, *join, f"--process_id={i}", devices=4) for i in range(2)]
+
+
+def wait_for_rows(processes, metrics, rows):
+    while all(process.poll() is None for process in processes) and len(read_metrics(metrics)) < rows:
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
+    """Stopped with two processes, ended with one of as many devices: the losses of a run that was never stopped."""
+    more = ["--config.distill.log_every=1", "--config.distill.save_every=1000", "--config.stages=('teacher','phases','distill')"]
+    more += ["--config.distill.stage1.steps=10", "--config.distill.stage2.steps=300", "--config.eval.num_images=20"]
+    both = start_two(tmp_path / "stopped", *more)
+    metrics = tmp_path / "stopped/distill/k2/stage2/metrics.jsonl"
+    wait_for_rows(both, metrics, 5)
+    both[1].send_signal(signal.SIGTERM)
+    first = [finish(process) for process in both][0]
+    assert re.search(r"stage 2: stopped at step (\d+) of 300, saved; go on with", first), first
+    rows = read_metrics(metrics)
+    assert 5 <= len(rows) < 300
+    out = finish(start(tmp_path / "stopped", *more, devices=8))
+    assert f"stage 2: going on from step {len(rows)} of 300" in out
+    finish(start(tmp_path / "whole", *more, devices=8))
+    same_losses(tmp_path / "stopped", tmp_path / "whole", STAGES, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other(tmp_path, killed):
+    more = [
+        "--config.distill.log_every=1",
+        "--config.distill.stage2.steps=5000",
+        "--config.stages=('teacher','phases','distill')",
+    ]
+    both = start_two(tmp_path / "run", *more)
+    wait_for_rows(both, tmp_path / "run/distill/k2/stage1/metrics.jsonl", 3)
+    both[killed].kill()
+    begun = time.monotonic()
+    out, _ = both[1 - killed].communicate(timeout=240)
+    print(f"process {killed} killed: the other ended after {time.monotonic() - begun:.1f} s with {both[1 - killed].returncode}")
+    assert both[1 - killed].returncode not in (0, None), out
+    both[killed].communicate()
 
 
 @pytest.mark.slow

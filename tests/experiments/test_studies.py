@@ -5,7 +5,9 @@ import io
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -55,6 +57,42 @@ def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "b: FAILED with status 3" in out and "3 of 3" in out
     assert (tmp_path / "runs" / "c.log").read_text() == "c\n"
+
+
+def test_sigterm_reaches_the_runs_of_a_study(tmp_path):
+    waits = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    )
+    study = tmp_path / "study.py"
+    study.write_text(
+        "import sys, pathlib\nfrom experiments import sweep\n"
+        f"commands = {{name: [sys.executable, '-c', {waits!r}] for name in 'abc'}}\n"
+        "sweep.runs_of = lambda value: dict.fromkeys(commands, {})\n"
+        "sweep.command_of = lambda config, workdir, name, changes, more: commands[name]\n"
+        f"sys.exit(sweep.main(['--config=x', '--workdir={tmp_path / 'runs'}', '--jobs=2']))"
+    )
+    process = subprocess.Popen([sys.executable, study], stdout=subprocess.PIPE, text=True)
+    logs = [tmp_path / "runs" / f"{name}.log" for name in "ab"]
+    deadline = time.monotonic() + 60
+    while not all(log.exists() and log.read_text() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "of 3 runs to go; the same command goes on with them" in out
+    assert not (tmp_path / "runs" / "c.log").exists()
+
+
+def test_runs_at_a_time_share_the_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert sweep.gpu_places(1) == [{}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in sweep.gpu_places(2)] == ["0,2", "1,3"]
+    eight = sweep.gpu_places(8)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in eight] == ["0", "1", "2", "3"] * 2
+    assert {place["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in eight} == {"0.45"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.gpu_places(2) == [{}, {}]
 
 
 def test_one_of_an_array_job(study, tmp_path, monkeypatch):
