@@ -89,8 +89,8 @@ def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
     metrics = tmp_path / "stopped/distill/k2/stage2/metrics.jsonl"
     wait_for_rows(both, metrics, 5)
     both[1].send_signal(signal.SIGTERM)
-    first = [finish(process) for process in both][0]
-    assert re.search(r"stage 2: stopped at step (\d+) of 300, saved; go on with", first), first
+    outputs = [finish(process) for process in both]
+    assert re.search(r"stage 2: stopped at step (\d+) of 300, saved; go on with", outputs[0]), outputs
     rows = read_metrics(metrics)
     assert 5 <= len(rows) < 300
     out = finish(start(tmp_path / "stopped", *more, devices=8))
