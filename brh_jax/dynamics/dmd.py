@@ -408,13 +408,13 @@ def _check_states(trajectory, span, layout) -> None:
     (first, last), depth = span, len(trajectory) - 1
     if last > depth:
         raise ValueError(f"span {tuple(span)} is out of range: layers are counted from 1, the trajectory has {depth}")
-    if not _finite(trajectory[first - 1 : last + 1]):
+    if not _finite(trajectory, first, last):
         raise ValueError("the states hold values that are not finite: look for the layer or the image that they come from")
 
 
-@jax.jit
-def _finite(states):
-    return jnp.all(jnp.isfinite(states))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _finite(trajectory, first, last):
+    return jnp.all(jnp.isfinite(trajectory[first - 1 : last + 1]))
 
 
 def _check_arguments(span, rank, ridge, layout, token) -> None:
