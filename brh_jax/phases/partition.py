@@ -14,6 +14,10 @@ class Run(NamedTuple):
     start: int
     stop: int
 
+    def __str__(self) -> str:
+        """Its layers counted from 1: `1-7`, or `8` for one layer."""
+        return f"{self.start + 1}-{self.stop}" if self.stop - self.start > 1 else f"{self.stop}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
@@ -95,8 +99,4 @@ class Partition:
 
     def __str__(self) -> str:
         """Layers counted from 1: `1-7 | 8-10 | 11-12`; fragments of a phase are joined by commas."""
-
-        def name(run):
-            return f"{run.start + 1}-{run.stop}" if run.stop - run.start > 1 else f"{run.stop}"
-
-        return " | ".join(",".join(name(r) for r in self.runs if r.phase == phase) for phase in range(self.k))
+        return " | ".join(",".join(str(r) for r in self.runs if r.phase == phase) for phase in range(self.k))

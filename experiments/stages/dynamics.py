@@ -1,43 +1,156 @@
-"""Dynamics of teacher and Raptors on the same images."""
+"""Dynamics of teacher and Raptors from the same first states."""
 
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from brh_jax import dynamics
-from brh_jax.parallel import to_host
-from experiments.context import Context
+from brh_jax.parallel import shard_batch, to_host
+from brh_jax.phases import Partition
+from experiments.context import Context, settings_of
 
 
 def run(context: Context, folder: pathlib.Path) -> dict:
-    """Means and the 10 to 90 % range over images; every image's curves are left in `per_image.npz`."""
+    """Every measure of brh_jax.dynamics: means and the 10 to 90 % range over images; whole arrays are left in `arrays.npz`."""
     config, teacher, models = context.config, context.teacher(), context.encoders()
-    source, layout = context.source(config.data.eval), teacher.layout
+    source, partitions = context.source(config.data.eval), context.partitions()
+    section = config.dynamics
+    settings = settings_of(dynamics.PortraitSettings, {k: v for k, v in section.items() if k not in _OF_THE_STAGE})
+    key = jax.random.key(config.seed)
+    beginning, labels = [], []
 
-    @jax.jit
-    def measures(states):
-        convergence = dynamics.directional_convergence_per_image(states, layout)
-        speed = dynamics.angular_speed_per_image(states, layout)
-        return {
-            **{f"convergence_{t}": v for t, v in convergence._asdict().items()},
-            **{f"speed_{t}": v for t, v in speed._asdict().items()},
-            "coherence_patches": dynamics.patch_coherence_per_image(states, layout),
-        }
+    def first_states():
+        for batch in context.measuring_batches(source, teacher.preprocessing, section, "dynamics"):
+            state = to_host(teacher.embed(teacher.normalize_pixels(batch["image"])))[batch["valid"]]
+            if sum(map(len, beginning)) < settings.tangent_images:
+                beginning.append(state)
+            labels.append(batch["label"][batch["valid"]])
+            yield _place(state, context.mesh), labels[-1]
 
-    batches_of = {name: [] for name in models}
-    for batch in context.measuring_batches(source, teacher.preprocessing, config.dynamics, "dynamics"):
-        start = teacher.embed(teacher.normalize_pixels(batch["image"]))
-        for name, encoder in models.items():
-            values = to_host(measures(encoder.rollout(start)))
-            batches_of[name].append({k: v[:, batch["valid"]] for k, v in values.items() if len(v)})
-    per_image = {
-        f"{name}/{k}": np.concatenate([b[k] for b in batches], axis=1) for name, batches in batches_of.items() for k in batches[0]
+    shortest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
+    systems = {name: encoder.system() for name, encoder in models.items()}
+    measured = dynamics.portraits(systems, first_states(), key=key, partition=shortest, settings=settings)
+    start = _place(np.concatenate(beginning)[: settings.tangent_images], context.mesh)
+
+    curves = {name: dynamics.curves(portrait) for name, portrait in measured.items()}
+    for name, encoder in models.items():
+        curves[name] |= _sublayers(encoder, start)
+    arrays = {f"{name}/{curve}": values for name, found in curves.items() for curve, values in found.items()}
+    arrays |= {f"{name}/projection": p.basins.projection for name, p in measured.items() if p.basins}
+    if measured["teacher"].basins:
+        arrays["labels"] = measured["teacher"].basins.labels
+    layers = sorted({0, teacher.depth // 2, teacher.depth - 1})
+    states = systems["teacher"].rollout(start)
+    for layer in layers if section.influence_probes else ():
+        options = {"num_probes": section.influence_probes, "key": key, "sphere": True}
+        matrix = dynamics.token_influence(systems["teacher"], states[layer][:1], layer, **options)
+        arrays[f"influence/{layer + 1}"] = to_host(matrix)[0]
+    context.save_arrays(folder / "arrays.npz", **arrays)
+
+    phases = {"teacher": shortest} | {f"k{k}": partition for k, partition in partitions.items()}
+    return {
+        "num_images": len(np.concatenate(labels)),
+        "tangent_images": len(start),
+        "measures": {name: {curve: _band(values) for curve, values in found.items()} for name, found in curves.items()},
+        "modes": {name: _eigenvalues(portrait.modes, shortest) for name, portrait in measured.items()},
+        "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
+        "distance": {
+            name: {curve: d._asdict() for curve, d in dynamics.distance(measured["teacher"], portrait).items()}
+            for name, portrait in measured.items()
+            if name != "teacher"
+        },
+        "extrapolation": {
+            name: _extrapolation(systems[name], phases[name], start, section.extrapolated_steps)
+            for name in models
+            if section.extrapolated_steps
+        },
+        "skipped": source.skipped,
     }
-    context.save_arrays(folder / "per_image.npz", **per_image)
-    measured = {name: {} for name in models}
-    for key, values in per_image.items():
-        name, _, measure = key.partition("/")
-        low, high = np.quantile(values, (0.1, 0.9), axis=1)
-        measured[name][measure] = {"mean": values.mean(1).tolist(), "low": low.tolist(), "high": high.tolist()}
-    return {"num_images": values.shape[1], "measures": measured, "skipped": source.skipped}
+
+
+_OF_THE_STAGE = ("num_images", "batch_size", "extrapolated_steps", "influence_probes")
+
+
+def _place(state, mesh):
+    """Laid over the devices of one process where they divide it; several processes each compute the whole."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return shard_batch(state, mesh) if jax.process_count() == 1 and len(state) % ways == 0 else jnp.asarray(state)
+
+
+def _sublayers(encoder, start) -> dict:
+    """Curves of attention and feed-forward apart, of the angle that they turn tokens by."""
+    halves = encoder.system(sublayers=True)
+    speed = dynamics.direction_measures([halves.rollout(start)], encoder.layout).speed
+    found = {}
+    for token, values in speed._asdict().items():
+        if values.size:
+            found |= {f"attention_speed_{token}": values[::2], f"mlp_speed_{token}": values[1::2]}
+    return found
+
+
+def _band(values) -> dict:
+    if values.ndim == 1:
+        return {"mean": values.tolist()}
+    summary = dynamics.summarize(values, quantiles=(0.1, 0.9)) if values.shape[1] > 1 else None
+    if summary is None:
+        return {"mean": values[:, 0].tolist()}
+    found = {"mean": summary.mean, "low": summary.quantiles[0], "high": summary.quantiles[1]}
+    found |= {"mean_low": summary.low, "mean_high": summary.high}
+    return {k: v.tolist() for k, v in found.items()}
+
+
+def _eigenvalues(modes, partition) -> list[dict]:
+    return [
+        {"phase": str(run)}
+        | {t: [[v.real, v.imag] for v in model.eigenvalues.tolist()] for t, model in by_token._asdict().items() if model}
+        for run, by_token in zip(partition.runs, modes, strict=True)
+    ]
+
+
+def _findings(portrait, partition) -> dict:
+    """The curves in a few figures: what the paper says of them can be held against these."""
+    curves = {name: values.mean(-1) if values.ndim > 1 else values for name, values in dynamics.curves(portrait).items()}
+    found = {"largest_exponent": float(curves["exponents"][0])}
+    found["largest_direction_exponent"] = float(curves["direction_exponents"][0])
+    found["recovery"] = [float(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
+    for token in ("cls", "registers", "patches"):
+        if f"speed_{token}" not in curves:
+            continue
+        convergence, speed, rank = (curves[f"{name}_{token}"] for name in ("convergence", "speed", "stable_rank"))
+        found[token] = {
+            "half": dynamics.crossing(convergence, 0.5),
+            "nine_tenths": dynamics.crossing(convergence, 0.9),
+            "speed": [float(speed[i]) for i in (0, len(speed) // 2, -1)],
+            "stable_rank": [float(part.mean()) for part in np.array_split(rank, 3)],
+        }
+        if 0 < len(partition.boundaries) < len(speed) - 1:
+            test = dynamics.boundary_jump_test(speed, partition.boundaries)
+            found[token]["jump"] = {"statistic": test.statistic, "p": test.p_value, "placements": test.num_placements}
+    return found
+
+
+def _extrapolation(system, partition, start, num_steps: int) -> dict:
+    """The last layer of each run iterated beyond its place."""
+    states, found = system.rollout(start), {}
+    for run in partition.runs:
+        layer = run.stop - 1
+        result = jax.tree.map(to_host, dynamics.extrapolated_depth(system, states[layer], layer, num_steps))
+        speed, norm = (np.concatenate([v[None] for v in part if v.size]).mean((0, 2)) for part in (result.speed, result.norm))
+        counts = {
+            kind: {fate: int(np.sum(values == i)) for i, fate in enumerate(dynamics.FATES) if np.any(values == i)}
+            for kind, values in (("fate", result.fate), ("direction_fate", result.direction_fate))
+        }
+        found[str(run)] = {
+            "speed": [_number(v) for v in speed],
+            "norm": [_number(v) for v in norm],
+            "norm_growth": _number(result.norm_growth.mean()),
+            **counts,
+        }
+    return found
+
+
+def _number(value) -> float | None:
+    """JSON has no infinities."""
+    return float(value) if np.isfinite(value) else None
