@@ -29,6 +29,14 @@ _POSITIVE = (
     "probe.batch_size",
     "dynamics.batch_size",
     "dynamics.num_images",
+    "dynamics.tangent_images",
+    "dynamics.linear_images",
+    "dynamics.relative_sizes",
+    "dynamics.num_directions",
+    "dynamics.num_exponents",
+    "dynamics.num_values",
+    "dynamics.num_angles",
+    "dynamics.rank",
 )
 
 

@@ -285,15 +285,15 @@ def extrapolation(runs: dict[str, dict[str, dict]]) -> Figure:
     """Angle turned and norm, step by step, as a block is iterated far beyond its place.
 
     Args:
-        runs: model -> title of the block -> {"speed": `[steps]`, "norm": `[steps + 1]`, "steps": layers of its phase}.
+        runs: model -> layers of the phase -> {"speed": `[steps]`, "norm": `[steps + 1]`}; None where they are not finite.
     """
     figure = Figure(figsize=(8.8, 2.4 * len(runs) + 0.4), layout="constrained")
     axes = figure.subplots(len(runs), 2, squeeze=False)
     for line, (model, blocks) in zip(axes, runs.items(), strict=True):
         for axis, name, label in zip(line, ("speed", "norm"), ("angle turned (rad)", "norm of a token"), strict=True):
-            for i, (title, run) in enumerate(blocks.items()):
-                values = np.asarray(run[name])
-                axis.plot(np.arange(len(values)) + (name == "speed"), values, color=colour(i), lw=1.3, label=title)
+            for i, (phase, run) in enumerate(blocks.items()):
+                values = np.array(run[name], float)
+                axis.plot(np.arange(len(values)) + (name == "speed"), values, color=colour(i), lw=1.3, label=f"after {phase}")
             axis.set_yscale("log")
             axis.set_ylabel(label)
             axis.set_xlabel("applications beyond its place")

@@ -101,5 +101,23 @@ def get_config(arg: str = "") -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.dynamics = ConfigDict({"num_images": 1000, "batch_size": 32})
+    # Directions, ranks and basins of all images; perturbations, exponents and Jacobians of the first tangent_images of them;
+    # linear models of the first linear_images. The rest is explained in brh_jax/dynamics/portrait.py.
+    config.dynamics = ConfigDict(
+        {
+            "num_images": 1000,
+            "batch_size": 32,
+            "tangent_images": 8,
+            "linear_images": 64,
+            "relative_sizes": (1e-3, 1e-2, 1e-1),
+            "num_directions": 8,
+            "num_exponents": 8,
+            "num_values": 8,
+            "num_probes": 16,
+            "num_angles": 4,
+            "rank": 32,
+            "extrapolated_steps": 200,  # of each phase's last layer, iterated beyond its place; 0: none
+            "influence_probes": 4,  # products per token for the matrices of influence; 0: none
+        }
+    )
     return config.lock()

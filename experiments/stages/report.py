@@ -6,6 +6,7 @@ import platform
 import shlex
 
 import jax
+import numpy as np
 
 from brh_jax.metrics import clock, read_metrics
 from brh_jax.phases import Partition
@@ -129,20 +130,8 @@ def _sections(context: Context, results, folder):
             "e of the block-recurrent hypothesis",
             "Frobenius norm of the difference to the teacher's state divided by the norm of that state, mean over images.",
         )
-    measures = results["dynamics"].get("measures")
-    if measures:
-        yield FigureEntry(
-            save_figure(figures.dynamics(measures, partitions), folder, "dynamics"),
-            "Dynamics of teacher and Raptors",
-            f"Mean over {results['dynamics']['num_images']} images, bands from the 10 to the 90 % quantile over images; "
-            "dotted lines are phase boundaries. A good surrogate turns where the teacher turns.",
-        )
-        if "coherence_patches" in measures["teacher"]:
-            yield FigureEntry(
-                save_figure(figures.patch_coherence(measures, partitions), folder, "coherence"),
-                "Patch coherence",
-                "Mean cosine of the patch tokens with their mean direction: one when all patches point the same way.",
-            )
+    if results["dynamics"]:
+        yield from _dynamics_sections(context, results["dynamics"], partitions, folder)
     accuracies = results["probes"].get("accuracy")
     if accuracies:
         probes = results["probes"]
@@ -158,6 +147,171 @@ def _sections(context: Context, results, folder):
             columns.append(f"with {pathlib.Path(context.config.probe.head).name} as it is")
             rows = [[*row, f"{100 * given[row[0]]:.2f} %"] for row in rows]
         yield Table("Linear probes in figures", columns, rows)
+
+
+def _dynamics_sections(context: Context, found, partitions, folder):
+    """Depth as a dynamical system, teacher and Raptors side by side."""
+    measures, tangent = found["measures"], found["tangent_images"]
+    bands = f"Mean over {found['num_images']} images, bands from the 10 to the 90 % quantile over images"
+
+    def entry(figure, name, title, caption):
+        return FigureEntry(save_figure(figure, folder, name), title, caption)
+
+    yield entry(
+        figures.dynamics_summary(measures, partitions, "Dynamics of teacher and Raptors"),
+        "summary",
+        "Dynamics in one figure",
+        f"{bands}; the lower row is measured on {tangent} images. Dotted lines are phase boundaries. A good surrogate does what the "
+        "teacher does in every panel.",
+    )
+    yield from _findings_tables(found)
+    yield entry(
+        figures.along_depth(measures, partitions, figures.DIRECTIONS),
+        "dynamics",
+        "Directions along depth",
+        f"{bands}. Everything is measured on the unit sphere but the norm, which grows along depth.",
+    )
+    if "coherence_patches" in measures["teacher"]:
+        yield entry(
+            figures.patch_coherence(measures, partitions),
+            "coherence",
+            "Patch coherence",
+            "Mean cosine of the patch tokens with their mean direction: one when all patches point the same way.",
+        )
+    yield entry(
+        figures.along_depth(measures, partitions, figures.RANKS),
+        "ranks",
+        "Ranks of updates",
+        "Of the angular updates of all tokens of all images together. The last row is the largest angle between the leading update "
+        "directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
+    )
+    arrays = context.workdir / "dynamics" / "arrays.npz"
+    arrays = dict(np.load(arrays)) if arrays.exists() else {}
+    if "labels" in arrays:
+        yield entry(
+            figures.along_depth(measures, partitions, figures.BASINS),
+            "basins",
+            "Angular basins",
+            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself. "
+            "Where the data have no classes these are clusters of the last directions, apart there by construction.",
+        )
+        paths = {name: arrays[f"{name}/projection"] for name in measures if f"{name}/projection" in arrays}
+        yield entry(
+            figures.projections(paths, arrays["labels"]),
+            "projections",
+            "Trajectories",
+            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each model's last "
+            "directions, coloured by class.",
+        )
+    yield entry(
+        figures.along_depth(measures, partitions, figures.GROWTH),
+        "growth",
+        "What becomes of a perturbation",
+        f"Every token of the first state is turned by a random angle of about 1 %: the angle to the clean trajectory later, over the "
+        f"injected one; {tangent} images. Below one directions recover.",
+    )
+    yield entry(
+        figures.exponents(measures),
+        "exponents",
+        "Finite-time Lyapunov exponents",
+        f"Mean growth of tangent vectors per layer over all of depth, {tangent} images. The directions' leave out the growth of norms, "
+        "which is most of the states'.",
+    )
+    yield entry(
+        figures.jacobians(measures, partitions),
+        "jacobians",
+        "Jacobians of the layers",
+        f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive direction "
+        "grows, and the share of the Jacobian that rotates rather than stretches.",
+    )
+    modes = {
+        name: [{k: v if k == "phase" else [complex(*z) for z in v] for k, v in phase.items()} for phase in phases]
+        for name, phases in found["modes"].items()
+    }
+    yield entry(
+        figures.modes(modes),
+        "modes",
+        "Linear models of the phases",
+        "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes contract; "
+        "their angle is how far they turn per layer.",
+    )
+    yield entry(
+        figures.sublayers(measures, partitions),
+        "sublayers",
+        "Attention and feed-forward apart",
+        "The angle that each half of a layer turns a token by.",
+    )
+    matrices = {f"layer {k.removeprefix('influence/')}": v for k, v in arrays.items() if k.startswith("influence/")}
+    if matrices:
+        yield entry(
+            figures.influence(matrices, context.teacher().layout),
+            "influence",
+            "Which token moves which",
+            "Of the teacher's layers, one image: Frobenius norm of the derivative of each token's direction by each token's.",
+        )
+    if found["extrapolation"]:
+        yield entry(
+            figures.extrapolation(found["extrapolation"]),
+            "extrapolation",
+            "Blocks iterated beyond their place",
+            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a direction that "
+            "comes to rest, whatever the norm does.",
+        )
+        yield _extrapolation_table(found["extrapolation"], tangent)
+
+
+def _findings_tables(found):
+    columns = ["model", "token", "cosine with the end: 0.5 at", "0.9 at", "angular speed: first, middle, last layer"]
+    columns += ["stable rank by thirds", "jump at boundaries, p"]
+    rows = []
+    for name, finding in found["findings"].items():
+        for token in (t for t in figures.TOKEN_NAMES if t in finding):
+            one = finding[token]
+            jump = one.get("jump")
+            rows.append(
+                [name, token, *("never" if one[k] is None else f"state {one[k]:.1f}" for k in ("half", "nine_tenths"))]
+                + [" / ".join(f"{v:.3f}" for v in one["speed"]), " / ".join(f"{v:.1f}" for v in one["stable_rank"])]
+                + [f"{jump['p']:.3f} of {jump['placements']}" if jump else ""]
+            )
+    remark = (
+        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, against all "
+        "other places for as many boundaries; it cannot fall below one over their number."
+    )
+    yield Table("Directions in figures", columns, rows, remark)
+    curves = ("convergence", "speed", "norm", "stable_rank", "growth")
+    tokens = [t for t in figures.TOKEN_NAMES if any(f"speed_{t}" in d for d in found["distance"].values())]
+    columns = [
+        "model",
+        "largest exponent",
+        "of directions",
+        "recovery",
+        *(f"{c.replace('_', ' ')} {t}" for c in curves for t in tokens),
+    ]
+    rows = []
+    for name, finding in found["findings"].items():
+        away = found["distance"].get(name, {})
+        recovery = " / ".join(f"{r:.2f}" for r in finding["recovery"])
+        row = [name, f"{finding['largest_exponent']:.3f}", f"{finding['largest_direction_exponent']:.3f}", recovery]
+        cells = (away.get(f"{c}_{t}") for c in curves for t in tokens)
+        rows.append(row + ["" if cell is None else f"{100 * cell['relative']:.0f} %" for cell in cells])
+    remark = (
+        "Exponents are per layer, natural logarithms. Recovery: angle at the end over the injected one, for each size of perturbation. "
+        "Percentages: distance of the curve from the teacher's, over the teacher's."
+    )
+    if tokens:
+        yield Table("Stability, and distance from the teacher", columns, rows, remark)
+
+
+def _extrapolation_table(runs, num_images) -> Table:
+    rows = []
+    for name, blocks in runs.items():
+        for phase, run in blocks.items():
+            fates = (", ".join(f"{fate} {count}" for fate, count in run[kind].items()) for kind in ("fate", "direction_fate"))
+            growth = run["norm_growth"]
+            rows.append([name, phase, *fates, "" if growth is None else f"{growth:.4f}"])
+    columns = ["model", "layers", "states", "directions", "norm, factor per step at the end"]
+    remark = f"Fates of {num_images} images after {len(next(iter(next(iter(runs.values())).values()))['speed'])} applications."
+    return Table("Where iterated blocks end", columns, rows, remark)
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:
