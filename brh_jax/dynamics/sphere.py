@@ -51,8 +51,13 @@ def sphere_linearize(f, state):
 
 def tangential(state, vector):
     """(I - x^ x^T) v per token: the part of a vector along the sphere, `[..., tokens, dim]`."""
-    unit = state / _norm(state)
-    return vector - unit * jnp.sum(unit * vector, axis=-1, keepdims=True)
+    direction = unit(state)
+    return vector - direction * jnp.sum(direction * vector, axis=-1, keepdims=True)
+
+
+def unit(state):
+    """x^ = x / |x| per token: the directions of a state, `[..., tokens, dim]`."""
+    return state / _norm(state)
 
 
 def _norm(state):
