@@ -54,7 +54,7 @@ def extrapolated_depth(
       the first half, and gaining there without slowing down (at least 9/10 of the gain of the quarter before);
     - "vanishes": its mean norm goes to zero, the same being said of the logarithm of the norm, downwards;
     - "fixed point": close to every one of the states compared, so that a slow drift is not taken for rest;
-    - "cycle": close to those p, 2p, 3p ... steps before, p > 1 the smallest such;
+    - "cycle": close for the first time p > 1 steps before, and again 2p, 3p, ... steps before;
     - "wanders": none of these in so many steps. It may be chaotic, quasi-periodic, of a longer period, or not there yet: `speed`
       tells, or more steps do.
 
@@ -132,11 +132,14 @@ def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
 
 
 def _period(close):
-    """Smallest p with `close[p - 1]`, `close[2p - 1]`, ...; 0 if there is none. `[max_period, batch] -> [batch]`."""
-    steps = jnp.arange(1, close.shape[0] + 1)
-    multiple = steps % steps[:, None] == 0  # [period, steps before]
-    recurs = jnp.all(close | ~multiple[..., None], axis=1)
-    return jnp.where(jnp.any(recurs, axis=0), jnp.argmax(recurs, axis=0) + 1, 0)
+    """The first p with `close[p - 1]` if `close[2p - 1]`, ... hold too, else 0. `[max_period, batch] -> [batch]`.
+
+    A slow drift is close for some steps, the first among them, and then no more.
+    """
+    steps = jnp.arange(1, close.shape[0] + 1)[:, None]
+    period = jnp.argmax(close, axis=0) + 1
+    recurs = jnp.any(close, axis=0) & jnp.all(close | (steps % period != 0), axis=0)
+    return jnp.where(recurs, period, 0)
 
 
 def _periodic_fate(period):

@@ -59,9 +59,10 @@ def perturbation_growth(
     A token whose u would be zero (one that its layer leaves alone, say) is not perturbed.
 
     Sizes are bounded on two sides. Growth is that of the linearised map only while the angle stays small at every layer: halve
-    the size and see that `recovery` stays. And states are rounded in every layer, which in float32 moves directions by about
-    1e-7 to 1e-6 (more in trained models with a few very large activations): angles near that are noise. 1e-2 and 1e-3 are safe
-    in float32, 1e-4 where a perturbation does not shrink much; below that go to float64 or to `lyapunov_exponents`.
+    the size and see that `recovery` stays. And every layer rounds: in float32 that moves directions by some 1e-7, which put
+    `recovery` of a randomly initialised ViT of 12 layers off by 0.05 % at a size of 1e-4, 0.5 % at 1e-5, 8 % at 1e-6, and by a
+    factor of two or three at 1e-7; more where perturbations shrink much on the way. Below 1e-4 go to float64, or to
+    `lyapunov_exponents`. A model whose matrix products are in bfloat16 rounds by about 1e-3 and needs sizes well above that.
 
     Args:
         system: the depth system; it is compiled once for each value of `layer`.
