@@ -1,0 +1,64 @@
+"""The map of directions: a layer as it acts on the unit sphere of each token (paper, section 8).
+
+For a state x, whose tokens have norms r = |x| and directions x^ = x / r, a layer F maps directions by x^ -> F(r x^) / |F(r x^)|
+per token, the norms held at those of x. Its derivative at x is
+
+    v -> (1 / |y|) (I - y^ y^T) DF(x) [r (I - x^ x^T) v],    y = F(x),    per token,
+
+which takes tangent vectors of the sphere at x^ to tangent vectors at y^, both in units of angle. The derivatives of successive
+layers chain: their product is the derivative of a rollout in which every state is brought back to the norms of the reference
+trajectory, so it leaves out what a changed norm would do to directions further on.
+
+Matrix products are in the caller's precision: analysis traces these functions under `jax.default_matmul_precision("highest")`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def sphere_jvp(f, state, tangent):
+    """Pushes one tangent vector through the map of directions of `f`.
+
+    Args:
+        f: `state -> state`.
+        state: the reference x, `[..., tokens, dim]`; no token zero.
+        tangent: v, of the same shape; its radial part at each token is ignored.
+
+    Returns:
+        (f(state), the image of the tangent, of the same shape).
+    """
+    output, image = jax.jvp(f, (state,), (_norm(state) * tangential(state, tangent),))
+    return output, tangential(output, image) / _norm(output)
+
+
+def sphere_linearize(f, state):
+    """The derivative of the map of directions of `f` at `state`, as a function to be applied to many tangent vectors.
+
+    Args:
+        f: `state -> state`.
+        state: the reference x, `[..., tokens, dim]`; no token zero.
+
+    Returns:
+        (f(state), linear), `linear(tangent)` as in `sphere_jvp`; `jax.linear_transpose(linear, state)` is its transpose.
+    """
+    output, push = jax.linearize(f, state)
+
+    def linear(tangent):
+        return tangential(output, push(_norm(state) * tangential(state, tangent))) / _norm(output)
+
+    return output, linear
+
+
+def tangential(state, vector):
+    """(I - x^ x^T) v per token: the part of a vector along the sphere, `[..., tokens, dim]`."""
+    direction = unit(state)
+    return vector - direction * jnp.sum(direction * vector, axis=-1, keepdims=True)
+
+
+def unit(state):
+    """x^ = x / |x| per token: the directions of a state, `[..., tokens, dim]`."""
+    return state / _norm(state)
+
+
+def _norm(state):
+    return jnp.linalg.norm(state, axis=-1, keepdims=True)
