@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class ByToken(NamedTuple):
@@ -62,3 +63,12 @@ def check_trajectory(states, layout: TokenLayout) -> None:
     if states.ndim != 4:
         raise ValueError(f"expected a trajectory [depth + 1, batch, tokens, dim], got an array of shape {tuple(states.shape)}")
     layout.split(states)
+
+
+def mean_by_type(values, layout: TokenLayout) -> ByToken:
+    """Mean of `[batch, tokens]` over the tokens of each type, `[batch]`; `[0]` for a type that the layout lacks."""
+
+    def mean(tokens):
+        return jnp.mean(tokens[..., 0], axis=-1) if tokens.shape[-2] else jnp.zeros(0, values.dtype)
+
+    return ByToken(*(mean(tokens) for tokens in layout.split(values[..., None])))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
 from brh_jax.dynamics.system import DepthSystem, check_state
-from brh_jax.tokens import ByToken, TokenLayout
+from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
 
 KINDS = ("isotropic", "along", "towards")
 
@@ -94,15 +94,6 @@ def perturbation_growth(
     measured = _growth(system, state, jnp.atleast_1d(sizes), keys, towards, mask, layer=layer, kind=kind)
     angles, distances, recovery = measured if sizes.ndim else jax.tree.map(lambda values: values[0], measured)
     return PerturbationGrowth(angles, distances, recovery, jnp.arange(layer, system.depth + 1))
-
-
-def mean_by_type(values, layout: TokenLayout) -> ByToken:
-    """Mean of `[batch, tokens]` over the tokens of each type, `[batch]`; `[0]` for a type that the layout lacks."""
-
-    def mean(tokens):
-        return jnp.mean(tokens[..., 0], axis=-1) if tokens.shape[-2] else jnp.zeros(0, values.dtype)
-
-    return ByToken(*(mean(tokens) for tokens in layout.split(values[..., None])))
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "kind"))

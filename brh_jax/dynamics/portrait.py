@@ -168,9 +168,10 @@ def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
 def curves(portrait: Portrait) -> dict[str, np.ndarray]:
     """A portrait as curves along depth: name -> `[points, images]`, or `[points]` for what is measured of all images together.
 
-    Names are those of the measures, with the token type behind where there is one: `speed_cls`, `stable_rank_patches`, `growth_cls`
-    (angle to the clean trajectory over the injected one), `exponents` (one point for each exponent), `gain` (largest singular
-    value of each layer's map of directions), `rotation` (share of that map's squared norm that is antisymmetric).
+    Names are those of the measures, with the token type behind where there is one: `speed_cls`, `stable_rank_patches`,
+    `growth_cls` (angle to the clean trajectory over the injected one), `exponents` (one point for each exponent), `gain`
+    (largest singular value of each layer's map of directions), `rotation` (share of that map's squared norm that is
+    antisymmetric).
     """
     found = {}
 

@@ -199,7 +199,7 @@ def patch_coherence(measures: dict[str, dict], partitions: dict[str, Partition])
 
 @styled
 def jacobians(measures: dict[str, dict], partitions: dict[str, Partition]) -> Figure:
-    """Of each layer's map of directions: its largest singular value, and how much of it rotates; arguments as for `along_depth`."""
+    """Of each layer's map of directions its largest singular value, and how much rotates; arguments as for `along_depth`."""
     return _panels(
         measures, partitions, (("gain", "largest singular value"), ("rotation", "antisymmetric share of |J|²")), ("log", "linear")
     )
@@ -338,7 +338,7 @@ def sublayers(measures: dict[str, dict], partitions: dict[str, Partition]) -> Fi
 
 @styled
 def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition], title: str) -> Figure:
-    """The dynamics on one page: what a trajectory does, how many directions it moves in, and what becomes of small differences."""
+    """The dynamics on one page: where a trajectory goes, in how many directions, and what becomes of small differences."""
     token = "cls" if "speed_cls" in measures["teacher"] else "patches"
     panels = (
         (f"convergence_{token}", f"cosine of {token} with its last state", "linear"),

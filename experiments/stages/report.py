@@ -161,8 +161,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         figures.dynamics_summary(measures, partitions, "Dynamics of teacher and Raptors"),
         "summary",
         "Dynamics in one figure",
-        f"{bands}; the lower row is measured on {tangent} images. Dotted lines are phase boundaries. A good surrogate does what the "
-        "teacher does in every panel.",
+        f"{bands}; the lower row is measured on {tangent} images. Dotted lines are phase boundaries. A good surrogate does what "
+        "the teacher does in every panel.",
     )
     yield from _findings_tables(found)
     yield entry(
@@ -182,8 +182,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         figures.along_depth(measures, partitions, figures.RANKS),
         "ranks",
         "Ranks of updates",
-        "Of the angular updates of all tokens of all images together. The last row is the largest angle between the leading update "
-        "directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
+        "Of the angular updates of all tokens of all images together. The last row is the largest angle between the leading "
+        "update directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
     )
     arrays = context.workdir / "dynamics" / "arrays.npz"
     arrays = dict(np.load(arrays)) if arrays.exists() else {}
@@ -200,29 +200,29 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             figures.projections(paths, arrays["labels"]),
             "projections",
             "Trajectories",
-            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each model's last "
-            "directions, coloured by class.",
+            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each model's "
+            "last directions, coloured by class.",
         )
     yield entry(
         figures.along_depth(measures, partitions, figures.GROWTH),
         "growth",
         "What becomes of a perturbation",
-        f"Every token of the first state is turned by a random angle of about 1 %: the angle to the clean trajectory later, over the "
-        f"injected one; {tangent} images. Below one directions recover.",
+        f"Every token of the first state is turned by a random angle of about 1 %: the angle to the clean trajectory later, over "
+        f"the injected one; {tangent} images. Below one directions recover.",
     )
     yield entry(
         figures.exponents(measures),
         "exponents",
         "Finite-time Lyapunov exponents",
-        f"Mean growth of tangent vectors per layer over all of depth, {tangent} images. The directions' leave out the growth of norms, "
-        "which is most of the states'.",
+        f"Mean growth of tangent vectors per layer over all of depth, {tangent} images. The directions' leave out the growth of "
+        "norms, which is most of the states'.",
     )
     yield entry(
         figures.jacobians(measures, partitions),
         "jacobians",
         "Jacobians of the layers",
-        f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive direction "
-        "grows, and the share of the Jacobian that rotates rather than stretches.",
+        f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive "
+        "direction grows, and the share of the Jacobian that rotates rather than stretches.",
     )
     modes = {
         name: [{k: v if k == "phase" else [complex(*z) for z in v] for k, v in phase.items()} for phase in phases]
@@ -254,8 +254,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             figures.extrapolation(found["extrapolation"]),
             "extrapolation",
             "Blocks iterated beyond their place",
-            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a direction that "
-            "comes to rest, whatever the norm does.",
+            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a direction "
+            "that comes to rest, whatever the norm does.",
         )
         yield _extrapolation_table(found["extrapolation"], tangent)
 
@@ -274,8 +274,8 @@ def _findings_tables(found):
                 + [f"{jump['p']:.3f} of {jump['placements']}" if jump else ""]
             )
     remark = (
-        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, against all "
-        "other places for as many boundaries; it cannot fall below one over their number."
+        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, against "
+        "all other places for as many boundaries; it cannot fall below one over their number."
     )
     yield Table("Directions in figures", columns, rows, remark)
     curves = ("convergence", "speed", "norm", "stable_rank", "growth")
@@ -295,8 +295,8 @@ def _findings_tables(found):
         cells = (away.get(f"{c}_{t}") for c in curves for t in tokens)
         rows.append(row + ["" if cell is None else f"{100 * cell['relative']:.0f} %" for cell in cells])
     remark = (
-        "Exponents are per layer, natural logarithms. Recovery: angle at the end over the injected one, for each size of perturbation. "
-        "Percentages: distance of the curve from the teacher's, over the teacher's."
+        "Exponents are per layer, natural logarithms. Recovery: angle at the end over the injected one, for each size of "
+        "perturbation. Percentages: distance of the curve from the teacher's, over the teacher's."
     )
     if tokens:
         yield Table("Stability, and distance from the teacher", columns, rows, remark)
