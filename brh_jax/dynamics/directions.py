@@ -1,7 +1,7 @@
 """Directions of states along depth, on the unit sphere x^ = x / |x| (paper, section 8)."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -164,7 +164,21 @@ def over_batches(measure: Callable, batches: Iterable, layout: TokenLayout):
     Raises:
         ValueError: as `direction_measures`.
     """
-    parts, depth = [], None
+    parts = []
+    for states in checked(batches, layout):
+        part = to_host(measure(states, layout))
+        _check_finite(part, states)
+        parts.append(part)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
+
+
+def checked(batches: Iterable, layout: TokenLayout) -> Iterator:
+    """The batches, each looked at before it is passed on.
+
+    Raises:
+        ValueError: no batches, batches of different depth, or not trajectories of that layout.
+    """
+    depth = None
     for number, states in enumerate(batches):
         check_trajectory(states, layout)
         if depth not in (None, len(states) - 1):
@@ -172,12 +186,9 @@ def over_batches(measure: Callable, batches: Iterable, layout: TokenLayout):
                 f"batch {number} is {len(states) - 1} layers deep, those before it {depth}: hand in one model's states"
             )
         depth = len(states) - 1
-        part = to_host(measure(states, layout))
-        _check_finite(part, states)
-        parts.append(part)
-    if not parts:
-        raise ValueError("no batches: the measures are of the images of at least one trajectory")
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
+        yield states
+    if depth is None:
+        raise ValueError("no batches: expected at least one trajectory [depth + 1, batch, tokens, dim]")
 
 
 @functools.partial(jax.jit, static_argnames="layout")
