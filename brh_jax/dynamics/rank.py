@@ -142,14 +142,15 @@ def principal_angles(grams: ByToken, *, num_directions: int) -> ByToken:
     def of_type(name, gram):
         if not len(gram):
             return np.zeros((0, num_directions))
-        for layer, rank in enumerate(np.count_nonzero(_spectrum(gram), axis=-1)):
-            if rank < num_directions:
+        decomposed = _of_each(np.linalg.eigh, gram)
+        for layer, (values, _) in enumerate(decomposed):
+            if (rank := np.count_nonzero(_without_rounding(values))) < num_directions:
                 raise ValueError(
                     f"layer {layer} moves {name} in {rank} directions only, so {num_directions} leading ones are not defined: "
                     "ask for fewer, or use more images"
                 )
-        leading = [np.linalg.eigh(layer)[1][:, dim - num_directions :] for layer in gram]
-        angles = [scipy.linalg.subspace_angles(a, b)[::-1] for a, b in itertools.pairwise(leading)]
+        leading = [vectors[:, dim - num_directions :] for _, vectors in decomposed]
+        angles = _of_each(lambda pair: scipy.linalg.subspace_angles(*pair)[::-1], itertools.pairwise(leading))
         return np.array(angles).reshape(-1, num_directions)
 
     return ByToken(*(of_type(name, gram) for name, gram in grams._asdict().items()))
@@ -189,13 +190,21 @@ def _norm(x):
 
 
 def _spectrum(grams) -> np.ndarray:
-    """Eigenvalues of `[..., n, n]`, those that rounding leaves of zero set to zero: `[..., n]`."""
-    matrices = grams.reshape(-1, *grams.shape[-2:])
-    # Matrices this small are slower on several threads each, and fastest one per thread.
+    """Eigenvalues of `[..., n, n]`: `[..., n]`."""
+    values = _of_each(np.linalg.eigvalsh, grams.reshape(-1, *grams.shape[-2:]))
+    return _without_rounding(np.array(values).reshape(grams.shape[:-1]))
+
+
+def _of_each(function, matrices) -> list:
+    """Matrices this small are slower on several threads each, and fastest on one thread each."""
     with threadpoolctl.threadpool_limits(1, user_api="blas"), concurrent.futures.ThreadPoolExecutor() as threads:
-        values = np.array(list(threads.map(np.linalg.eigvalsh, matrices))).reshape(grams.shape[:-1])
-    floor = values.shape[-1] * np.finfo(values.dtype).eps * np.max(values, axis=-1, keepdims=True)
-    return np.where(values > floor, values, 0.0)
+        return list(threads.map(function, matrices))
+
+
+def _without_rounding(eigenvalues):
+    """Those that rounding leaves of zero are zero."""
+    floor = eigenvalues.shape[-1] * np.finfo(eigenvalues.dtype).eps * np.max(eigenvalues, axis=-1, keepdims=True)
+    return np.where(eigenvalues > floor, eigenvalues, 0.0)
 
 
 def _ranks(squares) -> UpdateRank:

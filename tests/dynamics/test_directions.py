@@ -99,6 +99,13 @@ def test_equal_shapes_compile_once():
     assert directions._measures._cache_size() == before + 1
 
 
+def test_measures_can_be_part_of_a_jitted_function():
+    states = rotating(0.1)
+    inside = jax.jit(lambda x: (directions.angular_speed_per_image(x, LAYOUT), directions.patch_coherence(x, LAYOUT)))(states)
+    outside = directions.angular_speed_per_image(states, LAYOUT), directions.patch_coherence(states, LAYOUT)
+    chex.assert_trees_all_close(inside, outside, rtol=1e-6)
+
+
 def test_a_batch_over_eight_devices_has_the_same_measures():
     states = jax.random.normal(jax.random.key(1), (4, 8, 7, 6))
     mesh = make_mesh()
