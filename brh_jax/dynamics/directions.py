@@ -1,8 +1,50 @@
 """Directions of states along depth, on the unit sphere x^ = x / |x| (paper, section 8)."""
 
-import jax.numpy as jnp
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brh_jax.dynamics.system import check_values
+from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+
+
+class Directions(NamedTuple):
+    """What trajectories do on the sphere, image by image; per token type, and empty (size 0) for a type that a model lacks.
+
+    Attributes:
+        convergence: `[depth + 1, images]`, see `directional_convergence`.
+        speed: `[depth, images]`, see `angular_speed`.
+        acceleration: `[depth - 1, images]`, see `angular_acceleration`.
+        norm: `[depth + 1, images]`, see `token_norm`.
+        coherence: `[depth + 1, images]` of the patches, no ByToken; see `patch_coherence`.
+    """
+
+    convergence: ByToken
+    speed: ByToken
+    acceleration: ByToken
+    norm: ByToken
+    coherence: jax.Array
+
+
+def direction_measures(batches: Iterable, layout: TokenLayout) -> Directions:
+    """All measures of this file for every image of a stream of trajectories, each of which is read once.
+
+    Args:
+        batches: yields trajectories `[depth + 1, batch, tokens, dim]`. A batch of another size (the last one) compiles anew.
+
+    Returns:
+        numpy arrays with the images of all batches on their last axis.
+
+    Raises:
+        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are zero or not
+            finite.
+    """
+    return over_batches(_measures, batches, layout)
 
 
 def directional_convergence(states, layout: TokenLayout) -> ByToken:
@@ -15,14 +57,14 @@ def directional_convergence(states, layout: TokenLayout) -> ByToken:
         per token type `[depth + 1]`, empty for a type that the model lacks.
 
     Raises:
-        ValueError: not a trajectory of that layout.
+        ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
     return _mean_over_images(directional_convergence_per_image(states, layout))
 
 
 def directional_convergence_per_image(states, layout: TokenLayout) -> ByToken:
     """`directional_convergence` of each image: per token type `[depth + 1, batch]`."""
-    return _per_type(states, layout, lambda unit: jnp.mean(jnp.sum(unit * unit[-1], axis=-1), axis=-1))
+    return _measure(states, layout, "convergence")
 
 
 def angular_speed(states, layout: TokenLayout) -> ByToken:
@@ -35,14 +77,54 @@ def angular_speed(states, layout: TokenLayout) -> ByToken:
         per token type `[depth]`, empty for a type that the model lacks.
 
     Raises:
-        ValueError: not a trajectory of that layout.
+        ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
     return _mean_over_images(angular_speed_per_image(states, layout))
 
 
 def angular_speed_per_image(states, layout: TokenLayout) -> ByToken:
     """`angular_speed` of each image: per token type `[depth, batch]`."""
-    return _per_type(states, layout, lambda unit: jnp.mean(angle(unit[1:], unit[:-1]), axis=-1))
+    return _measure(states, layout, "speed")
+
+
+def angular_acceleration(states, layout: TokenLayout) -> ByToken:
+    """s_{l+1} - s_l: change of a token's angular speed from layer l to the next, mean over tokens and images.
+
+    Args:
+        states: trajectory `[depth + 1, batch, tokens, dim]`.
+
+    Returns:
+        per token type `[depth - 1]` in radians per layer², empty for a type that the model lacks.
+
+    Raises:
+        ValueError: not a trajectory of that layout, or states that are zero or not finite.
+    """
+    return _mean_over_images(angular_acceleration_per_image(states, layout))
+
+
+def angular_acceleration_per_image(states, layout: TokenLayout) -> ByToken:
+    """`angular_acceleration` of each image: per token type `[depth - 1, batch]`."""
+    return _measure(states, layout, "acceleration")
+
+
+def token_norm(states, layout: TokenLayout) -> ByToken:
+    """|x_l|: length of a token, mean over tokens and images.
+
+    Args:
+        states: trajectory `[depth + 1, batch, tokens, dim]`.
+
+    Returns:
+        per token type `[depth + 1]`, empty for a type that the model lacks.
+
+    Raises:
+        ValueError: not a trajectory of that layout, or states that are not finite.
+    """
+    return _mean_over_images(token_norm_per_image(states, layout))
+
+
+def token_norm_per_image(states, layout: TokenLayout) -> ByToken:
+    """`token_norm` of each image: per token type `[depth + 1, batch]`."""
+    return _measure(states, layout, "norm")
 
 
 def patch_coherence(states, layout: TokenLayout):
@@ -55,20 +137,14 @@ def patch_coherence(states, layout: TokenLayout):
         `[depth + 1]`, or `[0]` for a model without patches.
 
     Raises:
-        ValueError: not a trajectory of that layout.
+        ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
-    return _mean_over_images(ByToken(None, None, patch_coherence_per_image(states, layout))).patches
+    return _mean_over_images(patch_coherence_per_image(states, layout))
 
 
 def patch_coherence_per_image(states, layout: TokenLayout):
-    """`patch_coherence` of each image: `[depth + 1, batch]`."""
-
-    def coherence(unit):
-        mean = jnp.mean(unit, axis=-2)
-        # The mean cosine with the mean direction is the length of the mean of the unit vectors.
-        return jnp.linalg.norm(mean, axis=-1)
-
-    return _per_type(states, layout, coherence).patches
+    """`patch_coherence` of each image: `[depth + 1, batch]`, or `[0, batch]` for a model without patches."""
+    return _measure(states, layout, "coherence")
 
 
 def angle(a, b):
@@ -78,16 +154,95 @@ def angle(a, b):
     return 2 * jnp.arctan2(half, other)
 
 
-def _per_type(states, layout, measure) -> ByToken:
+def over_batches(measure: Callable, batches: Iterable, layout: TokenLayout):
+    """`measure(states, layout)` of batches that are never held together, as numpy arrays joined along the images.
+
+    Args:
+        measure: gives a tree of arrays whose second axis is the batch's images.
+        batches: yields trajectories `[depth + 1, batch, tokens, dim]`.
+
+    Raises:
+        ValueError: as `direction_measures`.
+    """
+    parts = []
+    for states in checked(batches, layout):
+        part = to_host(measure(states, layout))
+        _check_finite(part, states)
+        parts.append(part)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
+
+
+def checked(batches: Iterable, layout: TokenLayout) -> Iterator:
+    """The batches, each looked at before it is passed on.
+
+    Raises:
+        ValueError: no batches, batches of different depth, or not trajectories of that layout.
+    """
+    depth = None
+    for number, states in enumerate(batches):
+        check_trajectory(states, layout)
+        if depth not in (None, len(states) - 1):
+            raise ValueError(
+                f"batch {number} is {len(states) - 1} layers deep, those before it {depth}: hand in one model's states"
+            )
+        depth = len(states) - 1
+        yield states
+    if depth is None:
+        raise ValueError("no batches: expected at least one trajectory [depth + 1, batch, tokens, dim]")
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _measures(states, layout) -> Directions:
+    """One walk along depth with the last two unit vectors in hand: no normalised copy of the trajectory is ever made."""
+    states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
+    last = _unit(states[-1])
+
+    def visit(before, state):
+        unit = _unit(state)
+        patches = layout.split(unit).patches
+        # The mean cosine with the mean direction is the length of the mean of the unit vectors.
+        coherence = jnp.linalg.norm(jnp.mean(patches, axis=-2), axis=-1)
+        measured = jnp.linalg.norm(state, axis=-1), jnp.sum(unit * last, axis=-1), angle(unit, before), coherence
+        return unit, measured
+
+    _, (norm, convergence, turned, coherence) = jax.lax.scan(visit, _unit(states[0]), states)
+
+    def by_token(values):  # [..., batch, tokens] -> per type [..., batch]
+        means = (jnp.mean(t, axis=(-2, -1)) if t.shape[-2] else values[:0, :, 0] for t in layout.split(values[..., None]))
+        return ByToken(*means)
+
+    return Directions(
+        by_token(convergence),
+        by_token(turned[1:]),
+        by_token(jnp.diff(turned[1:], axis=0)),
+        by_token(norm),
+        coherence if layout.num_patches else coherence[:0],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "name"))
+def _one_measure(states, layout, name):
+    return getattr(_measures(states, layout), name)
+
+
+def _measure(states, layout, name):
     check_trajectory(states, layout)
-
-    def of(tokens):
-        if not tokens.shape[-2]:
-            return jnp.zeros((0, states.shape[1]), states.dtype)
-        return measure(tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True))
-
-    return ByToken(*(of(tokens) for tokens in layout.split(states)))
+    values = _one_measure(states, layout, name)
+    if not isinstance(states, jax.core.Tracer):
+        _check_finite(values, states)
+    return values
 
 
-def _mean_over_images(values: ByToken) -> ByToken:
-    return ByToken(*(None if v is None else jnp.mean(v, axis=-1) for v in values))
+def _check_finite(values, states) -> None:
+    """The cheap check: what is wrong with states shows in their measures, which are small."""
+    if not all(np.isfinite(to_host(leaf)).all() for leaf in jax.tree.leaves(values)):
+        check_values(states)
+        raise ValueError("a measure of the states is not finite though they are: their lengths are out of float32's range")
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _mean_over_images(values):
+    return jax.tree.map(lambda v: jnp.mean(v, axis=-1), values)

@@ -1,9 +1,11 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brh_jax import dynamics
+from brh_jax.dynamics import directions
+from brh_jax.parallel import make_mesh
 from brh_jax.tokens import TokenLayout
 
 LAYOUT = TokenLayout(1, 2, (2, 2))
@@ -20,8 +22,8 @@ def rotating(angle, depth=6, layout=LAYOUT):
 
 @pytest.mark.parametrize("angle", [1e-4, 0.1, 0.3])
 def test_a_rotation_has_its_own_speed_and_convergence(angle):
-    speed = dynamics.angular_speed(rotating(angle), LAYOUT)
-    convergence = dynamics.directional_convergence(rotating(angle), LAYOUT)
+    speed = directions.angular_speed(rotating(angle), LAYOUT)
+    convergence = directions.directional_convergence(rotating(angle), LAYOUT)
     for tokens in speed:
         np.testing.assert_allclose(tokens, np.full(6, angle), rtol=2e-3)
     for tokens in convergence:
@@ -30,15 +32,15 @@ def test_a_rotation_has_its_own_speed_and_convergence(angle):
 
 def test_opposite_directions_are_pi_apart():
     flip = jnp.array([1.0, -1.0, 1.0])[:, None, None, None] * jnp.ones((3, 2, 7, 4))
-    np.testing.assert_allclose(dynamics.angular_speed(flip, LAYOUT).cls, [np.pi, np.pi], rtol=1e-6)
+    np.testing.assert_allclose(directions.angular_speed(flip, LAYOUT).cls, [np.pi, np.pi], rtol=1e-6)
 
 
 def test_patch_coherence_of_equal_and_of_balanced_patches():
-    np.testing.assert_allclose(dynamics.patch_coherence(rotating(0.2), LAYOUT), np.ones(7), rtol=1e-6)
+    np.testing.assert_allclose(directions.patch_coherence(rotating(0.2), LAYOUT), np.ones(7), rtol=1e-6)
     # Two patches along x, two along y: the mean is at 45 degrees to each.
     patches = jnp.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     states = jnp.zeros((2, 3, 7, 2)).at[..., :3, 0].set(1).at[..., 3:, :].set(patches)
-    np.testing.assert_allclose(dynamics.patch_coherence(states, LAYOUT), [np.sqrt(0.5)] * 2, rtol=1e-6)
+    np.testing.assert_allclose(directions.patch_coherence(states, LAYOUT), [np.sqrt(0.5)] * 2, rtol=1e-6)
 
 
 def test_coherence_is_the_mean_cosine_with_the_mean_direction():
@@ -47,22 +49,95 @@ def test_coherence_is_the_mean_cosine_with_the_mean_direction():
     units = units / np.linalg.norm(units, axis=-1, keepdims=True)
     mean = units.mean(2, keepdims=True)
     cosines = (units * mean / np.linalg.norm(mean, axis=-1, keepdims=True)).sum(-1)
-    np.testing.assert_allclose(dynamics.patch_coherence(states, LAYOUT), cosines.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(directions.patch_coherence(states, LAYOUT), cosines.mean((1, 2)), rtol=1e-5)
 
 
 def test_missing_token_types_are_empty():
     layout = TokenLayout(0, 0, (2, 2))
     states = rotating(0.1, layout=layout)
-    speed = dynamics.angular_speed(states, layout)
+    speed = directions.angular_speed(states, layout)
     assert speed.cls.size == 0
     assert speed.registers.size == 0
     assert speed.patches.shape == (6,)
     only_cls = TokenLayout(1, 0, (0, 0))
-    assert dynamics.patch_coherence(rotating(0.1, layout=only_cls), only_cls).size == 0
+    assert directions.patch_coherence(rotating(0.1, layout=only_cls), only_cls).size == 0
+
+
+def test_speed_and_norm_have_their_rates():
+    angles = np.array([0.0, 0.1, 0.3, 0.6, 1.0])  # turns by 0.1, 0.2, 0.3, 0.4
+    plane = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * np.exp(np.arange(5.0))[:, None]
+    states = jnp.asarray(np.broadcast_to(plane[:, None, None], (5, 2, 7, 2)), jnp.float32)
+    np.testing.assert_allclose(directions.angular_acceleration(states, LAYOUT).cls, [0.1] * 3, atol=1e-6)
+    np.testing.assert_allclose(directions.token_norm(states, LAYOUT).patches, np.exp(np.arange(5.0)), rtol=1e-6)
+
+
+def test_measures_of_a_stream_are_those_of_the_whole(tiny_encoder, tiny_images):
+    states, layout = tiny_encoder.trajectory(tiny_images), tiny_encoder.layout
+    streamed = directions.direction_measures((states[:, a:b] for a, b in ((0, 3), (3, 6), (6, 8))), layout)
+    whole = directions.Directions(
+        directions.directional_convergence_per_image(states, layout),
+        directions.angular_speed_per_image(states, layout),
+        directions.angular_acceleration_per_image(states, layout),
+        directions.token_norm_per_image(states, layout),
+        directions.patch_coherence_per_image(states, layout),
+    )
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(streamed))
+    chex.assert_trees_all_close(streamed, whole, atol=1e-5, rtol=1e-5)
+    units = np.asarray(states, np.float64)
+    norms = np.linalg.norm(units, axis=-1)
+    units /= norms[..., None]
+    turned = np.arccos((units[1:] * units[:-1]).sum(-1))
+    np.testing.assert_allclose(streamed.speed.registers, turned[..., 1:3].mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(streamed.convergence.patches, (units * units[-1]).sum(-1)[..., 3:].mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(streamed.norm.cls, norms[..., 0], rtol=1e-5)
+
+
+def test_equal_shapes_compile_once():
+    layout = TokenLayout(1, 0, (1, 2))
+    before = directions._measures._cache_size()
+    directions.direction_measures([jnp.full((3, 2, 3, 4), value) for value in (1.0, 2.0, 3.0)], layout)
+    assert directions._measures._cache_size() == before + 1
+
+
+def test_measures_can_be_part_of_a_jitted_function():
+    states = rotating(0.1)
+    inside = jax.jit(lambda x: (directions.angular_speed_per_image(x, LAYOUT), directions.patch_coherence(x, LAYOUT)))(states)
+    outside = directions.angular_speed_per_image(states, LAYOUT), directions.patch_coherence(states, LAYOUT)
+    chex.assert_trees_all_close(inside, outside, rtol=1e-6)
+
+
+def test_a_batch_over_eight_devices_has_the_same_measures():
+    states = jax.random.normal(jax.random.key(1), (4, 8, 7, 6))
+    mesh = make_mesh()
+    sharded = jax.device_put(states, jax.NamedSharding(mesh, jax.P(None, ("data", "fsdp"))))
+    values = directions._measures(sharded, LAYOUT)
+    assert len(values.coherence.sharding.device_set) == 8
+    assert not values.coherence.sharding.is_fully_replicated
+    chex.assert_trees_all_close(values, directions._measures(states, LAYOUT), atol=1e-6)
+
+
+def test_float64_stays():
+    with jax.enable_x64(True):
+        flip = jnp.full((3, 1, 7, 4), 1.0).at[1, ..., 0].add(1e-9)
+        speed = directions.angular_speed(flip, LAYOUT).patches
+        assert speed.dtype == jnp.float64
+        np.testing.assert_allclose(speed, [1e-9 * np.sqrt(3) / 4] * 2, rtol=1e-5)
 
 
 def test_wrong_shapes():
     with pytest.raises(ValueError, match=r"expected 7 tokens"):
-        dynamics.angular_speed(jnp.zeros((4, 2, 5, 3)), LAYOUT)
+        directions.angular_speed(jnp.zeros((4, 2, 5, 3)), LAYOUT)
     with pytest.raises(ValueError, match="expected a trajectory"):
-        dynamics.patch_coherence(jnp.zeros((2, 7, 3)), LAYOUT)
+        directions.patch_coherence(jnp.zeros((2, 7, 3)), LAYOUT)
+    with pytest.raises(ValueError, match="no batches"):
+        directions.direction_measures([], LAYOUT)
+    with pytest.raises(ValueError, match="batch 1 is 4 layers deep, those before it 6"):
+        directions.direction_measures([rotating(0.1), rotating(0.1)[:5]], LAYOUT)
+
+
+def test_states_without_a_direction():
+    with pytest.raises(ValueError, match="a token that is zero"):
+        directions.angular_speed(rotating(0.1).at[2, 1, 4].set(0), LAYOUT)
+    with pytest.raises(ValueError, match="not finite"):
+        directions.direction_measures([rotating(0.1), rotating(0.1).at[0, 0, 0, 0].set(jnp.nan)], LAYOUT)
+    assert directions.token_norm(jnp.zeros((2, 1, 7, 3)), LAYOUT).cls.tolist() == [0, 0]

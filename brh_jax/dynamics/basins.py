@@ -1,0 +1,227 @@
+"""Angular basins: how trajectories of one class draw together on the sphere, and apart from others (paper, section 8)."""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.cluster import KMeans
+
+from brh_jax.dynamics.directions import over_batches
+from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+
+# Angles in radians that directions rounded to float32 do not tell from zero.
+RESOLUTION = 1e-6
+
+
+class AngularBasins(NamedTuple):
+    """Classes of images on the sphere, per token type and depth; empty for a type that a model lacks.
+
+    Attributes:
+        within: `[depth + 1]`, mean angle of two images of one class, in radians.
+        between: `[depth + 1]`, mean angle of two images of different classes, in radians.
+        separation: `[depth + 1]`, between / within; one where all images are in one place (class tokens before the first layer).
+        silhouette: `[depth + 1]`, mean over images of (b - a) / max(a, b): a the mean angle to the images of its class, b that
+            to those of the nearest other class (Rousseeuw 1987); zero where both are.
+        accuracy: `[depth + 1]`, share of images nearest to the mean direction of their own class, which is taken without the
+            image. Of classes equally near, the image counts for one over their number.
+        projection: `[depth + 1, images, components]`, all depths on the principal components of the last one's directions: of the
+            class token, or the patches where there is none.
+        labels: `[images]`, the classes: those given, or the clusters found.
+    """
+
+    within: ByToken
+    between: ByToken
+    separation: ByToken
+    silhouette: ByToken
+    accuracy: ByToken
+    projection: np.ndarray
+    labels: np.ndarray
+
+
+def angular_basins(
+    states, labels, layout: TokenLayout, *, num_clusters: int | None = None, num_components: int = 2, seed: int = 0
+) -> AngularBasins:
+    """Within- and between-class angles, their contrast, and a projection of the trajectories (paper, section 8).
+
+    An image's direction at a depth is the mean direction of its tokens of a type, see `image_directions`.
+
+    Args:
+        states: trajectory `[depth + 1, batch, tokens, dim]`, or the result of `image_directions` for more than one batch.
+        labels: class of each image, integers from 0, every class with two images or more. None: the last directions of the class
+            token (the patches where there is none) are clustered by k-means of unit vectors. Classes found in the last state are
+            apart there by construction: only earlier depths tell something.
+        num_clusters: of k-means; None takes the number of 2 to 10 with the largest silhouette.
+        num_components: of the projection.
+        seed: of k-means.
+
+    Returns:
+        numpy arrays, see AngularBasins. One matrix of the angles of all pairs of images is held at a time, in float64.
+
+    Raises:
+        ValueError: not a trajectory of that layout, states that are zero or not finite, labels that are not one integer from 0
+            per image, fewer than two classes, a class of one image, or more components or clusters than images allow.
+    """
+    if isinstance(states, ByToken):
+        directions = states
+    else:
+        check_trajectory(states, layout)
+        directions = image_directions([states], layout)
+    leading = next(d for d in (directions.cls, directions.patches, directions.registers) if len(d))
+    num_images, dim = leading.shape[1:]
+    if labels is None:
+        labels = _cluster(leading[-1], num_clusters, seed)
+    else:
+        if num_clusters is not None:
+            raise ValueError(f"num_clusters {num_clusters} is for labels=None: the labels that are given are not clustered")
+        labels = _check_labels(labels, num_images)
+    if not 1 <= num_components <= min(num_images - 1, dim):
+        raise ValueError(
+            f"num_components {num_components} is out of range: {num_images} images of dimension {dim} have "
+            f"1 to {min(num_images - 1, dim)} principal components"
+        )
+    members = _members(labels)
+    measured = [[_measures(depth, members) for depth in of_type] for of_type in directions]
+    by_measure = (ByToken(*(np.array([m[i] for m in of_type]) for of_type in measured)) for i in range(5))
+    return AngularBasins(*by_measure, _project(leading, num_components), labels)
+
+
+def image_directions(batches: Iterable, layout: TokenLayout) -> ByToken:
+    """Direction of the mean of the unit vectors x / |x| of an image's tokens, for every image of a stream of trajectories.
+
+    Args:
+        batches: yields trajectories `[depth + 1, batch, tokens, dim]`.
+
+    Returns:
+        per token type `[depth + 1, images, dim]`, `[0, images, dim]` for a type that the model lacks. Numpy, float32 (or the
+        states' own float64).
+
+    Raises:
+        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are zero or not
+            finite.
+    """
+    return over_batches(_mean_directions, batches, layout)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _mean_directions(states, layout) -> ByToken:
+    dtype = jnp.promote_types(states.dtype, jnp.float32)
+
+    def of_state(state):
+        return ByToken(*(jnp.mean(_unit(tokens.astype(dtype)), axis=-2) for tokens in layout.split(state)))
+
+    means = jax.lax.map(of_state, states)
+    return ByToken(*(_unit(mean) if count else mean[:0] for mean, count in zip(means, layout.counts, strict=True)))
+
+
+def _unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _measures(directions, members) -> tuple[float, float, float, float, float]:
+    """Within, between, separation, silhouette and accuracy of `[images, dim]`."""
+    directions = _renormalised(directions)
+    angles = _angles(directions)
+    sizes = members.sum(0)
+    to_class = angles @ members  # [images, classes], sums
+    own = members.astype(bool)
+    within = to_class[own].sum() / (sizes * (sizes - 1)).sum()
+    between = to_class[~own].sum() / (len(own) ** 2 - (sizes**2).sum())
+    separation = 1.0 if within == between else np.inf if within == 0 else between / within
+    return within, between, separation, _silhouette(to_class, own), _accuracy(directions, own)
+
+
+def _silhouette(to_class, own) -> float:
+    sizes = own.sum(0)
+    a = to_class[own] / (own @ sizes - 1)
+    b = np.min(np.where(own, np.inf, to_class / sizes), axis=1)
+    larger = np.maximum(a, b)
+    return float(np.mean((b - a) / np.where(larger > 0, larger, 1.0)))
+
+
+def _accuracy(directions, own) -> float:
+    sums = own.T.astype(float) @ directions
+    cosines = directions @ sums.T / np.maximum(np.linalg.norm(sums, axis=1), np.finfo(float).tiny)
+    rest = own @ sums - directions
+    of_own = np.sum(directions * rest, axis=1) / np.maximum(np.linalg.norm(rest, axis=1), np.finfo(float).tiny)
+    cosines[own] = of_own
+    nearest = cosines >= np.max(cosines, axis=1, keepdims=True) - RESOLUTION**2
+    return float(np.mean(nearest[own] / nearest.sum(1)))
+
+
+def _angles(directions):
+    """Angles of all pairs of `[images, dim]`, in radians."""
+    cosines = directions @ directions.T
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0, out=cosines), out=cosines)
+    angles[angles < RESOLUTION] = 0.0
+    np.fill_diagonal(angles, 0.0)
+    return angles
+
+
+def _renormalised(directions):
+    """float64, in which an arccos is right to 1e-8."""
+    directions = np.asarray(directions, np.float64)
+    return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def _project(directions, num_components):
+    last = directions[-1]
+    centre = last.mean(0)
+    _, _, axes = np.linalg.svd(last - centre, full_matrices=False)
+    axes = axes[:num_components]
+    # Either sign will do; the same one each time is easier to compare.
+    axes = axes * np.sign(axes[np.arange(num_components), np.abs(axes).argmax(1)])[:, None]
+    return (directions - centre) @ axes.T
+
+
+def _cluster(directions, num_clusters, seed):
+    num_images, most = len(directions), len(directions) // 2
+    if most < 2:
+        raise ValueError(f"two clusters of two images need four images, got {num_images}: give labels or more images")
+    if num_clusters is not None and not 2 <= num_clusters <= most:
+        raise ValueError(
+            f"num_clusters {num_clusters} is out of range: {num_images} images make 2 to {most} of two images or more"
+        )
+    directions = _renormalised(directions)
+    angles = _angles(directions)
+    best = None
+    for k in range(2, min(10, most) + 1) if num_clusters is None else (num_clusters,):
+        labels = KMeans(k, n_init=10, random_state=seed).fit_predict(directions)
+        sizes = np.bincount(labels, minlength=k)
+        if sizes.min() < 2:
+            continue  # an image by itself has no angle within its cluster
+        members = _members(labels)
+        score = _silhouette(angles @ members, members.astype(bool))
+        if best is None or score > best[0]:
+            best = score, labels
+    if best is None:
+        raise ValueError(
+            f"k-means of {num_images} images leaves a cluster of one image, with num_clusters={num_clusters}: ask for fewer "
+            "clusters or use more images"
+        )
+    return best[1]
+
+
+def _members(labels):
+    """One-hot `[images, classes]`, float64."""
+    return (labels[:, None] == np.unique(labels)).astype(np.float64)
+
+
+def _check_labels(labels, num_images):
+    labels = np.asarray(labels)
+    if labels.shape != (num_images,):
+        raise ValueError(f"labels of shape {labels.shape} for {num_images} images: expected one label per image")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"labels must be integers from 0, got {labels.dtype} from {labels.min()}")
+    classes, sizes = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
+        raise ValueError(f"all {num_images} images are of class {classes[0]}: basins need two classes or more")
+    if sizes.min() < 2:
+        alone = classes[sizes < 2]
+        raise ValueError(
+            f"{len(alone)} of {len(classes)} classes have one image only (class {alone[0]}, say), which has no angle within its "
+            "class: leave those out, or use more images of fewer classes"
+        )
+    return labels
