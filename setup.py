@@ -32,7 +32,9 @@ setup(
         "pillow>=11.0",
         "safetensors>=0.6",
         "scikit-learn>=1.6",
+        "scipy>=1.14",
         "tensorboardX>=2.6.4",
+        "threadpoolctl>=3.5",
     ],
     extras_require={
         # TensorFlow datasets as array_record files; TensorFlow itself is never imported.

@@ -31,7 +31,6 @@ _POSITIVE = (
     "dynamics.num_images",
     "dynamics.tangent_images",
     "dynamics.linear_images",
-    "dynamics.relative_sizes",
     "dynamics.num_directions",
     "dynamics.num_exponents",
     "dynamics.num_values",
@@ -77,6 +76,10 @@ def check_config(config) -> None:
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
+    if not config.dynamics.relative_sizes or not all(size > 0 for size in config.dynamics.relative_sizes):
+        raise UserError(
+            f"config.dynamics.relative_sizes is {config.dynamics.relative_sizes}: expected positive sizes such as (1e-2,)"
+        )
     vit = config.teacher.get("vit")
     if config.teacher.source == "train" and vit is not None:
         if not vit.patch_size > 0:

@@ -10,7 +10,7 @@ import numpy as np
 
 from brh_jax.dynamics.basins import AngularBasins, angular_basins, image_directions
 from brh_jax.dynamics.directions import Directions, direction_measures
-from brh_jax.dynamics.dmd import DMD, dmd
+from brh_jax.dynamics.dmd import dmd
 from brh_jax.dynamics.influence import JacobianStructure, jacobian_structure
 from brh_jax.dynamics.jacobian import jacobian_singular_values
 from brh_jax.dynamics.lyapunov import Lyapunov, lyapunov_exponents

@@ -121,3 +121,24 @@ def boundary_jump_test(values, boundaries, *, num_permutations: int = 10_000, se
     reached = np.count_nonzero(changes[placements].sum(1) >= across - 1e-9 * total)
     statistic = across / len(cuts) - (total - across) / (places - len(cuts))
     return JumpTest(float(statistic), float((reached + observed) / count), count)
+
+
+def crossing(curve, level: float) -> float | None:
+    """Where a curve first comes up to a level, counted from its first point and interpolated; None where it never does.
+
+    Args:
+        curve: `[points]`.
+
+    Raises:
+        ValueError: not one curve, or values that are not finite.
+    """
+    curve = np.asarray(curve, np.float64)
+    if curve.ndim != 1 or not curve.size or not np.isfinite(curve).all():
+        raise ValueError(f"expected one curve of finite values [points], got shape {curve.shape}")
+    above = np.flatnonzero(curve >= level)
+    if not above.size:
+        return None
+    first = int(above[0])
+    if first == 0:
+        return 0.0
+    return first - 1 + float((level - curve[first - 1]) / (curve[first] - curve[first - 1]))

@@ -183,7 +183,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         "ranks",
         "Ranks of updates",
         "Of the angular updates of all tokens of all images together. The last row is the largest angle between the leading "
-        "update directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
+        "update directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each "
+        "has its own.",
     )
     arrays = context.workdir / "dynamics" / "arrays.npz"
     arrays = dict(np.load(arrays)) if arrays.exists() else {}
@@ -200,8 +201,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             figures.projections(paths, arrays["labels"]),
             "projections",
             "Trajectories",
-            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each model's "
-            "last directions, coloured by class.",
+            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each "
+            "model's last directions, coloured by class.",
         )
     yield entry(
         figures.along_depth(measures, partitions, figures.GROWTH),
@@ -254,8 +255,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             figures.extrapolation(found["extrapolation"]),
             "extrapolation",
             "Blocks iterated beyond their place",
-            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a direction "
-            "that comes to rest, whatever the norm does.",
+            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a "
+            "direction that comes to rest, whatever the norm does.",
         )
         yield _extrapolation_table(found["extrapolation"], tangent)
 
@@ -268,14 +269,12 @@ def _findings_tables(found):
         for token in (t for t in figures.TOKEN_NAMES if t in finding):
             one = finding[token]
             jump = one.get("jump")
-            rows.append(
-                [name, token, *("never" if one[k] is None else f"state {one[k]:.1f}" for k in ("half", "nine_tenths"))]
-                + [" / ".join(f"{v:.3f}" for v in one["speed"]), " / ".join(f"{v:.1f}" for v in one["stable_rank"])]
-                + [f"{jump['p']:.3f} of {jump['placements']}" if jump else ""]
-            )
+            row = [name, token, *("never" if one[k] is None else f"state {one[k]:.1f}" for k in ("half", "nine_tenths"))]
+            row += [" / ".join(f"{v:.3f}" for v in one["speed"]), " / ".join(f"{v:.1f}" for v in one["stable_rank"])]
+            rows.append([*row, f"{jump['p']:.3f} of {jump['placements']}" if jump else ""])
     remark = (
-        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, against "
-        "all other places for as many boundaries; it cannot fall below one over their number."
+        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, "
+        "against all other places for as many boundaries; it cannot fall below one over their number."
     )
     yield Table("Directions in figures", columns, rows, remark)
     curves = ("convergence", "speed", "norm", "stable_rank", "growth")

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.dynamics.statistics import boundary_jump_test, summarize
+from brh_jax.dynamics.statistics import boundary_jump_test, crossing, summarize
 from brh_jax.phases import Partition
 from brh_jax.tokens import ByToken
 
@@ -103,3 +103,16 @@ def test_sampled_placements_agree_with_all_of_them():
 def test_bad_curves_and_boundaries(values, boundaries, message):
     with pytest.raises(ValueError, match=message):
         boundary_jump_test(values, boundaries)
+
+
+@pytest.mark.parametrize(("level", "where"), [(0.5, 1.25), (0.9, 3.8), (0.0, 0.0), (1.5, None), (0.4, 1.0)])
+def test_a_curve_comes_up_to_a_level_between_its_points(level, where):
+    found = crossing([0.1, 0.4, 0.8, 0.5, 1.0], level)
+    assert found == (where if where is None else pytest.approx(where))
+
+
+def test_curves_that_are_none():
+    with pytest.raises(ValueError, match="one curve of finite values"):
+        crossing([[0.1, 0.2]], 0.5)
+    with pytest.raises(ValueError, match="one curve of finite values"):
+        crossing([0.1, np.nan], 0.5)
