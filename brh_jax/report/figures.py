@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from brh_jax.phases.partition import Partition
 
@@ -96,10 +96,7 @@ def training_curves(runs: dict[str, list[dict]], columns: int = 2) -> Figure:
         annealed = [r["step"] for r in rows if r.get("teacher_forcing", 0) > 0]
         if annealed:
             axis.axvspan(0, max(annealed), color="#eeeeee", lw=0, label="teacher\nforcing\nannealed")
-        axis.set_yscale("log")
-        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            formatter("{x:.3g}")
-        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        _log(axis)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylabel("loss")
@@ -180,7 +177,8 @@ def along_depth(measures: dict[str, dict], partitions: dict[str, Partition], row
         for axis, token in zip(line, types, strict=True):
             if f"{measure}_{token}" in teacher:
                 _bands(axis, measures, f"{measure}_{token}", partitions)
-                axis.set_yscale(scale)
+                if scale == "log":
+                    _log(axis)
             else:
                 axis.set_visible(False)
         line[0].set_ylabel(label)
@@ -254,11 +252,12 @@ def projections(paths: dict[str, np.ndarray], labels, num_paths: int = 60) -> Fi
 
 
 @styled
-def modes(eigenvalues: dict[str, list[dict]]) -> Figure:
+def modes(eigenvalues: dict[str, list[dict]], radius: float = 1.8) -> Figure:
     """Eigenvalues of the linear model of each phase in the complex plane, with the unit circle.
 
     Args:
         eigenvalues: model -> for each phase {"phase": text, token type: `[r]` complex}.
+        radius: larger ones are drawn as triangles at this distance.
     """
     types = [t for t in TOKEN_NAMES if any(t in phase for phases in eigenvalues.values() for phase in phases)]
     figure = Figure(figsize=(2.8 * len(types) + 1.4, 2.6 * len(eigenvalues) + 0.3), layout="constrained")
@@ -269,8 +268,12 @@ def modes(eigenvalues: dict[str, list[dict]]) -> Figure:
             axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8)
             for i, phase in enumerate(phases):
                 values = np.asarray(phase.get(token, []), complex)
-                axis.plot(values.real, values.imag, ".", ms=4, color=colour(i), label=f"layers {phase['phase']}")
+                size = np.abs(values)
+                axis.plot(*_plane(values[size <= radius]), ".", ms=4, color=colour(i), label=f"layers {phase['phase']}")
+                axis.plot(*_plane((radius * values / np.maximum(size, radius))[size > radius]), "^", ms=4, color=colour(i))
             axis.set_aspect("equal")
+            axis.set_xlim(-1.1 * radius, 1.1 * radius)
+            axis.set_ylim(-1.1 * radius, 1.1 * radius)
         line[0].set_ylabel(f"{model}\nimaginary part")
     for axis, token in zip(axes[0], types, strict=True):
         axis.set_title(TOKEN_NAMES[token])
@@ -321,6 +324,8 @@ def influence(matrices: dict[str, np.ndarray], layout) -> Figure:
                 axis.axvline(place - 0.5, color="white", lw=0.5)
         axis.set_title(title)
         axis.set_xlabel("input token")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(MaxNLocator(6, integer=True))
     axes[0].set_ylabel("output token")
     figure.colorbar(image, ax=axes, label="log10 of the norm", shrink=0.85)
     return figure
@@ -355,7 +360,8 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
     axes = figure.subplots(3, 3).ravel()
     for axis, (name, label, scale) in zip(axes, panels, strict=False):
         _bands(axis, measures, name, partitions)
-        axis.set_yscale(scale)
+        if scale == "log":
+            _log(axis)
         axis.set_title(label)
     spectrum = axes[len(panels)]
     spectrum.axhline(0, color="#dddddd", lw=0.8, zorder=0)
@@ -394,13 +400,27 @@ def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
     return figure
 
 
+def _plane(values):
+    return values.real, values.imag
+
+
+def _log(axis) -> None:
+    """A logarithmic scale with plain numbers, of which there are always some."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
+    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatter("{x:.3g}")
+
+
 def _panels(measures, partitions, curves, scales=None) -> Figure:
     """Curves without a token type, side by side."""
     figure = Figure(figsize=(3.9 * len(curves) + 1.2, 2.8), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False)[0]
     for axis, (name, label), scale in zip(axes, curves, scales or ["linear"] * len(curves), strict=True):
         _bands(axis, measures, name, partitions)
-        axis.set_yscale(scale)
+        if scale == "log":
+            _log(axis)
         axis.set_ylabel(label)
     _legend(figure, axes[0])
     return figure

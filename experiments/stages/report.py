@@ -234,7 +234,7 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         "modes",
         "Linear models of the phases",
         "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes contract; "
-        "their angle is how far they turn per layer.",
+        "their angle is how far they turn per layer. Triangles lie further out.",
     )
     yield entry(
         figures.sublayers(measures, partitions),
@@ -277,28 +277,25 @@ def _findings_tables(found):
         "against all other places for as many boundaries; it cannot fall below one over their number."
     )
     yield Table("Directions in figures", columns, rows, remark)
-    curves = ("convergence", "speed", "norm", "stable_rank", "growth")
-    tokens = [t for t in figures.TOKEN_NAMES if any(f"speed_{t}" in d for d in found["distance"].values())]
-    columns = [
-        "model",
-        "largest exponent",
-        "of directions",
-        "recovery",
-        *(f"{c.replace('_', ' ')} {t}" for c in curves for t in tokens),
-    ]
-    rows = []
-    for name, finding in found["findings"].items():
-        away = found["distance"].get(name, {})
-        recovery = " / ".join(f"{r:.2f}" for r in finding["recovery"])
-        row = [name, f"{finding['largest_exponent']:.3f}", f"{finding['largest_direction_exponent']:.3f}", recovery]
-        cells = (away.get(f"{c}_{t}") for c in curves for t in tokens)
-        rows.append(row + ["" if cell is None else f"{100 * cell['relative']:.0f} %" for cell in cells])
+    columns, rows = ["model", "largest exponent", "of directions", "recovery, by size"], []
+    for name, one in found["findings"].items():
+        exponents = (f"{one[key]:.3f}" for key in ("largest_exponent", "largest_direction_exponent"))
+        rows.append([name, *exponents, " / ".join(f"{r:.2f}" for r in one["recovery"])])
     remark = (
-        "Exponents are per layer, natural logarithms. Recovery: angle at the end over the injected one, for each size of "
-        "perturbation. Percentages: distance of the curve from the teacher's, over the teacher's."
+        "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at the end "
+        "over the injected one, for each size of perturbation; below one directions recover."
     )
-    if tokens:
-        yield Table("Stability, and distance from the teacher", columns, rows, remark)
+    yield Table("Stability in figures", columns, rows, remark)
+    curves = [c for c in next(iter(found["distance"].values()), {}) if not c.startswith(("acceleration", "within", "between"))]
+    columns = ["curve", *found["distance"]]
+    rows = [[c.replace("_", " "), *(_share(d.get(c)) for d in found["distance"].values())] for c in curves]
+    if rows:
+        remark = "Of each curve, mean over images: Euclidean norm of the difference along depth over that of the teacher's curve."
+        yield Table("Distance of the dynamics from the teacher's", columns, rows, remark)
+
+
+def _share(distance) -> str:
+    return f"{100 * distance['relative']:.0f} %" if distance else ""
 
 
 def _extrapolation_table(runs, num_images) -> Table:
