@@ -1,9 +1,12 @@
 """What the devices can do, and how full they and the host are."""
 
+import os
 import pathlib
 import resource
+import warnings
 
 import jax
+import jaxlib
 
 # Dense bfloat16 operations per second and device as the makers give them, by the start of jax's device_kind; longer names first.
 PEAK_FLOPS = {
@@ -19,6 +22,28 @@ PEAK_FLOPS = {
     "TPU v3": 61.5e12,  # a device of jax is a core, half a chip
     "TPU v2": 22.5e12,
 }
+
+
+# Fuses sums of products on CPUs so that some are silently wrong in these versions (github.com/jax-ml/jax/issues/39103): the
+# Jacobian of a LayerNorm, vmapped over images of 19 tokens, is off by 40 %.
+_WRONG_FUSIONS = ("0.10.2", "0.11.0")
+_WITHOUT_THEM = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def avoid_wrong_fusions() -> None:
+    """Switches off fusions that compute wrong sums on CPUs, in versions of jaxlib that have them; warns if it is too late."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__ not in _WRONG_FUSIONS or "ynn_fusion_type" in flags:
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {_WITHOUT_THEM}".strip()
+    from jax._src import xla_bridge  # private, but of these versions alone
+
+    if xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu":
+        warnings.warn(
+            f"jaxlib {jaxlib.__version__} computes some sums wrongly on CPUs, and jax was in use before brh_jax could switch that "
+            f"off: import brh_jax before jax is used, or set XLA_FLAGS={_WITHOUT_THEM} in the environment",
+            stacklevel=3,
+        )
 
 
 def peak_flops() -> float | None:
