@@ -40,8 +40,8 @@ def avoid_wrong_fusions() -> None:
 
     if xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu":
         warnings.warn(
-            f"jaxlib {jaxlib.__version__} computes some sums wrongly on CPUs, and jax was in use before brh_jax could switch that "
-            f"off: import brh_jax before jax is used, or set XLA_FLAGS={_WITHOUT_THEM} in the environment",
+            f"jaxlib {jaxlib.__version__} computes some sums wrongly on CPUs, and jax was in use before brh_jax could switch "
+            f"that off: import brh_jax before jax is used, or set XLA_FLAGS={_WITHOUT_THEM} in the environment",
             stacklevel=3,
         )
 

@@ -282,8 +282,8 @@ def _findings_tables(found):
         exponents = (f"{one[key]:.3f}" for key in ("largest_exponent", "largest_direction_exponent"))
         rows.append([name, *exponents, " / ".join(f"{r:.2f}" for r in one["recovery"])])
     remark = (
-        "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at the end "
-        "over the injected one, for each size of perturbation; below one directions recover."
+        "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at the "
+        "end over the injected one, for each size of perturbation; below one directions recover."
     )
     yield Table("Stability in figures", columns, rows, remark)
     curves = [c for c in next(iter(found["distance"].values()), {}) if not c.startswith(("acceleration", "within", "between"))]
