@@ -37,8 +37,13 @@ def test_results_hold_every_figure(done):
         assert fit["num_images"] == 40
     assert set(results["probes"]["accuracy"]) == {"teacher", "k2", "k3"}
     assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "dynamics"}
-    assert results["dynamics"]["num_images"] == 20
-    assert len(results["dynamics"]["measures"]["k3"]["speed_cls"]["mean"]) == 4
+    found = results["dynamics"]
+    assert (found["num_images"], found["tangent_images"]) == (20, 4)
+    assert len(found["measures"]["k3"]["speed_cls"]["mean"]) == len(found["measures"]["k3"]["attention_speed_cls"]["mean"]) == 4
+    assert set(found["distance"]) == {"k2", "k3"} and found["distance"]["k2"]["speed_cls"]["relative"] > 0
+    assert set(found["findings"]) == set(found["modes"]) == set(found["extrapolation"]) == {"teacher", "k2", "k3"}
+    assert [len(found["extrapolation"][k]) for k in ("teacher", "k2", "k3")] == [3, 2, 3]
+    assert all(sum(run["fate"].values()) == 4 for runs in found["extrapolation"].values() for run in runs.values())
     assert results["environment"]["command"].endswith("--config=tiny.py'") or "tiny.py" in results["environment"]["command"]
     cost = results["distill"]["costs"]
     assert cost["k3"]["block_params"] == 1.5 * cost["k2"]["block_params"]
@@ -51,13 +56,16 @@ def test_the_page_and_the_figures_are_there(done):
         "Phases of depth",
         "Agreement with the teacher",
         "Training",
-        "Dynamics of teacher",
+        "Dynamics in one figure",
+        "Distance of the dynamics",
         "Linear probes",
         "Environment",
     ):
         assert title in page
     names = {p.stem for p in (workdir / "report" / "figures").glob("*.png")}
-    assert names == {"teacher", "dissimilarity", "training", "r2", "cosine", "error", "dynamics", "coherence", "probes"}
+    fit = {"teacher", "dissimilarity", "training", "r2", "cosine", "error", "probes"}
+    dynamics = {"summary", "dynamics", "coherence", "ranks", "basins", "projections", "growth", "exponents", "jacobians", "modes"}
+    assert names == fit | dynamics | {"sublayers", "influence", "extrapolation"}
 
 
 def test_a_second_run_skips_what_is_done(done, capsys):

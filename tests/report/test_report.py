@@ -21,8 +21,13 @@ def measures(types=("cls", "registers", "patches")):
         mean = np.linspace(0, 1, length)
         return {"mean": mean.tolist(), "low": (mean - 0.1).tolist(), "high": (mean + 0.1).tolist()}
 
-    one = {f"convergence_{t}": band(7) for t in types} | {f"speed_{t}": band(6) for t in types}
-    return {name: one | {"coherence_patches": band(7)} for name in ("teacher", "k2", "k3")}
+    states = ("convergence", "norm", "within", "between", "accuracy", "growth")
+    layers = ("speed", "stable_rank", "effective_rank", "attention_speed", "mlp_speed")
+    one = {f"{name}_{t}": band(7) for name in states for t in types} | {f"{name}_{t}": band(6) for name in layers for t in types}
+    one |= {f"{name}_{t}": {"mean": [0.1] * 5} for name in ("acceleration", "turn") for t in types}
+    one |= {"coherence_patches": band(7), "gain": band(6), "rotation": band(6)}
+    one |= {"exponents": band(4), "direction_exponents": band(4)}
+    return dict.fromkeys(("teacher", "k2", "k3"), one)
 
 
 def test_dissimilarity_draws_every_partition():
@@ -40,7 +45,42 @@ def test_one_panel_for_each_token_type_that_is_there(types):
     lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
     np.testing.assert_allclose(lines["k3"], fits(types)["k3"]["r2"][types[0]])
     assert min(min(y) for y in lines.values()) >= -0.5  # what lies lower is marked on the edge
-    assert len(figures.dynamics(measures(types), PARTITIONS).axes) == 2 * len(types)
+    for rows in (figures.DIRECTIONS, figures.RANKS, figures.BASINS, figures.GROWTH):
+        assert len(figures.along_depth(measures(types), PARTITIONS, rows).axes) == len(rows) * len(types)
+
+
+def test_curves_lie_at_states_at_layers_or_between_layers():
+    figure = figures.along_depth(measures(("cls",)), PARTITIONS, figures.DIRECTIONS)
+    first = [next(line for line in axis.get_lines() if line.get_label() == "teacher").get_xdata() for axis in figure.axes]
+    assert [list(x[[0, -1]]) for x in first] == [[0, 6], [1, 6], [1.5, 5.5], [0, 6]]
+
+
+@pytest.mark.parametrize("types", [("cls", "registers", "patches"), ("patches",)])
+def test_dynamics_in_one_figure(types):
+    figure = figures.dynamics_summary(measures(types), PARTITIONS, "Title")
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert f"angular speed of {types[0]} (rad per layer)" in titles and "Lyapunov exponents of directions" in titles
+    assert len(figures.exponents(measures(types)).axes) == len(figures.jacobians(measures(types), PARTITIONS).axes) == 2
+
+
+def test_modes_out_of_the_plane_are_marked_on_its_edge():
+    phases = [{"phase": "1-4", "cls": [0.5 + 0.1j, 3j]}, {"phase": "5-6", "cls": [1.0]}]
+    axis = figures.modes({"teacher": phases, "k2": phases[:1]}, radius=1.5).axes[0]
+    marks = {line.get_marker(): line.get_xydata() for line in axis.get_lines() if line.get_marker() != "None"}
+    drawn = np.concatenate([line.get_xydata() for line in axis.get_lines() if line.get_marker() == "^"])
+    np.testing.assert_allclose(drawn, [[0, 1.5]], atol=1e-12)
+    assert set(marks) == {".", "^"}
+
+
+def test_trajectories_influence_and_iterated_blocks(tiny_encoder):
+    rng = np.random.default_rng(0)
+    figure = figures.projections({"teacher": rng.normal(size=(7, 20, 2))}, np.arange(20) % 3, num_paths=5)
+    assert sum(len(line.get_xdata()) == 7 for line in figure.axes[0].get_lines()) == 5
+    figure = figures.influence({"layer 1": rng.random((19, 19))}, tiny_encoder.layout)
+    assert figure.axes[0].get_title() == "layer 1"
+    run = {"speed": [0.1, 0.01, None], "norm": [1.0, 1.0, 1.0, None]}
+    figure = figures.extrapolation({"teacher": {"1-4": run}, "k2": {"1-4": run, "5-6": run}})
+    assert [len(axis.get_lines()) for axis in figure.axes] == [1, 1, 2, 2]
 
 
 def test_training_curves_show_every_block():

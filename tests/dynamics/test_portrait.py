@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brh_jax import dynamics
+from brh_jax.dynamics import DepthSystem, PortraitSettings
+from brh_jax.phases import Partition
+from brh_jax.tokens import TokenLayout
+
+LAYOUT = TokenLayout(1, 0, (1, 2))
+SMALL = PortraitSettings(
+    tangent_images=3, linear_images=6, num_directions=2, num_exponents=2, num_values=2, num_probes=2, num_angles=2, rank=4
+)
+KEY = jax.random.key(0)
+
+
+def turning(angle):
+    """Four layers that turn every token in the plane of its first two dimensions and stretch it by 1.1."""
+    turn = np.eye(6, dtype=np.float32)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return DepthSystem(jax.tree_util.Partial(lambda matrix, state, layer: 1.1 * state @ matrix.T, jnp.asarray(turn)), 4, LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def states():
+    rng = np.random.default_rng(0)
+    classes = np.arange(10) % 3
+    state = rng.normal(size=(10, 3, 6)) + 3 * np.eye(6)[classes + 2][:, None]
+    return state.astype(np.float32), classes
+
+
+@pytest.fixture(scope="module")
+def comparison(states):
+    state, classes = states
+    batches = [(state[:6], classes[:6]), (state[6:], classes[6:])]
+    return dynamics.compare(turning(0.1), turning(0.2), batches, key=KEY, partition=Partition((3, 1)), settings=SMALL)
+
+
+def test_one_call_gives_every_measure_of_both(comparison, states):
+    state, classes = states
+    for angle, portrait in ((0.1, comparison.first), (0.2, comparison.second)):
+        trajectory = turning(angle).rollout(jnp.asarray(state))
+        whole = dynamics.direction_measures([trajectory], LAYOUT)
+        np.testing.assert_allclose(portrait.directions.speed.cls, whole.speed.cls, rtol=1e-5)
+        ranks = dynamics.update_rank(trajectory, LAYOUT)
+        np.testing.assert_allclose(portrait.rank.stable.patches, ranks.stable.patches, rtol=1e-6)
+        np.testing.assert_array_equal(portrait.basins.labels, classes)
+        assert portrait.growth.angle.cls.shape == (3, 5, 3)
+        np.testing.assert_allclose(portrait.exponents.exponents, np.log(1.1), atol=1e-5)
+        np.testing.assert_allclose(portrait.direction_exponents.exponents, 0.0, atol=1e-5)
+        np.testing.assert_allclose(portrait.singular_values, np.ones((4, 3, 2)), atol=1e-4)
+        assert portrait.directions.speed.registers.size == 0 and portrait.modes[0].registers is None
+        assert [model.span for model in (by_token.cls for by_token in portrait.modes)] == [(1, 3), (4, 4)]
+        np.testing.assert_allclose(np.abs(portrait.modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
+
+
+def test_curves_and_their_distance(comparison):
+    ours, theirs = dynamics.curves(comparison.first), dynamics.curves(comparison.second)
+    assert set(comparison.distance) == set(ours) == set(theirs)
+    assert ours["speed_cls"].shape == (4, 10) and ours["stable_rank_cls"].shape == (4,)
+    np.testing.assert_allclose(ours["growth_cls"][0], 1.0)
+    speeds = ours["speed_patches"].mean(-1), theirs["speed_patches"].mean(-1)
+    found = comparison.distance["speed_patches"]
+    assert found.absolute == pytest.approx(np.sqrt(np.mean((speeds[1] - speeds[0]) ** 2)))
+    assert found.relative == pytest.approx(np.linalg.norm(speeds[1] - speeds[0]) / np.linalg.norm(speeds[0]))
+    assert all(d.absolute == 0 for d in dynamics.distance(comparison.first, comparison.first).values())
+
+
+def test_images_without_classes_are_clustered(states):
+    state, _ = states
+    portrait = dynamics.portrait(turning(0.1), [state], key=KEY, settings=SMALL)
+    assert len(np.unique(portrait.basins.labels)) >= 2
+    alone = dynamics.portrait(turning(0.1), [(state, np.arange(10))], key=KEY, settings=SMALL)
+    np.testing.assert_array_equal(alone.basins.labels, portrait.basins.labels)
+
+
+def test_classes_of_one_image_are_left_out(states):
+    state, classes = states
+    portrait = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:9], 7])], key=KEY, settings=SMALL)
+    np.testing.assert_array_equal(portrait.basins.labels, classes[:9])
+    assert portrait.directions.speed.cls.shape == (4, 10)
+
+
+def test_no_images():
+    with pytest.raises(ValueError, match="no images: portraits need at least one batch"):
+        dynamics.portrait(turning(0.1), [], key=KEY)
