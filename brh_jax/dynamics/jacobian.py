@@ -25,7 +25,7 @@ class SingularValues(NamedTuple):
         left: u, unit vectors over the outputs, `[batch, n, tokens, dim]`, or `[batch, n, dim]` for one token.
         right: v, unit vectors over the inputs, of the same shape.
         residual: |J^T u - s v|, `[batch, n]`: some singular value of J lies at most this far from s, in general much nearer (the
-            error is of second order). Zero where the matrix was dense.
+            error is of second order).
     """
 
     values: jax.Array
@@ -73,8 +73,8 @@ def jacobian_singular_values(
             all of it.
         sphere: of the map of directions (`brh_jax.dynamics.sphere`) instead of states.
         key: of the starting vector.
-        num_steps: dimension of the Krylov space; None for 3 num_values + 16, at most tokens x dim. Raise it
-            where `residual` is too large.
+        num_steps: dimension of the Krylov space; None for 3 num_values + 32, or tokens x dim if that is less. Raise it
+            where `residual` is too large: most layers need fewer, a cluster of equal values more.
 
     Raises:
         ValueError: a state, layer, token or count that the system does not have.
@@ -86,7 +86,7 @@ def jacobian_singular_values(
         return _token_singular_values(system, state, layer, index, length=length, sphere=sphere, num_values=num_values)
     size = state.shape[1] * state.shape[2]
     num_values = _check_count("num_values", num_values, min(32, size), size)
-    num_steps = _check_count("num_steps", num_steps, min(3 * num_values + 16, size), size, least=num_values)
+    num_steps = _check_count("num_steps", num_steps, min(3 * num_values + 32, size), size, least=num_values)
     key = jax.random.key(0) if key is None else key
     options = {"length": length, "sphere": sphere, "num_values": num_values, "num_steps": num_steps}
     return _singular_values(system, state, layer, key, **options)
@@ -111,8 +111,8 @@ def jacobian_eigenvalues(
     Args:
         system, state, layer, stop, sphere, key: as in `jacobian_singular_values`.
         num_values: how many.
-        num_steps: dimension of the Krylov space; None for 8 num_values + 32, at most tokens x dim. Raise it
-            where `residual` is too large.
+        num_steps: dimension of the Krylov space; None for 8 num_values + 64, or tokens x dim if that is less. Raise it
+            where `residual` is too large: eigenvalues inside the cloud of the others converge slowly.
 
     Raises:
         ValueError: a state, layer or count that the system does not have.
@@ -120,7 +120,7 @@ def jacobian_eigenvalues(
     state, layer, length = check_span(system, state, layer, stop)
     size = state.shape[1] * state.shape[2]
     num_values = _check_count("num_values", num_values, None, size)
-    num_steps = _check_count("num_steps", num_steps, min(8 * num_values + 32, size), size, least=num_values)
+    num_steps = _check_count("num_steps", num_steps, min(8 * num_values + 64, size), size, least=num_values)
     key = jax.random.key(0) if key is None else key
     return _eigenvalues(system, state, layer, key, length=length, sphere=sphere, num_values=num_values, num_steps=num_steps)
 
@@ -256,9 +256,11 @@ def _singular_values(system, state, layer, key, *, length, sphere, num_values, n
 @functools.partial(jax.jit, static_argnames=("length", "sphere", "num_values"))
 def _token_singular_values(system, state, layer, token, *, length, sphere, num_values) -> SingularValues:
     block = _block(system, state, layer, token, token, num_source=1, num_target=1, length=length, sphere=sphere)
-    u, values, vt = jnp.linalg.svd(block[:, 0, :, 0])
-    values = values[:, :num_values]
-    return SingularValues(values, u.mT[:, :num_values], vt[:, :num_values], jnp.zeros_like(values))
+    with jax.default_matmul_precision("highest"):
+        u, values, vt = jnp.linalg.svd(block[:, 0, :, 0])
+        values, left, right = values[:, :num_values], u.mT[:, :num_values], vt[:, :num_values]
+        rest = left @ block[:, 0, :, 0] - values[..., None] * right
+    return SingularValues(values, left, right, jnp.linalg.norm(rest, axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames=("length", "sphere", "num_values", "num_steps"))
@@ -274,8 +276,8 @@ def _eigenvalues(system, state, layer, key, *, length, sphere, num_values, num_s
         values, vectors = jnp.linalg.eig(hessenberg)
         leading = jnp.argsort(-jnp.abs(values))[:num_values]
         rest = jnp.linalg.norm(rest) if num_steps < start.size else 0.0
-        residual = rest * jnp.abs(vectors[-1, leading])
-        return Eigenvalues(values[leading].astype(jnp.result_type(state, jnp.complex64)), residual.astype(state.dtype))
+        values, residual = values[leading], rest * jnp.abs(vectors[-1, leading])
+        return Eigenvalues(values.astype(jnp.result_type(state.dtype, jnp.complex64)), residual.astype(state.dtype))
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(per_image)(state)

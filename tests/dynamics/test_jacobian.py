@@ -14,9 +14,12 @@ KEY = jax.random.key(7)
 
 
 def linear(matrix, depth=3, layout=LAYOUT):
-    """The system whose every layer is `matrix`, over all tokens at once."""
-    matrix = jnp.asarray(matrix)
-    return DepthSystem(lambda state, layer: (state.reshape(len(state), -1) @ matrix.T).reshape(state.shape), depth, layout)
+    """The system whose every layer is `matrix`, over all tokens at once; compiled once for all matrices."""
+    return DepthSystem(jax.tree_util.Partial(multiply, jnp.asarray(matrix)), depth, layout)
+
+
+def multiply(matrix, state, layer):
+    return (state.reshape(len(state), -1) @ matrix.T).reshape(state.shape)
 
 
 def random_state(batch=2, tokens=3, dim=4, seed=0):
@@ -39,12 +42,12 @@ class TestKnownMaps:
         expected = np.linspace(3, 0.1, SIZE).astype(np.float32)
         left, right = orthogonal(1), orthogonal(2)
         matrix = (left * expected) @ right.T
-        found = jacobian_singular_values(linear(matrix.astype(np.float32)), random_state(), 1, 5)
-        assert found.left.shape == found.right.shape == (2, 5, 3, 4)
-        np.testing.assert_allclose(found.values, np.tile(expected[:5], (2, 1)), rtol=1e-5)
+        found = jacobian_singular_values(linear(matrix.astype(np.float32)), random_state(), 1, 4)
+        assert found.left.shape == found.right.shape == (2, 4, 3, 4)
+        np.testing.assert_allclose(found.values, np.tile(expected[:4], (2, 1)), rtol=1e-5)
         for image in range(2):
-            np.testing.assert_allclose(np.abs(found.left[image].reshape(5, -1) @ left[:, :5]), np.eye(5), atol=1e-4)
-            np.testing.assert_allclose(np.abs(found.right[image].reshape(5, -1) @ right[:, :5]), np.eye(5), atol=1e-4)
+            np.testing.assert_allclose(np.abs(found.left[image].reshape(4, -1) @ left[:, :4]), np.eye(4), atol=1e-4)
+            np.testing.assert_allclose(np.abs(found.right[image].reshape(4, -1) @ right[:, :4]), np.eye(4), atol=1e-4)
         assert np.max(found.residual) < 1e-4
 
     def test_residual_bounds_the_error_of_too_few_steps(self):
@@ -77,10 +80,10 @@ class TestKnownMaps:
 
     def test_a_rotation(self):
         system, state = linear(rotations(0.3)), random_state()
-        np.testing.assert_allclose(jacobian_singular_values(system, state, 0, 8).values, np.ones((2, 8)), rtol=1e-5)
-        values = np.asarray(jacobian_eigenvalues(system, state, 0, 6).values)
-        np.testing.assert_allclose(values.real, np.full((2, 6), np.cos(0.3)), rtol=1e-5)
-        np.testing.assert_allclose(np.sort(values.imag), np.sin(0.3) * np.array([[-1, -1, -1, 1, 1, 1]] * 2), rtol=1e-4)
+        np.testing.assert_allclose(jacobian_singular_values(system, state, 0, SIZE).values, np.ones((2, SIZE)), rtol=1e-5)
+        values = np.asarray(jacobian_eigenvalues(system, state, 0, 4).values)
+        np.testing.assert_allclose(values.real, np.full((2, 4), np.cos(0.3)), rtol=1e-4)
+        np.testing.assert_allclose(np.sort(values.imag), np.sin(0.3) * np.array([[-1, -1, 1, 1]] * 2), rtol=1e-4)
         parts = jacobian_structure(system, state, 0, num_probes=None)
         expected = np.sqrt(SIZE) * np.array([1, np.cos(0.3), np.sin(0.3), 2 * np.sin(0.15)])
         np.testing.assert_allclose(np.stack(parts[:4]), np.tile(expected[:, None], 2), rtol=1e-5)
@@ -101,7 +104,7 @@ class TestKnownMaps:
         system = linear(np.diag([2.0, 3, 1]).astype(np.float32), layout=layout)
         for options in ({}, {"token": "cls"}):
             found = jacobian_singular_values(system, state, 0, 3, sphere=True, **options)
-            np.testing.assert_allclose(found.values, [[1.5, 0.5, 0]] * 2, atol=2e-5)
+            np.testing.assert_allclose(found.values, [[1.5, 0.5, 0]] * 2, atol=1e-6)
         np.testing.assert_allclose(jacobian_eigenvalues(system, state, 0, 2, sphere=True).values, [[1.5, 0.5]] * 2, atol=2e-5)
         for options in ({"num_probes": None}, {"token": "cls"}):
             parts = jacobian_structure(system, state, 0, sphere=True, **options)
@@ -119,7 +122,7 @@ def vit(tiny_encoder, tiny_images):
 def dense(request, vit):
     """(the options, the layer, the Jacobians [batch, tokens, dim, tokens, dim] by forward mode)."""
     system, states = vit
-    options = {"sphere": {"sphere": True}, "span": {"stop": 5}}[request.param]
+    options = {"layer": {}, "sphere": {"sphere": True}, "span": {"stop": 5}}[request.param]
     layer = 2
 
     def f(x):
@@ -140,6 +143,7 @@ def dense(request, vit):
         tangent = jnp.eye(x.shape[-1]) - unit[:, :, None] * unit[:, None]
         return jnp.einsum("abcd,cde->abce", raw, tangent)
 
+    # One by one: jaxlib 0.10.2 gets jit(vmap(jacfwd(LayerNorm))) wrong on CPUs in every image but the first (see jax#39103).
     return options, layer, np.stack([jax.jit(jacobian)(state) for state in states[layer]])
 
 
@@ -147,8 +151,7 @@ class TestViT:
     def test_singular_values(self, vit, dense):
         system, states = vit
         options, layer, jacobians = dense
-        # Values of a random ViT lie close together: it takes more steps than by default.
-        found = jacobian_singular_values(system, states[layer], layer, 12, num_steps=96, **options)
+        found = jacobian_singular_values(system, states[layer], layer, 12, **options)
         matrices = jacobians.reshape(2, 304, 304)
         np.testing.assert_allclose(found.values, np.linalg.svd(matrices)[1][:, :12], rtol=1e-4)
         left, right = (np.asarray(v).reshape(2, 12, 304) for v in (found.left, found.right))
@@ -181,7 +184,6 @@ class TestViT:
         same(block(7, "cls"), jacobians[:, 0, :, 7])
         same(block("registers", "patches"), jacobians[:, 3:, :, 1:3])
         same(block("patches", 1), jacobians[:, 1, :, 3:])  # in reverse mode
-        same(block("registers", "registers"), jacobians[:, 1:3, :, 1:3])
 
     def test_the_block_of_a_token(self, vit, dense):
         system, states = vit
@@ -289,7 +291,7 @@ def test_sharded_over_images(measure):
     state, system = random_state(8), DepthSystem(step, 3, LAYOUT)
     sharded = measure(system, jax.device_put(state, sharding), 1)
     for one, many in zip(jax.tree.leaves(measure(system, state, 1)), jax.tree.leaves(sharded), strict=True):
-        assert many.sharding.is_equivalent_to(sharding, many.ndim) or not np.any(many)  # the zeros of exact results
+        assert many.sharding.is_equivalent_to(sharding, many.ndim)
         np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ from brh_jax.tokens import TokenLayout
 
 LAYOUT = TokenLayout(1, 0, (1, 2))
 SMALL = PortraitSettings(
-    tangent_images=3, linear_images=6, num_directions=2, num_exponents=2, num_values=2, num_probes=2, num_angles=2, rank=4
+    tangent_images=3, linear_images=6, num_directions=2, num_exponents=2, num_values=2, num_probes=2, num_angles=2, rank=6
 )
 KEY = jax.random.key(0)
 
