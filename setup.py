@@ -1,4 +1,4 @@
-"""Packaging of brh-jax: `pip install .` gives brh_jax, experiments and weights_convert."""
+"""Packaging of brh-jax: `pip install .` gives brh_jax, experiments, weights_convert and benchmarks."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["brh_jax*", "experiments*", "weights_convert*"]),
+    packages=find_packages(include=["benchmarks*", "brh_jax*", "experiments*", "weights_convert*"]),
     package_data={"brh_jax.report": ["*.html.j2"]},
     # Lower bounds are the versions the tests run on; there is no known break above them.
     install_requires=[
@@ -46,10 +46,12 @@ setup(
             "chex>=0.1.91",
             "ipykernel>=6.29",
             "nbclient>=0.10",
+            "nbformat>=5.10",
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "pydmd>=2025.8.1",
             "pytest>=8.4",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "tensorflow-datasets>=4.9.8",
             "torch==2.13.0",

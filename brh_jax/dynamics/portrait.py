@@ -16,6 +16,7 @@ from brh_jax.dynamics.jacobian import jacobian_singular_values
 from brh_jax.dynamics.lyapunov import Lyapunov, lyapunov_exponents
 from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
 from brh_jax.dynamics.rank import UpdateRank, gram_rank, principal_angles, update_grams
+from brh_jax.dynamics.statistics import summarize
 from brh_jax.dynamics.system import DepthSystem
 from brh_jax.parallel import to_host
 from brh_jax.phases.partition import Partition
@@ -193,6 +194,27 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
     found["direction_exponents"] = portrait.direction_exponents.exponents.T
     found["gain"] = portrait.singular_values[..., 0]
     found["rotation"] = (portrait.structure.antisymmetric / portrait.structure.norm) ** 2
+    return found
+
+
+def bands(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
+    """Curves as JSON can hold them and the figures of brh_jax.report take them.
+
+    Args:
+        curves: name -> `[points, images]` or `[points]`, see `curves`.
+
+    Returns:
+        name -> {"mean": `[points]`} and, of two images or more, the 10 and 90 % quantiles of images as "low" and "high" and the
+        bootstrap band of the mean as "mean_low" and "mean_high".
+    """
+    found = {}
+    for name, values in curves.items():
+        found[name] = {"mean": _mean(values).tolist()}
+        if values.ndim > 1 and values.shape[1] > 1:
+            summary = summarize(values, quantiles=(0.1, 0.9))
+            low, high = summary.quantiles
+            band = {"low": low, "high": high, "mean_low": summary.low, "mean_high": summary.high}
+            found[name] |= {side: edge.tolist() for side, edge in band.items()}
     return found
 
 

@@ -53,7 +53,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     return {
         "num_images": len(np.concatenate(labels)),
         "tangent_images": len(start),
-        "measures": {name: {curve: _band(values) for curve, values in found.items()} for name, found in curves.items()},
+        "measures": {name: dynamics.bands(found) for name, found in curves.items()},
         "modes": {name: _eigenvalues(portrait.modes, shortest) for name, portrait in measured.items()},
         "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
         "distance": {
@@ -88,17 +88,6 @@ def _sublayers(encoder, start) -> dict:
         if values.size:
             found |= {f"attention_speed_{token}": values[::2], f"mlp_speed_{token}": values[1::2]}
     return found
-
-
-def _band(values) -> dict:
-    if values.ndim == 1:
-        return {"mean": values.tolist()}
-    summary = dynamics.summarize(values, quantiles=(0.1, 0.9)) if values.shape[1] > 1 else None
-    if summary is None:
-        return {"mean": values[:, 0].tolist()}
-    found = {"mean": summary.mean, "low": summary.quantiles[0], "high": summary.quantiles[1]}
-    found |= {"mean_low": summary.low, "mean_high": summary.high}
-    return {k: v.tolist() for k, v in found.items()}
 
 
 def _eigenvalues(modes, partition) -> list[dict]:

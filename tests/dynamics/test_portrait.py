@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +67,16 @@ def test_curves_and_their_distance(comparison):
     assert found.absolute == pytest.approx(np.sqrt(np.mean((speeds[1] - speeds[0]) ** 2)))
     assert found.relative == pytest.approx(np.linalg.norm(speeds[1] - speeds[0]) / np.linalg.norm(speeds[0]))
     assert all(d.absolute == 0 for d in dynamics.distance(comparison.first, comparison.first).values())
+
+
+def test_bands_are_means_and_quantiles_over_images(comparison):
+    found = dynamics.bands(dynamics.curves(comparison.first))
+    values = comparison.first.directions.speed.cls
+    np.testing.assert_allclose(found["speed_cls"]["mean"], values.mean(-1))
+    np.testing.assert_allclose(found["speed_cls"]["high"], np.quantile(values, 0.9, axis=-1))
+    assert set(found["speed_cls"]) == {"mean", "low", "high", "mean_low", "mean_high"}
+    assert set(found["stable_rank_cls"]) == {"mean"}
+    json.dumps(found)
 
 
 def test_images_without_classes_are_clustered(states):
