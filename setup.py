@@ -1,4 +1,4 @@
-"""Packaging of brh-jax: `pip install .` gives brh_jax, experiments, weights_convert and benchmarks."""
+"""Packaging of brh-jax: `pip install .` gives brh_jax, experiments and weights_convert."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["benchmarks*", "brh_jax*", "experiments*", "weights_convert*"]),
+    packages=find_packages(include=["brh_jax*", "experiments*", "weights_convert*"]),
     package_data={"brh_jax.report": ["*.html.j2"]},
     # Lower bounds are the versions the tests run on; there is no known break above them.
     install_requires=[

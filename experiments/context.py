@@ -61,9 +61,9 @@ class Context:
         return {int(k): Partition(tuple(p["lengths"]), tuple(p["phases"])) for k, p in found.items()}
 
     def encoders(self) -> dict[str, Encoder]:
-        """The teacher and every Raptor, by name. Raises UserError before the distill stage is done."""
+        """The teacher and, where the run distils, every Raptor, by name. Raises UserError before the distill stage is done."""
         found = {"teacher": self.teacher()}
-        for k in self.partitions():
+        for k in self.partitions() if "distill" in self.config.stages else ():
             found[f"k{k}"] = self.encoder(self.workdir / "distill" / f"k{k}" / "raptor", "distill")
         return found
 
