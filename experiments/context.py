@@ -61,9 +61,14 @@ class Context:
         return {int(k): Partition(tuple(p["lengths"]), tuple(p["phases"])) for k, p in found.items()}
 
     def encoders(self) -> dict[str, Encoder]:
-        """The teacher and, where the run distils, every Raptor, by name. Raises UserError before the distill stage is done."""
+        """The teacher and every Raptor, by name; the teacher alone in a run that neither distils nor has.
+
+        Raises:
+            UserError: the distill stage is not done yet.
+        """
         found = {"teacher": self.teacher()}
-        for k in self.partitions() if "distill" in self.config.stages else ():
+        distils = "distill" in self.config.stages or read_record(self.workdir / "distill").get("done")
+        for k in self.partitions() if distils else ():
             found[f"k{k}"] = self.encoder(self.workdir / "distill" / f"k{k}" / "raptor", "distill")
         return found
 
