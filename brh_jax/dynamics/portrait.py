@@ -137,19 +137,20 @@ def portraits(
         ValueError: no images, states that do not fit the systems, or states that are zero or not finite.
     """
     gathered = {name: _Gathered() for name in systems}
-    beginning, labels, held = [], [], 0
+    beginning, labels, held, placed = [], [], 0, None
     for batch in first_states:
         state, classes = batch if isinstance(batch, tuple) else (batch, None)
         labels.append(classes)
         for name, system in systems.items():
             states = system.rollout(jnp.asarray(state))
             gathered[name].add(states, system.layout, max(0, settings.linear_images - held))
+        placed = state if placed is None else placed
         if held < settings.tangent_images:
             beginning.append(to_host(state)[: settings.tangent_images - held])
         held += len(state)
     if not held:
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
-    start = jnp.asarray(np.concatenate(beginning))
+    start = _placed(np.concatenate(beginning), like=placed)
     labels = None if any(classes is None for classes in labels) else np.concatenate(labels)
     return {
         name: Portrait(
@@ -250,6 +251,18 @@ class _Gathered:
         }
 
 
+def _placed(images, like):
+    """Laid over several devices as another batch is, where they divide the images."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or len(sharding.device_set) == 1:
+        return jnp.asarray(images)
+    try:
+        sharding.shard_shape(images.shape)
+    except ValueError:
+        return jnp.asarray(images)
+    return jax.device_put(images, sharding)
+
+
 def _join(parts):
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
@@ -305,22 +318,22 @@ def _modes(trajectories, run, layout, rank: int) -> ByToken:
 
 def _tangent(system, state, key, settings: PortraitSettings) -> dict:
     options = {"relative_size": settings.relative_sizes, "num_directions": settings.num_directions}
-    growth = perturbation_growth(system, state, key, 0, **options)
+    growth = to_host(perturbation_growth(system, state, key, 0, **options))
     tokens, dim = state.shape[1:]
     num_exponents = min(settings.num_exponents, tokens * (dim - 1))
     states = system.rollout(state)
     values, structures = [], []
     for layer in range(system.depth):
         found = jacobian_singular_values(system, states[layer], layer, min(settings.num_values, tokens * dim), sphere=True)
-        values.append(found.values)
+        values.append(to_host(found.values))
         structure = jacobian_structure(system, states[layer], layer, num_probes=settings.num_probes, key=key, sphere=True)
-        structures.append(structure._replace(standard_error=None))
+        structures.append(to_host(structure._replace(standard_error=None)))
     return {
-        "growth": to_host(growth),
+        "growth": growth,
         "exponents": to_host(lyapunov_exponents(system, state, num_exponents)),
         "direction_exponents": to_host(lyapunov_exponents(system, state, num_exponents, sphere=True)),
-        "singular_values": np.stack([to_host(v) for v in values]),
-        "structure": jax.tree.map(lambda *leaves: np.stack(leaves), *[to_host(s) for s in structures]),
+        "singular_values": np.stack(values),
+        "structure": jax.tree.map(lambda *leaves: np.stack(leaves), *structures),
     }
 
 

@@ -38,12 +38,12 @@ def test_results_hold_every_figure(done):
     assert set(results["probes"]["accuracy"]) == {"teacher", "k2", "k3"}
     assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "dynamics"}
     found = results["dynamics"]
-    assert (found["num_images"], found["tangent_images"]) == (20, 4)
+    assert (found["num_images"], found["tangent_images"]) == (20, 8)
     assert len(found["measures"]["k3"]["speed_cls"]["mean"]) == len(found["measures"]["k3"]["attention_speed_cls"]["mean"]) == 4
     assert set(found["distance"]) == {"k2", "k3"} and found["distance"]["k2"]["speed_cls"]["relative"] > 0
     assert set(found["findings"]) == set(found["modes"]) == set(found["extrapolation"]) == {"teacher", "k2", "k3"}
     assert [len(found["extrapolation"][k]) for k in ("teacher", "k2", "k3")] == [3, 2, 3]
-    assert all(sum(run["fate"].values()) == 4 for runs in found["extrapolation"].values() for run in runs.values())
+    assert all(sum(run["fate"].values()) == 8 for runs in found["extrapolation"].values() for run in runs.values())
     assert results["environment"]["command"].endswith("--config=tiny.py'") or "tiny.py" in results["environment"]["command"]
     cost = results["distill"]["costs"]
     assert cost["k3"]["block_params"] == 1.5 * cost["k2"]["block_params"]
