@@ -29,7 +29,6 @@ _POSITIVE = (
     "probe.batch_size",
     "dynamics.batch_size",
     "dynamics.num_images",
-    "dynamics.tangent_images",
     "dynamics.linear_images",
     "dynamics.num_directions",
     "dynamics.num_exponents",

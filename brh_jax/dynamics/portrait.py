@@ -28,7 +28,7 @@ class PortraitSettings:
     """How much is measured.
 
     Attributes:
-        tangent_images: images that perturbations, exponents and Jacobians are measured on: the first ones.
+        tangent_images: images that perturbations, exponents and Jacobians are measured on: the first ones. 0 leaves those out.
         linear_images: images that linear models are fitted to: the first ones, whose trajectories are held together.
         relative_sizes, num_directions: see `perturbation_growth`; the middle size is the one in `curves`.
         num_exponents: see `lyapunov_exponents`.
@@ -58,7 +58,7 @@ class Portrait(NamedTuple):
         turn: largest angle between the subspaces of neighbouring layers' updates, ByToken `[depth - 1]`, radians.
         basins: of the classes that have two images or more, or of clusters of last directions where no two classes have; None
             where images fall into no clusters.
-        growth: of isotropic perturbations of a_0, by size.
+        growth: of isotropic perturbations of a_0, by size; this and the next four are None without tangent images.
         exponents: Lyapunov exponents of the raw map.
         direction_exponents: of the map of directions.
         singular_values: the largest of each layer's map of directions, `[depth, tangent images, num_values]`.
@@ -71,11 +71,11 @@ class Portrait(NamedTuple):
     rank: UpdateRank
     turn: ByToken
     basins: AngularBasins | None
-    growth: PerturbationGrowth
-    exponents: Lyapunov
-    direction_exponents: Lyapunov
-    singular_values: np.ndarray
-    structure: JacobianStructure
+    growth: PerturbationGrowth | None
+    exponents: Lyapunov | None
+    direction_exponents: Lyapunov | None
+    singular_values: np.ndarray | None
+    structure: JacobianStructure | None
     modes: tuple[ByToken, ...]
 
 
@@ -150,7 +150,7 @@ def portraits(
         held += len(state)
     if not held:
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
-    start = _placed(np.concatenate(beginning), like=placed)
+    start = _placed(np.concatenate(beginning), like=placed) if beginning else None
     labels = None if any(classes is None for classes in labels) else np.concatenate(labels)
     return {
         name: Portrait(
@@ -190,6 +190,8 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
     if portrait.basins:
         for name in ("within", "between", "silhouette", "accuracy"):
             add(name, getattr(portrait.basins, name))
+    if portrait.growth is None:
+        return found
     add("growth", jax.tree.map(_relative_growth, portrait.growth.angle))
     found["exponents"] = portrait.exponents.exponents.T
     found["direction_exponents"] = portrait.direction_exponents.exponents.T
@@ -317,6 +319,8 @@ def _modes(trajectories, run, layout, rank: int) -> ByToken:
 
 
 def _tangent(system, state, key, settings: PortraitSettings) -> dict:
+    if state is None:
+        return dict.fromkeys(("growth", "exponents", "direction_exponents", "singular_values", "structure"))
     options = {"relative_size": settings.relative_sizes, "num_directions": settings.num_directions}
     growth = to_host(perturbation_growth(system, state, key, 0, **options))
     tokens, dim = state.shape[1:]

@@ -363,14 +363,16 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
         if scale == "log":
             _log(axis)
         axis.set_title(label)
-    spectrum = axes[len(panels)]
-    spectrum.axhline(0, color="#dddddd", lw=0.8, zorder=0)
-    for model, style in _styles(measures).items():
-        values = np.asarray(measures[model]["direction_exponents"]["mean"])
-        spectrum.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, **style)
-    spectrum.set_title("Lyapunov exponents of directions")
-    spectrum.set_xlabel("exponent")
-    for axis in axes[len(panels) + 1 :]:
+    rest = axes[len(panels) :]
+    if "direction_exponents" in measures["teacher"]:
+        spectrum, rest = rest[0], rest[1:]
+        spectrum.axhline(0, color="#dddddd", lw=0.8, zorder=0)
+        for model, style in _styles(measures).items():
+            values = np.asarray(measures[model]["direction_exponents"]["mean"])
+            spectrum.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, **style)
+        spectrum.set_title("Lyapunov exponents of directions")
+        spectrum.set_xlabel("exponent")
+    for axis in rest:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=12)
     _legend(figure, axes[0])

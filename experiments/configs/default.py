@@ -101,8 +101,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    # Directions, ranks and basins of all images; perturbations, exponents and Jacobians of the first tangent_images of them;
-    # linear models of the first linear_images. The rest is explained in brh_jax/dynamics/portrait.py.
+    # Directions, ranks and basins of all images; perturbations, exponents and Jacobians of the first tangent_images of them (0:
+    # none of these); linear models of the first linear_images. The rest is explained in brh_jax/dynamics/portrait.py.
     config.dynamics = ConfigDict(
         {
             "num_images": 1000,

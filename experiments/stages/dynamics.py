@@ -32,27 +32,23 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     shortest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
     systems = {name: encoder.system() for name, encoder in models.items()}
     measured = dynamics.portraits(systems, first_states(), key=key, partition=shortest, settings=settings)
-    start = _place(np.concatenate(beginning)[: settings.tangent_images], context.mesh)
+    start = _place(np.concatenate(beginning)[: settings.tangent_images], context.mesh) if beginning else None
 
     curves = {name: dynamics.curves(portrait) for name, portrait in measured.items()}
-    for name, encoder in models.items():
+    for name, encoder in models.items() if beginning else ():
         curves[name] |= _sublayers(encoder, start)
     arrays = {f"{name}/{curve}": values for name, found in curves.items() for curve, values in found.items()}
     arrays |= {f"{name}/projection": p.basins.projection for name, p in measured.items() if p.basins}
     if measured["teacher"].basins:
         arrays["labels"] = measured["teacher"].basins.labels
-    layers = sorted({0, teacher.depth // 2, teacher.depth - 1})
-    states = systems["teacher"].rollout(start)
-    for layer in layers if section.influence_probes else ():
-        options = {"num_probes": section.influence_probes, "key": key, "sphere": True}
-        matrix = dynamics.token_influence(systems["teacher"], states[layer][:1], layer, **options)
-        arrays[f"influence/{layer + 1}"] = to_host(matrix)[0]
+    if beginning and section.influence_probes:
+        arrays |= _influence(systems["teacher"], start, section.influence_probes, key)
     context.save_arrays(folder / "arrays.npz", **arrays)
 
     phases = {"teacher": shortest} | {f"k{k}": partition for k, partition in partitions.items()}
     return {
         "num_images": len(np.concatenate(labels)),
-        "tangent_images": len(start),
+        "tangent_images": len(start) if beginning else 0,
         "measures": {name: dynamics.bands(found) for name, found in curves.items()},
         "modes": {name: _eigenvalues(portrait.modes, shortest) for name, portrait in measured.items()},
         "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
@@ -64,7 +60,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         "extrapolation": {
             name: _extrapolation(systems[name], phases[name], start, section.extrapolated_steps)
             for name in models
-            if section.extrapolated_steps
+            if beginning and section.extrapolated_steps
         },
         "skipped": source.skipped,
     }
@@ -90,6 +86,15 @@ def _sublayers(encoder, start) -> dict:
     return found
 
 
+def _influence(system, start, num_probes: int, key) -> dict:
+    """Matrices of the first image at the first, middle and last layer."""
+    states, found = system.rollout(start), {}
+    for layer in sorted({0, system.depth // 2, system.depth - 1}):
+        matrix = dynamics.token_influence(system, states[layer][:1], layer, num_probes=num_probes, key=key, sphere=True)
+        found[f"influence/{layer + 1}"] = to_host(matrix)[0]
+    return found
+
+
 def _eigenvalues(modes, partition) -> list[dict]:
     return [
         {"phase": str(run)}
@@ -101,9 +106,11 @@ def _eigenvalues(modes, partition) -> list[dict]:
 def _findings(portrait, partition) -> dict:
     """The curves in a few figures: what the paper says of them can be held against these."""
     curves = {name: values.mean(-1) if values.ndim > 1 else values for name, values in dynamics.curves(portrait).items()}
-    found = {"largest_exponent": float(curves["exponents"][0])}
-    found["largest_direction_exponent"] = float(curves["direction_exponents"][0])
-    found["recovery"] = [float(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
+    found = {}
+    if portrait.growth is not None:
+        found["largest_exponent"] = float(curves["exponents"][0])
+        found["largest_direction_exponent"] = float(curves["direction_exponents"][0])
+        found["recovery"] = [float(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
     for token in ("cls", "registers", "patches"):
         if f"speed_{token}" not in curves:
             continue

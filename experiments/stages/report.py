@@ -161,8 +161,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         figures.dynamics_summary(measures, partitions, "Dynamics of teacher and Raptors"),
         "summary",
         "Dynamics in one figure",
-        f"{bands}; the lower row is measured on {tangent} images. Dotted lines are phase boundaries. A good surrogate does what "
-        "the teacher does in every panel.",
+        f"{bands}; perturbations and exponents are of {tangent} images. Dotted lines are phase boundaries. A good surrogate does "
+        "what the teacher does in every panel.",
     )
     yield from _findings_tables(found)
     yield entry(
@@ -204,6 +204,39 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each "
             "model's last directions, coloured by class.",
         )
+    if tangent:
+        yield from _tangent_entries(measures, partitions, tangent, entry)
+    modes = {
+        name: [{k: v if k == "phase" else [complex(*z) for z in v] for k, v in phase.items()} for phase in phases]
+        for name, phases in found["modes"].items()
+    }
+    yield entry(
+        figures.modes(modes),
+        "modes",
+        "Linear models of the phases",
+        "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes contract; "
+        "their angle is how far they turn per layer. Triangles lie further out.",
+    )
+    matrices = {f"layer {k.removeprefix('influence/')}": v for k, v in arrays.items() if k.startswith("influence/")}
+    if matrices:
+        yield entry(
+            figures.influence(matrices, context.teacher().layout),
+            "influence",
+            "Which token moves which",
+            "Of the teacher's layers, one image: Frobenius norm of the derivative of each token's direction by each token's.",
+        )
+    if found["extrapolation"]:
+        yield entry(
+            figures.extrapolation(found["extrapolation"]),
+            "extrapolation",
+            "Blocks iterated beyond their place",
+            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a "
+            "direction that comes to rest, whatever the norm does.",
+        )
+        yield _extrapolation_table(found["extrapolation"], tangent)
+
+
+def _tangent_entries(measures, partitions, tangent: int, entry):
     yield entry(
         figures.along_depth(measures, partitions, figures.GROWTH),
         "growth",
@@ -225,40 +258,12 @@ def _dynamics_sections(context: Context, found, partitions, folder):
         f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive "
         "direction grows, and the share of the Jacobian that rotates rather than stretches.",
     )
-    modes = {
-        name: [{k: v if k == "phase" else [complex(*z) for z in v] for k, v in phase.items()} for phase in phases]
-        for name, phases in found["modes"].items()
-    }
-    yield entry(
-        figures.modes(modes),
-        "modes",
-        "Linear models of the phases",
-        "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes contract; "
-        "their angle is how far they turn per layer. Triangles lie further out.",
-    )
     yield entry(
         figures.sublayers(measures, partitions),
         "sublayers",
         "Attention and feed-forward apart",
         "The angle that each half of a layer turns a token by.",
     )
-    matrices = {f"layer {k.removeprefix('influence/')}": v for k, v in arrays.items() if k.startswith("influence/")}
-    if matrices:
-        yield entry(
-            figures.influence(matrices, context.teacher().layout),
-            "influence",
-            "Which token moves which",
-            "Of the teacher's layers, one image: Frobenius norm of the derivative of each token's direction by each token's.",
-        )
-    if found["extrapolation"]:
-        yield entry(
-            figures.extrapolation(found["extrapolation"]),
-            "extrapolation",
-            "Blocks iterated beyond their place",
-            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a "
-            "direction that comes to rest, whatever the norm does.",
-        )
-        yield _extrapolation_table(found["extrapolation"], tangent)
 
 
 def _findings_tables(found):
@@ -277,15 +282,16 @@ def _findings_tables(found):
         "against all other places for as many boundaries; it cannot fall below one over their number."
     )
     yield Table("Directions in figures", columns, rows, remark)
-    columns, rows = ["model", "largest exponent", "of directions", "recovery, by size"], []
-    for name, one in found["findings"].items():
-        exponents = (f"{one[key]:.3f}" for key in ("largest_exponent", "largest_direction_exponent"))
-        rows.append([name, *exponents, " / ".join(f"{r:.2f}" for r in one["recovery"])])
-    remark = (
-        "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at the "
-        "end over the injected one, for each size of perturbation; below one directions recover."
-    )
-    yield Table("Stability in figures", columns, rows, remark)
+    if found["tangent_images"]:
+        columns, rows = ["model", "largest exponent", "of directions", "recovery, by size"], []
+        for name, one in found["findings"].items():
+            exponents = (f"{one[key]:.3f}" for key in ("largest_exponent", "largest_direction_exponent"))
+            rows.append([name, *exponents, " / ".join(f"{r:.2f}" for r in one["recovery"])])
+        remark = (
+            "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at "
+            "the end over the injected one, for each size of perturbation; below one directions recover."
+        )
+        yield Table("Stability in figures", columns, rows, remark)
     curves = [c for c in next(iter(found["distance"].values()), {}) if not c.startswith(("acceleration", "within", "between"))]
     columns = ["curve", *found["distance"]]
     rows = [[c.replace("_", " "), *(_share(d.get(c)) for d in found["distance"].values())] for c in curves]

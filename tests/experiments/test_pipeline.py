@@ -17,10 +17,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
 
+def complete():
+    """With every measure of the dynamics."""
+    config = tiny.get_config().unlock()
+    config.dynamics.tangent_images = 8
+    return config.lock()
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, pipeline.run(tiny.get_config(), workdir, command=["python -m experiments.main", "--config=tiny.py"])
+    return workdir, pipeline.run(complete(), workdir, command=["python -m experiments.main", "--config=tiny.py"])
 
 
 def test_results_hold_every_figure(done):
@@ -71,7 +78,7 @@ def test_the_page_and_the_figures_are_there(done):
 def test_a_second_run_skips_what_is_done(done, capsys):
     workdir, results = done
     before = (workdir / "distill" / "record.json").stat().st_mtime_ns
-    again = pipeline.run(tiny.get_config(), workdir)
+    again = pipeline.run(complete(), workdir)
     out = capsys.readouterr().out
     for stage in ("teacher", "phases", "distill", "probes", "dynamics"):
         assert f"{stage}: done before, skipped" in out
@@ -81,7 +88,7 @@ def test_a_second_run_skips_what_is_done(done, capsys):
 
 def test_another_configuration_is_refused_and_nothing_lost(done):
     workdir, _ = done
-    config = tiny.get_config().unlock()
+    config = complete().unlock()
     config.distill.stage1.steps = 9
     with pytest.raises(
         UserError, match=r"distill.stage1.steps: 8 there, 9 here\n.*--rerun to discard .*distill, probes, dynamics"
