@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import resource
+import sys
 import warnings
 
 import jax
@@ -57,12 +57,21 @@ def peak_flops() -> float | None:
 
 def memory() -> dict:
     """`host_memory_gb` of this process; `memory_gb` and `peak_memory_gb` of its fullest device where the platform tells them."""
-    status = pathlib.Path("/proc/self/statm")
-    if status.exists():
-        host = int(status.read_text().split()[1]) * resource.getpagesize()
-    else:  # the peak, where the present use is not told
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    host = _host_memory()
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"} if found else {}
     used = {ours: max(s.get(theirs, 0) for s in found) / 1e9 for ours, theirs in names.items()}
-    return {"host_memory_gb": host / 1e9} | used
+    return ({} if host is None else {"host_memory_gb": host / 1e9}) | used
+
+
+def _host_memory() -> int | None:
+    """Bytes that this process holds; its peak where the platform tells no more, None where it tells nothing."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    status = pathlib.Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -75,6 +75,11 @@ def check_config(config) -> None:
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
+    for name, least in (("tangent_images", 0), ("influence_probes", 0), ("num_probes", 2)):
+        if config.dynamics[name] < least:
+            raise UserError(f"config.dynamics.{name} is {config.dynamics[name]}: expected {least} or more")
+    if 0 != config.dynamics.extrapolated_steps < 16:
+        raise UserError(f"config.dynamics.extrapolated_steps is {config.dynamics.extrapolated_steps}: expected 0, or 16 or more")
     if not config.dynamics.relative_sizes or not all(size > 0 for size in config.dynamics.relative_sizes):
         raise UserError(
             f"config.dynamics.relative_sizes is {config.dynamics.relative_sizes}: expected positive sizes such as (1e-2,)"

@@ -87,14 +87,16 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
         if stopped.is_set():
             return name
         log, place = workdir / f"{name}.log", places.get()
-        with log.open("a") as file:
-            process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
-            running.add(process)
-            if stopped.is_set():
-                process.terminate()
-            status = process.wait()
-            running.discard(process)
-        places.put(place)
+        try:
+            with log.open("a") as file:
+                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
+                running.add(process)
+                if stopped.is_set():
+                    process.terminate()
+                status = process.wait()
+                running.discard(process)
+        finally:
+            places.put(place)
         page = workdir / name / "report" / "record.json"
         if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not page.exists():
             status = "0, stopped before its end"  # told to stop: it goes on when the study does

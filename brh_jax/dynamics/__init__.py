@@ -48,6 +48,7 @@ from brh_jax.dynamics.portrait import (
 from brh_jax.dynamics.rank import (
     UpdateRank,
     gram_rank,
+    num_update_directions,
     principal_angles,
     update_grams,
     update_rank,
@@ -103,6 +104,7 @@ __all__ = [
     "jacobian_singular_values",
     "jacobian_structure",
     "lyapunov_exponents",
+    "num_update_directions",
     "over_batches",
     "patch_coherence",
     "patch_coherence_per_image",

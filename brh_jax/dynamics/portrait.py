@@ -15,7 +15,7 @@ from brh_jax.dynamics.influence import JacobianStructure, jacobian_structure
 from brh_jax.dynamics.jacobian import jacobian_singular_values
 from brh_jax.dynamics.lyapunov import Lyapunov, lyapunov_exponents
 from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
-from brh_jax.dynamics.rank import UpdateRank, gram_rank, principal_angles, update_grams
+from brh_jax.dynamics.rank import UpdateRank, gram_rank, num_update_directions, principal_angles, update_grams
 from brh_jax.dynamics.statistics import summarize
 from brh_jax.dynamics.system import DepthSystem
 from brh_jax.parallel import to_host
@@ -56,8 +56,8 @@ class Portrait(NamedTuple):
         directions: of every image.
         rank: of angular updates, over all tokens of all images.
         turn: largest angle between the subspaces of neighbouring layers' updates, ByToken `[depth - 1]`, radians.
-        basins: of the classes that have two images or more, or of clusters of last directions where no two classes have; None
-            where images fall into no clusters.
+        basins: of the classes that have two images or more, or, where no two classes have, of clusters of the last directions of
+            the first system; None where images fall into no clusters.
         growth: of isotropic perturbations of a_0, by size; this and the next four are None without tangent images.
         exponents: Lyapunov exponents of the raw map.
         direction_exponents: of the map of directions.
@@ -100,12 +100,12 @@ class Comparison(NamedTuple):
 
 
 def portrait(system: DepthSystem, first_states: Iterable, *, key, **options) -> Portrait:
-    """Every measure of this package of one system; arguments as for `portraits`."""
+    """The measures of this package along depth of one system; arguments as for `portraits`."""
     return portraits({"system": system}, first_states, key=key, **options)["system"]
 
 
 def compare(first: DepthSystem, second: DepthSystem, first_states: Iterable, *, key, **options) -> Comparison:
-    """Every measure of two systems from the same first states, and their distance: a surrogate is as good as its dynamics.
+    """The portraits of two systems from the same first states, and their distance: a surrogate is as good as its dynamics.
 
     Args:
         first, second: a teacher and its Raptor, say.
@@ -123,11 +123,12 @@ def portraits(
     partition: Partition | None = None,
     settings: PortraitSettings = PortraitSettings(),
 ) -> dict[str, Portrait]:
-    """Every measure of this package of several systems, from the same first states.
+    """The measures of this package along depth of several systems, from the same first states.
 
     Args:
         systems: by name; of one layout and depth.
-        first_states: batches of a_0, `[batch, tokens, dim]`, or pairs of such a batch and its images' classes, integers from 0.
+        first_states: batches of a_0, `[batch, tokens, dim]`, or pairs of such a batch and its images' classes, integers from 0
+            (below: not known).
             They are gone through once, and only one batch of trajectories is held, besides those of `settings.linear_images`.
         key: of perturbations and probes, the same ones for all systems.
         partition: phases that linear models are fitted to; None for all of depth as one.
@@ -137,6 +138,13 @@ def portraits(
         ValueError: no images, states that do not fit the systems, or states that are zero or not finite.
     """
     gathered = {name: _Gathered() for name in systems}
+    partition = partition or Partition((next(iter(systems.values())).depth,))
+    for name, system in systems.items():
+        if system.depth != partition.depth or system.layout != next(iter(systems.values())).layout:
+            raise ValueError(
+                f"{name} has {system.depth} layers and {system.layout}: expected {partition.depth} layers, those of the "
+                f"partition {partition}, and the same tokens as the other systems"
+            )
     beginning, labels, held, placed = [], [], 0, None
     for batch in first_states:
         state, classes = batch if isinstance(batch, tuple) else (batch, None)
@@ -152,13 +160,14 @@ def portraits(
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
     start = _placed(np.concatenate(beginning), like=placed) if beginning else None
     labels = None if any(classes is None for classes in labels) else np.concatenate(labels)
-    return {
-        name: Portrait(
-            **gathered[name].result(system, labels, partition or Partition((system.depth,)), settings),
-            **_tangent(system, start, key, settings),
-        )
-        for name, system in systems.items()
-    }
+    num_angles = _num_angles(gathered.values(), settings.num_angles)
+    found = {}
+    for name, system in systems.items():
+        result = gathered[name].result(system, labels, partition, num_angles, settings)
+        if labels is None and result["basins"]:
+            labels = result["basins"].labels  # clusters of the first system, for all
+        found[name] = Portrait(**result, **_tangent(system, start, key, settings))
+    return found
 
 
 def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
@@ -172,8 +181,8 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
 
     Names are those of the measures, with the token type behind where there is one: `speed_cls`, `stable_rank_patches`,
     `growth_cls` (angle to the clean trajectory over the injected one), `exponents` (one point for each exponent), `gain`
-    (largest singular value of each layer's map of directions), `rotation` (share of that map's squared norm that is
-    antisymmetric).
+    (largest singular value of each layer's map of directions), `antisymmetric` (share of that map's squared norm),
+    `from_identity` (|J - I| / |J|).
     """
     found = {}
 
@@ -186,17 +195,20 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
         found["coherence_patches"] = portrait.directions.coherence
     add("stable_rank", portrait.rank.stable)
     add("effective_rank", portrait.rank.effective)
+    add("participation", portrait.rank.participation)
     add("turn", portrait.turn)
     if portrait.basins:
-        for name in ("within", "between", "silhouette", "accuracy"):
+        for name in ("within", "between", "separation", "silhouette", "accuracy"):
             add(name, getattr(portrait.basins, name))
     if portrait.growth is None:
         return found
     add("growth", jax.tree.map(_relative_growth, portrait.growth.angle))
+    found["recovery"] = portrait.growth.recovery
     found["exponents"] = portrait.exponents.exponents.T
     found["direction_exponents"] = portrait.direction_exponents.exponents.T
     found["gain"] = portrait.singular_values[..., 0]
-    found["rotation"] = (portrait.structure.antisymmetric / portrait.structure.norm) ** 2
+    found["from_identity"] = portrait.structure.from_identity / portrait.structure.norm
+    found["antisymmetric"] = (portrait.structure.antisymmetric / portrait.structure.norm) ** 2
     return found
 
 
@@ -207,13 +219,14 @@ def bands(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]
         curves: name -> `[points, images]` or `[points]`, see `curves`.
 
     Returns:
-        name -> {"mean": `[points]`} and, of two images or more, the 10 and 90 % quantiles of images as "low" and "high" and the
+        name -> {"mean": `[points]`, None where it is not finite} and, of two images or more, the 10 and 90 %
+        quantiles of images as "low" and "high" and the
         bootstrap band of the mean as "mean_low" and "mean_high".
     """
     found = {}
     for name, values in curves.items():
-        found[name] = {"mean": _mean(values).tolist()}
-        if values.ndim > 1 and values.shape[1] > 1:
+        found[name] = {"mean": [value if np.isfinite(value) else None for value in np.atleast_1d(_mean(values)).tolist()]}
+        if values.ndim > 1 and values.shape[1] > 1 and np.isfinite(values).all():
             summary = summarize(values, quantiles=(0.1, 0.9))
             low, high = summary.quantiles
             band = {"low": low, "high": high, "mean_low": summary.low, "mean_high": summary.high}
@@ -240,14 +253,14 @@ class _Gathered:
         grams = update_grams([states], layout)
         self.grams = grams if self.grams is None else jax.tree.map(np.add, self.grams, grams)
         if num_held:
-            self.trajectories.append(to_host(states)[:, :num_held])
+            self.trajectories.append(to_host(states[:, :num_held]))
 
-    def result(self, system, labels, partition, settings) -> dict:
+    def result(self, system, labels, partition, num_angles: ByToken, settings) -> dict:
         directions, means = (_join(parts) for parts in (self.directions, self.means))
         return {
             "directions": directions,
             "rank": gram_rank(self.grams),
-            "turn": _turn(self.grams, settings.num_angles),
+            "turn": _turn(self.grams, num_angles),
             "basins": _basins(means, labels, system.layout),
             "modes": tuple(_modes(self.trajectories, run, system.layout, settings.rank) for run in partition.runs),
         }
@@ -269,21 +282,21 @@ def _join(parts):
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
 
-def _turn(grams: ByToken, num_angles: int) -> ByToken:
+def _turn(grams: ByToken, num_angles: ByToken) -> ByToken:
     """Largest principal angle, token type by token type, as one may move in fewer directions than another."""
 
-    def of_type(gram):
-        if len(gram) < 2:
+    def of_type(gram, number):
+        if len(gram) < 2 or not number:
             return np.zeros(0)
-        others = ByToken(gram, gram[:0], gram[:0])
-        for number in range(min(num_angles, gram.shape[-1]), 0, -1):
-            try:
-                return principal_angles(others, num_directions=number).cls[:, -1]
-            except ValueError:
-                continue
-        return np.zeros(0)
+        return principal_angles(ByToken(gram, gram[:0], gram[:0]), num_directions=int(number)).cls[:, -1]
 
-    return ByToken(*(of_type(gram) for gram in grams))
+    return ByToken(*map(of_type, grams, num_angles))
+
+
+def _num_angles(gathered, most: int) -> ByToken:
+    """As many directions as every layer of every system moves a type of token in, so that angles compare."""
+    directions = [num_update_directions(one.grams) for one in gathered]
+    return ByToken(*(min([most, *(int(d.min()) for d in of_type if d.size)]) for of_type in zip(*directions, strict=True)))
 
 
 def _basins(means: ByToken, labels, layout):
@@ -291,8 +304,8 @@ def _basins(means: ByToken, labels, layout):
     if labels is not None:
         labels = np.asarray(labels)
         classes, sizes = np.unique(labels, return_counts=True)
-        kept = np.isin(labels, classes[sizes > 1])
-        enough = np.count_nonzero(sizes > 1) > 1
+        several = classes[(sizes > 1) & (classes >= 0)]
+        kept, enough = np.isin(labels, several), len(several) > 1
         labels, means = (labels[kept], jax.tree.map(lambda m: m[:, kept], means)) if enough else (None, means)
     if labels is None and num_images < 4:
         return None
@@ -307,12 +320,14 @@ def _basins(means: ByToken, labels, layout):
 def _modes(trajectories, run, layout, rank: int) -> ByToken:
     def of_type(token, count):
         images = sum(states.shape[1] for states in trajectories)
+        if not images:
+            return None
         most = min(rank, trajectories[0].shape[-1], images * (run.stop - run.start) * count)
         while most:
             try:
                 return dmd(trajectories, (run.start + 1, run.stop), most, layout=layout, token=token)
             except ValueError:
-                most //= 2  # the states span fewer dimensions
+                most //= 2  # the states, which have been checked, span fewer dimensions
         return None
 
     return ByToken(*(of_type(token, count) for token, count in layout.counts._asdict().items()))
@@ -348,4 +363,5 @@ def _mean(values):
 def _distance(first, second) -> Distance:
     size = np.linalg.norm(first)
     difference = np.linalg.norm(second - first)
-    return Distance(float(difference / np.sqrt(max(first.size, 1))), float(difference / size) if size else float("nan"))
+    relative = float(difference / size) if size else float(difference > 0)
+    return Distance(float(difference / np.sqrt(max(first.size, 1))), relative)

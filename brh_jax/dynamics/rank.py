@@ -119,6 +119,11 @@ def gram_rank(grams: ByToken) -> UpdateRank:
     return _transpose(ByToken(*(_ranks(_spectrum(gram)) for gram in grams)))
 
 
+def num_update_directions(grams: ByToken) -> ByToken:
+    """In how many directions a layer moves tokens at all: the rank of its updates, as integers per token type `[depth]`."""
+    return ByToken(*(np.count_nonzero(_spectrum(gram), axis=-1) for gram in grams))
+
+
 def principal_angles(grams: ByToken, *, num_directions: int) -> ByToken:
     """Principal angles between the leading update directions of neighbouring layers (Björck and Golub 1973).
 

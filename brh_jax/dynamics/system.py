@@ -83,5 +83,6 @@ def _rollout(system, state):
         state = system.step(state, layer)
         return state, state
 
-    _, outputs = jax.lax.scan(body, state, jnp.arange(system.depth))
+    with jax.default_matmul_precision("highest"):
+        _, outputs = jax.lax.scan(body, state, jnp.arange(system.depth))
     return jnp.concatenate([state[None], outputs])

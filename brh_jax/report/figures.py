@@ -149,11 +149,13 @@ DIRECTIONS = (
 RANKS = (
     ("stable_rank", "stable rank", "log"),
     ("effective_rank", "effective rank", "log"),
+    ("participation", "participation ratio", "log"),
     ("turn", "largest angle to the\nnext layer's updates (rad)", "linear"),
 )
 BASINS = (
     ("within", "angle within a class (rad)", "linear"),
     ("between", "angle between classes (rad)", "linear"),
+    ("silhouette", "silhouette", "linear"),
     ("accuracy", "accuracy of the\nnearest class mean", "linear"),
 )
 GROWTH = (("growth", "angle to the clean trajectory\n/ injected angle", "log"),)
@@ -197,10 +199,16 @@ def patch_coherence(measures: dict[str, dict], partitions: dict[str, Partition])
 
 @styled
 def jacobians(measures: dict[str, dict], partitions: dict[str, Partition]) -> Figure:
-    """Of each layer's map of directions its largest singular value, and how much rotates; arguments as for `along_depth`."""
-    return _panels(
-        measures, partitions, (("gain", "largest singular value"), ("rotation", "antisymmetric share of |J|²")), ("log", "linear")
+    """Of each layer's map of directions the largest singular value, and how far it is from the identity and from a symmetric map.
+
+    Arguments as for `along_depth`.
+    """
+    curves = (
+        ("gain", "largest singular value"),
+        ("from_identity", "|J - I| / |J|"),
+        ("antisymmetric", "antisymmetric share of |J|²"),
     )
+    return _panels(measures, partitions, curves, ("log", "linear", "linear"))
 
 
 @styled
@@ -211,10 +219,11 @@ def exponents(measures: dict[str, dict]) -> Figure:
     for axis, name, title in zip(axes, ("exponents", "direction_exponents"), ("states", "directions"), strict=True):
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         for model, style in _styles(measures).items():
-            band = {k: np.asarray(v) for k, v in measures[model][name].items()}
+            band = {k: np.asarray(v, float) for k, v in measures[model][name].items()}
             index = np.arange(1, len(band["mean"]) + 1)
             axis.plot(index, band["mean"], "o-", ms=3, label=model, **style)
-            axis.fill_between(index, band["low"], band["high"], color=style["color"], alpha=0.12, lw=0)
+            if "low" in band:
+                axis.fill_between(index, band["low"], band["high"], color=style["color"], alpha=0.12, lw=0)
         axis.set_title(title)
         axis.set_xlabel("exponent")
     axes[0].set_ylabel("per layer, natural logarithm")
@@ -299,7 +308,7 @@ def extrapolation(runs: dict[str, dict[str, dict]]) -> Figure:
                 axis.plot(np.arange(len(values)) + (name == "speed"), values, color=colour(i), lw=1.3, label=f"after {phase}")
             axis.set_yscale("log")
             axis.set_ylabel(label)
-            axis.set_xlabel("applications beyond its place")
+            axis.set_xlabel("applications after its place")
         line[0].set_title(model)
         line[1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -347,8 +356,7 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
     token = "cls" if "speed_cls" in measures["teacher"] else "patches"
     panels = (
         (f"convergence_{token}", f"cosine of {token} with its last state", "linear"),
-        (f"speed_{token}", f"angular speed of {token} (rad per layer)", "linear"),
-        ("speed_patches", "angular speed of patches (rad per layer)", "linear"),
+        *((f"speed_{t}", f"angular speed of {t} (rad per layer)", "linear") for t in dict.fromkeys((token, "patches"))),
         ("coherence_patches", "patch coherence", "linear"),
         ("stable_rank_patches", "stable rank of patch updates", "log"),
         (f"accuracy_{token}", f"nearest class mean of {token}", "linear"),
@@ -368,7 +376,7 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
         spectrum, rest = rest[0], rest[1:]
         spectrum.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         for model, style in _styles(measures).items():
-            values = np.asarray(measures[model]["direction_exponents"]["mean"])
+            values = np.asarray(measures[model]["direction_exponents"]["mean"], float)
             spectrum.plot(np.arange(1, len(values) + 1), values, "o-", ms=3, **style)
         spectrum.set_title("Lyapunov exponents of directions")
         spectrum.set_xlabel("exponent")
@@ -435,7 +443,7 @@ def _bands(axis, measures, key, partitions):
     for name, style in styles.items():
         if key not in measures[name]:
             continue
-        band = {k: np.asarray(v) for k, v in measures[name][key].items()}
+        band = {k: np.asarray(v, float) for k, v in measures[name][key].items()}
         points = len(band["mean"])
         first = (depth + 1 - points) / 2 + 0.5 * (points <= depth)
         x = first + np.arange(points)
@@ -445,7 +453,7 @@ def _bands(axis, measures, key, partitions):
         if name in partitions:
             for cut in partitions[name].boundaries:
                 # Cuts lie between layers; Raptors' lines are set apart where they share a cut.
-                axis.axvline(cut + 0.5 + 0.06 * order[name], color=style["color"], lw=0.9, ls=":", zorder=1)
+                axis.axvline(cut + 0.5 * (points <= depth) + 0.06 * order[name], color=style["color"], lw=0.9, ls=":", zorder=1)
     axis.set_xlabel("state" if points > depth else "layer")
     axis.set_xticks(_ticks(int(points <= depth), depth))
 

@@ -29,9 +29,11 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             labels.append(batch["label"][batch["valid"]])
             yield _place(state, context.mesh), labels[-1]
 
-    shortest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
+    finest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
+    # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
+    models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     systems = {name: encoder.system() for name, encoder in models.items()}
-    measured = dynamics.portraits(systems, first_states(), key=key, partition=shortest, settings=settings)
+    measured = dynamics.portraits(systems, first_states(), key=key, partition=finest, settings=settings)
     start = _place(np.concatenate(beginning)[: settings.tangent_images], context.mesh) if beginning else None
 
     curves = {name: dynamics.curves(portrait) for name, portrait in measured.items()}
@@ -45,12 +47,12 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         arrays |= _influence(systems["teacher"], start, section.influence_probes, key)
     context.save_arrays(folder / "arrays.npz", **arrays)
 
-    phases = {"teacher": shortest} | {f"k{k}": partition for k, partition in partitions.items()}
+    phases = {"teacher": finest} | {f"k{k}": partition for k, partition in partitions.items()}
     return {
         "num_images": len(np.concatenate(labels)),
         "tangent_images": len(start) if beginning else 0,
         "measures": {name: dynamics.bands(found) for name, found in curves.items()},
-        "modes": {name: _eigenvalues(portrait.modes, shortest) for name, portrait in measured.items()},
+        "modes": {name: _eigenvalues(portrait.modes, finest) for name, portrait in measured.items()},
         "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
         "distance": {
             name: {curve: d._asdict() for curve, d in dynamics.distance(measured["teacher"], portrait).items()}
@@ -108,9 +110,9 @@ def _findings(portrait, partition) -> dict:
     curves = {name: values.mean(-1) if values.ndim > 1 else values for name, values in dynamics.curves(portrait).items()}
     found = {}
     if portrait.growth is not None:
-        found["largest_exponent"] = float(curves["exponents"][0])
-        found["largest_direction_exponent"] = float(curves["direction_exponents"][0])
-        found["recovery"] = [float(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
+        found["largest_exponent"] = _number(curves["exponents"][0])
+        found["largest_direction_exponent"] = _number(curves["direction_exponents"][0])
+        found["recovery"] = [_number(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
     for token in ("cls", "registers", "patches"):
         if f"speed_{token}" not in curves:
             continue
@@ -128,12 +130,12 @@ def _findings(portrait, partition) -> dict:
 
 
 def _extrapolation(system, partition, start, num_steps: int) -> dict:
-    """The last layer of each run iterated beyond its place."""
+    """The last layer of each run applied on, to the state that it left; curves are means over tokens and images that stay finite."""
     states, found = system.rollout(start), {}
     for run in partition.runs:
         layer = run.stop - 1
-        result = jax.tree.map(to_host, dynamics.extrapolated_depth(system, states[layer], layer, num_steps))
-        speed, norm = (np.concatenate([v[None] for v in part if v.size]).mean((0, 2)) for part in (result.speed, result.norm))
+        result = jax.tree.map(to_host, dynamics.extrapolated_depth(system, states[run.stop], layer, num_steps))
+        speed, norm = (_over_tokens(part, system.layout) for part in (result.speed, result.norm))
         counts = {
             kind: {fate: int(np.sum(values == i)) for i, fate in enumerate(dynamics.FATES) if np.any(values == i)}
             for kind, values in (("fate", result.fate), ("direction_fate", result.direction_fate))
@@ -145,6 +147,13 @@ def _extrapolation(system, partition, start, num_steps: int) -> dict:
             **counts,
         }
     return found
+
+
+def _over_tokens(values, layout):
+    """Mean over all tokens and over the images for which it is finite: ByToken `[steps, batch]` to `[steps]`."""
+    total = sum(count * v for count, v in zip(layout.counts, values, strict=True) if v.size) / layout.num_tokens
+    finite = np.isfinite(total)
+    return np.where(finite, total, 0).sum(-1) / np.where(finite.any(-1), finite.sum(-1), np.nan)
 
 
 def _number(value) -> float | None:

@@ -230,8 +230,8 @@ def _dynamics_sections(context: Context, found, partitions, folder):
             figures.extrapolation(found["extrapolation"]),
             "extrapolation",
             "Blocks iterated beyond their place",
-            "The last layer of each phase applied again and again to its own output, its depth held: a falling angle is a "
-            "direction that comes to rest, whatever the norm does.",
+            "The last layer of each phase applied on, to the state that it left, its depth held; mean over all tokens and the "
+            "images that stay finite. A falling angle is a direction that comes to rest, whatever the norm does.",
         )
         yield _extrapolation_table(found["extrapolation"], tangent)
 
@@ -241,8 +241,8 @@ def _tangent_entries(measures, partitions, tangent: int, entry):
         figures.along_depth(measures, partitions, figures.GROWTH),
         "growth",
         "What becomes of a perturbation",
-        f"Every token of the first state is turned by a random angle of about 1 %: the angle to the clean trajectory later, over "
-        f"the injected one; {tangent} images. Below one directions recover.",
+        f"Every token of the first state is moved by a random vector, of the middle of the sizes that config.dynamics names: the "
+        f"angle to the clean trajectory later, over the injected one; {tangent} images. Below one directions recover.",
     )
     yield entry(
         figures.exponents(measures),
@@ -256,7 +256,7 @@ def _tangent_entries(measures, partitions, tangent: int, entry):
         "jacobians",
         "Jacobians of the layers",
         f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive "
-        "direction grows, and the share of the Jacobian that rotates rather than stretches.",
+        "direction grows, how far the map is from leaving all directions as they are, and how far from a symmetric one.",
     )
     yield entry(
         figures.sublayers(measures, partitions),
@@ -279,7 +279,8 @@ def _findings_tables(found):
             rows.append([*row, f"{jump['p']:.3f} of {jump['placements']}" if jump else ""])
     remark = (
         "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, "
-        "against all other places for as many boundaries; it cannot fall below one over their number."
+        "against all other places for as many boundaries; it cannot fall below one over their number. The boundaries were cut where layers "
+        "differ most, so a small value is not independent evidence."
     )
     yield Table("Directions in figures", columns, rows, remark)
     if found["tangent_images"]:

@@ -92,6 +92,8 @@ def test_classes_of_one_image_are_left_out(states):
     portrait = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:9], 7])], key=KEY, settings=SMALL)
     np.testing.assert_array_equal(portrait.basins.labels, classes[:9])
     assert portrait.directions.speed.cls.shape == (4, 10)
+    some = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:8], -1, -1])], key=KEY, settings=SMALL)
+    np.testing.assert_array_equal(some.basins.labels, classes[:8])
 
 
 def test_no_images():
