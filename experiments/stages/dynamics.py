@@ -130,7 +130,7 @@ def _findings(portrait, partition) -> dict:
 
 
 def _extrapolation(system, partition, start, num_steps: int) -> dict:
-    """The last layer of each run applied on, to the state that it left; curves are means over tokens and images that stay finite."""
+    """The last layer of each run applied on, to the state that it left; means over tokens and the images that stay finite."""
     states, found = system.rollout(start), {}
     for run in partition.runs:
         layer = run.stop - 1

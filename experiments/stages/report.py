@@ -279,8 +279,8 @@ def _findings_tables(found):
             rows.append([*row, f"{jump['p']:.3f} of {jump['placements']}" if jump else ""])
     remark = (
         "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, "
-        "against all other places for as many boundaries; it cannot fall below one over their number. The boundaries were cut where layers "
-        "differ most, so a small value is not independent evidence."
+        "against all other places for as many boundaries; it cannot fall below one over their number. The boundaries were "
+        "cut where layers differ most, so a small value is not independent evidence."
     )
     yield Table("Directions in figures", columns, rows, remark)
     if found["tangent_images"]:

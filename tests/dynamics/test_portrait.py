@@ -96,6 +96,16 @@ def test_classes_of_one_image_are_left_out(states):
     np.testing.assert_array_equal(some.basins.labels, classes[:8])
 
 
+def test_systems_that_do_not_go_together(states):
+    with pytest.raises(ValueError, match="expected 3 layers, those of the partition 1-3"):
+        dynamics.portrait(turning(0.1), [states[0]], key=KEY, partition=Partition((3,)), settings=SMALL)
+
+
+def test_what_is_not_finite_is_none():
+    found = dynamics.bands({"exponents": np.array([[0.1, 0.3], [0.2, -np.inf]])})
+    assert found["exponents"] == {"mean": [pytest.approx(0.2), None]}
+
+
 def test_no_images():
     with pytest.raises(ValueError, match="no images: portraits need at least one batch"):
         dynamics.portrait(turning(0.1), [], key=KEY)

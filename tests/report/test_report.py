@@ -21,11 +21,11 @@ def measures(types=("cls", "registers", "patches")):
         mean = np.linspace(0, 1, length)
         return {"mean": mean.tolist(), "low": (mean - 0.1).tolist(), "high": (mean + 0.1).tolist()}
 
-    states = ("convergence", "norm", "within", "between", "accuracy", "growth")
-    layers = ("speed", "stable_rank", "effective_rank", "attention_speed", "mlp_speed")
+    states = ("convergence", "norm", "within", "between", "silhouette", "accuracy", "growth")
+    layers = ("speed", "stable_rank", "effective_rank", "participation", "attention_speed", "mlp_speed")
     one = {f"{name}_{t}": band(7) for name in states for t in types} | {f"{name}_{t}": band(6) for name in layers for t in types}
     one |= {f"{name}_{t}": {"mean": [0.1] * 5} for name in ("acceleration", "turn") for t in types}
-    one |= {"coherence_patches": band(7), "gain": band(6), "rotation": band(6)}
+    one |= {"coherence_patches": band(7), "gain": band(6), "from_identity": band(6), "antisymmetric": band(6)}
     one |= {"exponents": band(4), "direction_exponents": band(4)}
     return dict.fromkeys(("teacher", "k2", "k3"), one)
 
@@ -60,7 +60,7 @@ def test_dynamics_in_one_figure(types):
     figure = figures.dynamics_summary(measures(types), PARTITIONS, "Title")
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
     assert f"angular speed of {types[0]} (rad per layer)" in titles and "Lyapunov exponents of directions" in titles
-    assert len(figures.exponents(measures(types)).axes) == len(figures.jacobians(measures(types), PARTITIONS).axes) == 2
+    assert (len(figures.exponents(measures(types)).axes), len(figures.jacobians(measures(types), PARTITIONS).axes)) == (2, 3)
 
 
 def test_modes_out_of_the_plane_are_marked_on_its_edge():
