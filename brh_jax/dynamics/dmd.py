@@ -105,6 +105,7 @@ def dmd(
     token: str | None = None,
     center: bool = False,
     projected: bool = True,
+    clip_rank: bool = False,
 ) -> DMD:
     """The linear map K that takes the states of a span of layers to the next ones, a_l = K a_{l-1}.
 
@@ -122,6 +123,7 @@ def dmd(
         center: subtract the mean of X from X and that of Y from Y, so that the map is affine (Hirsh et al., 2020).
         projected: keep the predictions in the span of U. Else exact DMD: K = Y X^T U (S^2 + alpha)^-1 U^T, the least-squares
             map of U^T a_{l-1}; the eigenvalues are the same.
+        clip_rank: take the dimension that the snapshots span where `rank` is above it, instead of refusing.
 
     Raises:
         ValueError: not trajectories of that layout, states that are not finite, a span that the depth does not have, a
@@ -130,6 +132,8 @@ def dmd(
     """
     _check_arguments(span, rank, ridge, layout, token)
     pooled = _sum(itertools.chain.from_iterable(_moments(states, span, (1,), layout, token)))
+    if clip_rank:
+        rank = max(1, min(rank, int(pooled.count), _least_squares(pooled, ridge, center).spanned))
     return _decompose(pooled, span, rank, ridge, center, projected)
 
 

@@ -53,6 +53,7 @@ class Portrait(NamedTuple):
     """What a system does along depth. Arrays are numpy; images are in the order in which they came.
 
     Attributes:
+        start: a_0 of the tangent images, laid over devices as the first batch was; None without.
         directions: of every image.
         rank: of angular updates, over all tokens of all images.
         turn: largest angle between the subspaces of neighbouring layers' updates, ByToken `[depth - 1]`, radians.
@@ -67,6 +68,7 @@ class Portrait(NamedTuple):
             hardly varies.
     """
 
+    start: jax.Array | None
     directions: Directions
     rank: UpdateRank
     turn: ByToken
@@ -128,8 +130,8 @@ def portraits(
     Args:
         systems: by name; of one layout and depth.
         first_states: batches of a_0, `[batch, tokens, dim]`, or pairs of such a batch and its images' classes, integers from 0
-            (below: not known).
-            They are gone through once, and only one batch of trajectories is held, besides those of `settings.linear_images`.
+            (below: not known). They are gone through once, and only one batch of trajectories is held, besides those of
+            `settings.linear_images`.
         key: of perturbations and probes, the same ones for all systems.
         partition: phases that linear models are fitted to; None for all of depth as one.
         settings: how much is measured.
@@ -159,15 +161,18 @@ def portraits(
     if not held:
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
     start = _placed(np.concatenate(beginning), like=placed) if beginning else None
-    labels = None if any(classes is None for classes in labels) else np.concatenate(labels)
+    means = {name: _join(one.means) for name, one in gathered.items()}
+    labels = _classes(labels, next(iter(means.values())), next(iter(systems.values())).layout)
     num_angles = _num_angles(gathered.values(), settings.num_angles)
-    found = {}
-    for name, system in systems.items():
-        result = gathered[name].result(system, labels, partition, num_angles, settings)
-        if labels is None and result["basins"]:
-            labels = result["basins"].labels  # clusters of the first system, for all
-        found[name] = Portrait(**result, **_tangent(system, start, key, settings))
-    return found
+    return {
+        name: Portrait(
+            start=start,
+            basins=_basins(means[name], labels, system.layout),
+            **gathered[name].result(system.layout, partition, num_angles, settings),
+            **_tangent(system, start, key, settings),
+        )
+        for name, system in systems.items()
+    }
 
 
 def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
@@ -220,8 +225,7 @@ def bands(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]
 
     Returns:
         name -> {"mean": `[points]`, None where it is not finite} and, of two images or more, the 10 and 90 %
-        quantiles of images as "low" and "high" and the
-        bootstrap band of the mean as "mean_low" and "mean_high".
+        quantiles of images as "low" and "high" and the bootstrap band of the mean as "mean_low" and "mean_high".
     """
     found = {}
     for name, values in curves.items():
@@ -255,14 +259,12 @@ class _Gathered:
         if num_held:
             self.trajectories.append(to_host(states[:, :num_held]))
 
-    def result(self, system, labels, partition, num_angles: ByToken, settings) -> dict:
-        directions, means = (_join(parts) for parts in (self.directions, self.means))
+    def result(self, layout, partition, num_angles: ByToken, settings) -> dict:
         return {
-            "directions": directions,
+            "directions": _join(self.directions),
             "rank": gram_rank(self.grams),
             "turn": _turn(self.grams, num_angles),
-            "basins": _basins(means, labels, system.layout),
-            "modes": tuple(_modes(self.trajectories, run, system.layout, settings.rank) for run in partition.runs),
+            "modes": tuple(_modes(self.trajectories, run, layout, settings.rank) for run in partition.runs),
         }
 
 
@@ -299,36 +301,35 @@ def _num_angles(gathered, most: int) -> ByToken:
     return ByToken(*(min([most, *(int(d.min()) for d in of_type if d.size)]) for of_type in zip(*directions, strict=True)))
 
 
-def _basins(means: ByToken, labels, layout):
-    num_images = means.cls.shape[1]
-    if labels is not None:
-        labels = np.asarray(labels)
+def _classes(labels: list, means: ByToken, layout):
+    """Class of each image, -1 for those that are left out; clusters of the first system's last directions where no two classes
+    have two images. None where images fall into no clusters."""
+    if not any(batch is None for batch in labels):
+        labels = np.concatenate(labels)
         classes, sizes = np.unique(labels, return_counts=True)
         several = classes[(sizes > 1) & (classes >= 0)]
-        kept, enough = np.isin(labels, several), len(several) > 1
-        labels, means = (labels[kept], jax.tree.map(lambda m: m[:, kept], means)) if enough else (None, means)
-    if labels is None and num_images < 4:
+        if len(several) > 1:
+            return np.where(np.isin(labels, several), labels, -1)
+    if means.cls.shape[1] < 4:
         return None
     try:
-        return angular_basins(means, labels, layout, num_components=2)
-    except ValueError:
-        if labels is not None:
-            raise
-        return None  # images that fall into no clusters
+        return angular_basins(means, None, layout).labels
+    except ValueError:  # every number of clusters leaves an image alone
+        return None
+
+
+def _basins(means: ByToken, labels, layout):
+    if labels is None:
+        return None
+    known = labels >= 0
+    return angular_basins(jax.tree.map(lambda m: m[:, known], means), labels[known], layout)
 
 
 def _modes(trajectories, run, layout, rank: int) -> ByToken:
     def of_type(token, count):
-        images = sum(states.shape[1] for states in trajectories)
-        if not images:
+        if not (count and trajectories):
             return None
-        most = min(rank, trajectories[0].shape[-1], images * (run.stop - run.start) * count)
-        while most:
-            try:
-                return dmd(trajectories, (run.start + 1, run.stop), most, layout=layout, token=token)
-            except ValueError:
-                most //= 2  # the states, which have been checked, span fewer dimensions
-        return None
+        return dmd(trajectories, (run.start + 1, run.stop), rank, layout=layout, token=token, clip_rank=True)
 
     return ByToken(*(of_type(token, count) for token, count in layout.counts._asdict().items()))
 

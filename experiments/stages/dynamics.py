@@ -19,38 +19,37 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     section = config.dynamics
     settings = settings_of(dynamics.PortraitSettings, {k: v for k, v in section.items() if k not in _OF_THE_STAGE})
     key = jax.random.key(config.seed)
-    beginning, labels = [], []
+    num_images = 0
 
     def first_states():
+        nonlocal num_images
         for batch in context.measuring_batches(source, teacher.preprocessing, section, "dynamics"):
             state = to_host(teacher.embed(teacher.normalize_pixels(batch["image"])))[batch["valid"]]
-            if sum(map(len, beginning)) < settings.tangent_images:
-                beginning.append(state)
-            labels.append(batch["label"][batch["valid"]])
-            yield _place(state, context.mesh), labels[-1]
+            num_images += len(state)
+            yield _place(state, context.mesh), batch["label"][batch["valid"]]
 
     finest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     systems = {name: encoder.system() for name, encoder in models.items()}
     measured = dynamics.portraits(systems, first_states(), key=key, partition=finest, settings=settings)
-    start = _place(np.concatenate(beginning)[: settings.tangent_images], context.mesh) if beginning else None
+    start = measured["teacher"].start
 
     curves = {name: dynamics.curves(portrait) for name, portrait in measured.items()}
-    for name, encoder in models.items() if beginning else ():
+    for name, encoder in models.items() if start is not None else ():
         curves[name] |= _sublayers(encoder, start)
     arrays = {f"{name}/{curve}": values for name, found in curves.items() for curve, values in found.items()}
     arrays |= {f"{name}/projection": p.basins.projection for name, p in measured.items() if p.basins}
     if measured["teacher"].basins:
         arrays["labels"] = measured["teacher"].basins.labels
-    if beginning and section.influence_probes:
+    if start is not None and section.influence_probes:
         arrays |= _influence(systems["teacher"], start, section.influence_probes, key)
     context.save_arrays(folder / "arrays.npz", **arrays)
 
     phases = {"teacher": finest} | {f"k{k}": partition for k, partition in partitions.items()}
     return {
-        "num_images": len(np.concatenate(labels)),
-        "tangent_images": len(start) if beginning else 0,
+        "num_images": num_images,
+        "tangent_images": 0 if start is None else len(start),
         "measures": {name: dynamics.bands(found) for name, found in curves.items()},
         "modes": {name: _eigenvalues(portrait.modes, finest) for name, portrait in measured.items()},
         "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
@@ -62,7 +61,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
         "extrapolation": {
             name: _extrapolation(systems[name], phases[name], start, section.extrapolated_steps)
             for name in models
-            if beginning and section.extrapolated_steps
+            if start is not None and section.extrapolated_steps
         },
         "skipped": source.skipped,
     }

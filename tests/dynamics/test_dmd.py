@@ -350,3 +350,16 @@ def test_bad_predictions():
         dmd_predict(model, GOOD[0, ..., :8], 1)
     with pytest.raises(ValueError, match="num_steps must be zero or more, got -1"):
         dmd_predict(model, GOOD[0], -1)
+
+
+def test_a_rank_that_is_clipped_is_what_the_snapshots_span():
+    rng = np.random.default_rng(0)
+    states = np.zeros((4, 5, 3, 6))
+    states[0, ..., :2] = rng.normal(size=(5, 3, 2))
+    for layer in range(3):
+        states[layer + 1] = 0.9 * states[layer]
+    with pytest.raises(ValueError, match="rank 4 is above the 2 dimensions"):
+        dmd(states, (1, 3), 4)
+    model = dmd(states, (1, 3), 4, clip_rank=True)
+    assert model.rank == 2
+    np.testing.assert_allclose(model.eigenvalues, [0.9, 0.9], rtol=1e-6)

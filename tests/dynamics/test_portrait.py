@@ -87,6 +87,15 @@ def test_images_without_classes_are_clustered(states):
     np.testing.assert_array_equal(alone.basins.labels, portrait.basins.labels)
 
 
+@pytest.mark.parametrize("classes", [None, np.zeros(10, int)])
+def test_clusters_are_those_of_the_first_system_for_all(states, classes):
+    state, _ = states
+    batch = state if classes is None else (state, classes)
+    other = DepthSystem(lambda state, layer: 1.1 * jnp.tanh(state[..., ::-1]), 4, LAYOUT)
+    both = dynamics.portraits({"a": turning(0.1), "b": other}, [batch], key=KEY, settings=SMALL)
+    np.testing.assert_array_equal(both["a"].basins.labels, both["b"].basins.labels)
+
+
 def test_classes_of_one_image_are_left_out(states):
     state, classes = states
     portrait = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:9], 7])], key=KEY, settings=SMALL)
