@@ -2,10 +2,12 @@
 
 One file per idea: `directions` and `basins` on the unit sphere, `rank` of updates, `dmd` (linear models of depth),
 `perturbation`, `lyapunov`, `jacobian` and `influence` of a system's map, `extrapolation` beyond its depth; `portrait` is all of
-them at once, and `statistics` says how sure a curve is.
+them at once (`tangent` what it takes small differences for), `comparison` sets a surrogate beside its system, and `statistics`
+says how sure a curve is.
 """
 
 from brh_jax.dynamics.basins import AngularBasins, angular_basins, image_directions
+from brh_jax.dynamics.comparison import Comparison, Distance, bands, compare, curves, distance
 from brh_jax.dynamics.directions import (
     Directions,
     angular_acceleration,
@@ -33,18 +35,7 @@ from brh_jax.dynamics.jacobian import (
 )
 from brh_jax.dynamics.lyapunov import Lyapunov, exponents_by_phase, lyapunov_exponents
 from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
-from brh_jax.dynamics.portrait import (
-    Comparison,
-    Distance,
-    Portrait,
-    PortraitSettings,
-    bands,
-    compare,
-    curves,
-    distance,
-    portrait,
-    portraits,
-)
+from brh_jax.dynamics.portrait import Portrait, PortraitSettings, portrait, portraits
 from brh_jax.dynamics.rank import (
     UpdateRank,
     gram_rank,
@@ -56,6 +47,7 @@ from brh_jax.dynamics.rank import (
 )
 from brh_jax.dynamics.statistics import JumpTest, Summary, boundary_jump_test, crossing, summarize
 from brh_jax.dynamics.system import DepthSystem
+from brh_jax.dynamics.tangent import Tangent, tangent_measures
 
 __all__ = [
     "DMD",
@@ -77,6 +69,7 @@ __all__ = [
     "PortraitSettings",
     "SingularValues",
     "Summary",
+    "Tangent",
     "UpdateRank",
     "angular_acceleration",
     "angular_acceleration_per_image",
@@ -113,6 +106,7 @@ __all__ = [
     "portraits",
     "principal_angles",
     "summarize",
+    "tangent_measures",
     "token_influence",
     "token_norm",
     "token_norm_per_image",

@@ -132,9 +132,7 @@ def dmd(
     """
     _check_arguments(span, rank, ridge, layout, token)
     pooled = _sum(itertools.chain.from_iterable(_moments(states, span, (1,), layout, token)))
-    if clip_rank:
-        rank = max(1, min(rank, int(pooled.count), _least_squares(pooled, ridge, center).spanned))
-    return _decompose(pooled, span, rank, ridge, center, projected)
+    return _decompose(pooled, span, rank, ridge, center, projected, clip_rank)
 
 
 def dmd_predict(model: DMD, states, num_steps: int):
@@ -168,6 +166,7 @@ def dmd_horizon(
     token: str | None = None,
     center: bool = False,
     projected: bool = True,
+    clip_rank: bool = False,
 ) -> Horizon:
     """How well K^p predicts p layers ahead on held-out images, beside the identity and the best linear map of each pair.
 
@@ -178,7 +177,7 @@ def dmd_horizon(
         train_states: trajectory `[depth + 1, batch, tokens, dim]` to fit to, or an iterable of them.
         test_states: trajectory of held-out images, or an iterable of them.
         steps: the numbers p of layers to look ahead, each at most the length of the span.
-        span, rank, ridge, layout, token, center, projected: as for `dmd`.
+        span, rank, ridge, layout, token, center, projected, clip_rank: as for `dmd`.
 
     Raises:
         ValueError: as for `dmd`, or steps that the span has no room for.
@@ -191,7 +190,7 @@ def dmd_horizon(
     lags = sorted({1, *steps})
     moments = _sum(list(of_starts) for of_starts in _moments(train_states, span, lags, layout, token))
     one_layer = (m._replace(y=m.y[:1], yx=m.yx[:1], yy=m.yy[:1]) for m in moments)
-    model = _decompose(_sum(one_layer), span, rank, ridge, center, projected)
+    model = _decompose(_sum(one_layer), span, rank, ridge, center, projected, clip_rank)
     direct = {}
     for start, of_start in enumerate(moments, first - 1):
         fit = _least_squares(of_start, ridge, center)
@@ -287,8 +286,10 @@ def _least_squares(moments: _Moments, ridge, center) -> _Fit:
     return _Fit(values, spanned, vectors, yx @ vectors * inverse, mean_x, mean_y)
 
 
-def _decompose(moments: _Moments, span, rank, ridge, center, projected) -> DMD:
+def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_rank) -> DMD:
     dim = len(moments.xx)
+    if clip_rank:
+        rank = max(1, min(rank, int(moments.count), _least_squares(moments, ridge, center).spanned))
     if rank > dim:
         raise ValueError(f"rank {rank} is above the width of the states, {dim}")
     if rank > moments.count:

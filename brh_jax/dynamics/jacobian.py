@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brh_jax.dynamics.sphere import sphere_linearize
 from brh_jax.dynamics.system import DepthSystem, check_state
+from brh_jax.parallel import to_host
 from brh_jax.tokens import TokenLayout
 
 
@@ -42,8 +44,8 @@ class Eigenvalues(NamedTuple):
         residual: |J v - lambda v| of the unit Ritz vectors v, `[batch, n]`. J is not normal: the error may be larger.
     """
 
-    values: jax.Array
-    residual: jax.Array
+    values: np.ndarray
+    residual: np.ndarray
 
 
 def jacobian_singular_values(
@@ -106,7 +108,7 @@ def jacobian_eigenvalues(
     """Leading eigenvalues by modulus of the Jacobian of a layer, J v = lambda v, matrix-free (paper, section 8).
 
     Arnoldi's method with full re-orthogonalisation (`matfree.decomp.hessenberg`): the eigenvalues of the small Hessenberg matrix
-    H = Q^T J Q. Memory is num_steps vectors of tokens x dim for each image. jax has no nonsymmetric eigenvalues on a TPU.
+    H = Q^T J Q. Memory is num_steps vectors of tokens x dim for each image.
 
     Args:
         system, state, layer, stop, sphere, key: as in `jacobian_singular_values`.
@@ -122,7 +124,8 @@ def jacobian_eigenvalues(
     num_values = _check_count("num_values", num_values, None, size)
     num_steps = _check_count("num_steps", num_steps, min(8 * num_values + 64, size), size, least=num_values)
     key = jax.random.key(0) if key is None else key
-    return _eigenvalues(system, state, layer, key, length=length, sphere=sphere, num_values=num_values, num_steps=num_steps)
+    found = _hessenberg(system, state, layer, key, length=length, sphere=sphere, num_steps=num_steps)
+    return _ritz(*to_host(found), num_values, state.dtype)
 
 
 def jacobian_block(
@@ -263,8 +266,9 @@ def _token_singular_values(system, state, layer, token, *, length, sphere, num_v
     return SingularValues(values, left, right, jnp.linalg.norm(rest, axis=-1))
 
 
-@functools.partial(jax.jit, static_argnames=("length", "sphere", "num_values", "num_steps"))
-def _eigenvalues(system, state, layer, key, *, length, sphere, num_values, num_steps) -> Eigenvalues:
+@functools.partial(jax.jit, static_argnames=("length", "sphere", "num_steps"))
+def _hessenberg(system, state, layer, key, *, length, sphere, num_steps):
+    """H, `[batch, num_steps, num_steps]`, and the norm of what J does not keep in the Krylov space, `[batch]`."""
     from matfree import decomp
 
     def per_image(state):
@@ -273,14 +277,19 @@ def _eigenvalues(system, state, layer, key, *, length, sphere, num_values, num_s
         multiply, start = _krylov(push, state, key, roundings=64)
         arnoldi = decomp.hessenberg(num_steps, reortho="full", custom_vjp=False)
         _, hessenberg, rest, _ = arnoldi(multiply, start)
-        values, vectors = jnp.linalg.eig(hessenberg)
-        leading = jnp.argsort(-jnp.abs(values))[:num_values]
-        rest = jnp.linalg.norm(rest) if num_steps < start.size else 0.0
-        values, residual = values[leading], rest * jnp.abs(vectors[-1, leading])
-        return Eigenvalues(values.astype(jnp.result_type(state.dtype, jnp.complex64)), residual.astype(state.dtype))
+        return hessenberg, jnp.linalg.norm(rest) if num_steps < start.size else jnp.zeros(())
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(per_image)(state)
+
+
+def _ritz(hessenberg, rest, num_values, dtype) -> Eigenvalues:
+    """Eigenvalues of H, on the host: accelerators have none of matrices that are not symmetric."""
+    values, vectors = np.linalg.eig(hessenberg)
+    leading = np.argsort(-np.abs(values), axis=-1)[:, :num_values]
+    residual = rest[:, None] * np.abs(np.take_along_axis(vectors[:, -1], leading, axis=-1))
+    values = np.take_along_axis(values, leading, axis=-1)
+    return Eigenvalues(values.astype(np.result_type(dtype, np.complex64)), residual.astype(dtype))
 
 
 def _krylov(push, state, key, roundings: float):

@@ -1,4 +1,4 @@
-"""All measures of a system at once, and of a surrogate beside the system that it stands for (paper, section 8)."""
+"""All measures of a system at once (paper, section 8)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,24 @@ import numpy as np
 
 from brh_jax.dynamics.basins import AngularBasins, angular_basins, image_directions
 from brh_jax.dynamics.directions import Directions, direction_measures
-from brh_jax.dynamics.dmd import dmd
-from brh_jax.dynamics.influence import JacobianStructure, jacobian_structure
-from brh_jax.dynamics.jacobian import jacobian_singular_values
-from brh_jax.dynamics.lyapunov import Lyapunov, lyapunov_exponents
-from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
-from brh_jax.dynamics.rank import UpdateRank, gram_rank, num_update_directions, principal_angles, update_grams
-from brh_jax.dynamics.statistics import summarize
+from brh_jax.dynamics.dmd import dmd, dmd_horizon
+from brh_jax.dynamics.rank import (
+    UpdateRank,
+    gram_rank,
+    num_update_directions,
+    principal_angles,
+    update_grams,
+    update_rank_per_image,
+)
 from brh_jax.dynamics.system import DepthSystem
+from brh_jax.dynamics.tangent import Tangent, tangent_measures
 from brh_jax.parallel import to_host
 from brh_jax.phases.partition import Partition
-from brh_jax.tokens import ByToken
+from brh_jax.tokens import ByToken, TokenLayout
+
+# Layers ahead that linear models of a phase are held to, as far as it has as many, and their ridge: tokens of few images span
+# fewer dimensions than they have, and the free linear maps beside them would not be defined.
+_HORIZON, _RIDGE = (1, 2, 4), 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +35,18 @@ class PortraitSettings:
     """How much is measured.
 
     Attributes:
-        tangent_images: images that perturbations, exponents and Jacobians are measured on: the first ones. 0 leaves those out.
-        linear_images: images that linear models are fitted to: the first ones, whose trajectories are held together.
+        tangent_images: images that perturbations, exponents, Jacobians and iterated blocks are measured on: the first ones. 0
+            leaves those out.
+        linear_images: images that linear models and the ranks over the tokens of each image are of: the first ones. Their
+            trajectories are held together for each system, (depth + 1) x tokens x dim numbers an image: 10 MB of a ViT-B at
+            224 px. 0 leaves those out.
         relative_sizes, num_directions: see `perturbation_growth`; the middle size is the one in `curves`.
         num_exponents: see `lyapunov_exponents`.
-        num_values: see `jacobian_singular_values`.
+        num_values: of singular values and eigenvalues, see `jacobian_singular_values`.
         num_probes: see `jacobian_structure`.
         num_angles: dimension of the subspaces of updates, see `principal_angles`; fewer where the states are narrower.
         rank: of the linear models, see `dmd`; fewer where there are not as many independent states.
+        extrapolated_steps: how often the last layer of each phase is applied beyond its place, see `extrapolated_depth`; 0: none.
     """
 
     tangent_images: int = 8
@@ -47,58 +58,37 @@ class PortraitSettings:
     num_probes: int = 16
     num_angles: int = 4
     rank: int = 32
+    extrapolated_steps: int = 200
 
 
 class Portrait(NamedTuple):
     """What a system does along depth. Arrays are numpy; images are in the order in which they came.
 
     Attributes:
-        start: a_0 of the tangent images, laid over devices as the first batch was; None without.
+        layout: of its states.
+        partition: the phases that exponents by phase and iterated blocks are of.
         directions: of every image.
         rank: of angular updates, over all tokens of all images.
+        token_rank: of angular updates, over the tokens of each of the linear images; None without.
         turn: largest angle between the subspaces of neighbouring layers' updates, ByToken `[depth - 1]`, radians.
         basins: of the classes that have two images or more, or, where no two classes have, of clusters of the last directions of
             the first system; None where images fall into no clusters.
-        growth: of isotropic perturbations of a_0, by size; this and the next four are None without tangent images.
-        exponents: Lyapunov exponents of the raw map.
-        direction_exponents: of the map of directions.
-        singular_values: the largest of each layer's map of directions, `[depth, tangent images, num_values]`.
-        structure: of each layer's map of directions, `[depth, tangent images]` each.
-        modes: for each phase, per token type the linear model of its layers; None for a type that the model lacks or that
-            hardly varies.
+        tangent: perturbations, exponents, Jacobians and iterated blocks of the tangent images; None without.
+        modes: for each phase, per token type the linear model of its layers; None for a type that the model lacks.
+        horizons: for each phase, per token type how far ahead a linear model of the first half of the linear images
+            predicts the others; None for a type that the model lacks, and with fewer than two linear images.
     """
 
-    start: jax.Array | None
+    layout: TokenLayout
+    partition: Partition
     directions: Directions
     rank: UpdateRank
+    token_rank: UpdateRank | None
     turn: ByToken
     basins: AngularBasins | None
-    growth: PerturbationGrowth | None
-    exponents: Lyapunov | None
-    direction_exponents: Lyapunov | None
-    singular_values: np.ndarray | None
-    structure: JacobianStructure | None
+    tangent: Tangent | None
     modes: tuple[ByToken, ...]
-
-
-class Distance(NamedTuple):
-    """How far two curves are apart, means over images compared.
-
-    Attributes:
-        absolute: root mean square difference along the curve, in the curve's unit.
-        relative: |difference| / |first curve|, Euclidean norms along the curve.
-    """
-
-    absolute: float
-    relative: float
-
-
-class Comparison(NamedTuple):
-    """A system, its surrogate, and how far apart they are by each curve of `curves`."""
-
-    first: Portrait
-    second: Portrait
-    distance: dict[str, Distance]
+    horizons: tuple[ByToken, ...]
 
 
 def portrait(system: DepthSystem, first_states: Iterable, *, key, **options) -> Portrait:
@@ -106,23 +96,12 @@ def portrait(system: DepthSystem, first_states: Iterable, *, key, **options) -> 
     return portraits({"system": system}, first_states, key=key, **options)["system"]
 
 
-def compare(first: DepthSystem, second: DepthSystem, first_states: Iterable, *, key, **options) -> Comparison:
-    """The portraits of two systems from the same first states, and their distance: a surrogate is as good as its dynamics.
-
-    Args:
-        first, second: a teacher and its Raptor, say.
-        first_states, key, options: as for `portraits`.
-    """
-    both = portraits({"first": first, "second": second}, first_states, key=key, **options)
-    return Comparison(both["first"], both["second"], distance(both["first"], both["second"]))
-
-
 def portraits(
     systems: Mapping[str, DepthSystem],
     first_states: Iterable,
     *,
     key,
-    partition: Partition | None = None,
+    partition: Partition | Mapping[str, Partition] | None = None,
     settings: PortraitSettings = PortraitSettings(),
 ) -> dict[str, Portrait]:
     """The measures of this package along depth of several systems, from the same first states.
@@ -133,19 +112,23 @@ def portraits(
             (below: not known). They are gone through once, and only one batch of trajectories is held, besides those of
             `settings.linear_images`.
         key: of perturbations and probes, the same ones for all systems.
-        partition: phases that linear models are fitted to; None for all of depth as one.
+        partition: the phases, of all systems or of each by name; None for all of depth as one. Linear models are of the finest
+            of them in every system, so that they compare.
         settings: how much is measured.
 
     Raises:
         ValueError: no images, states that do not fit the systems, or states that are zero or not finite.
     """
     gathered = {name: _Gathered() for name in systems}
-    partition = partition or Partition((next(iter(systems.values())).depth,))
+    one = next(iter(systems.values()))
+    partition = partition or Partition((one.depth,))
+    phases = {name: partition if isinstance(partition, Partition) else partition[name] for name in systems}
+    finest = max(phases.values(), key=lambda p: len(p.runs))
     for name, system in systems.items():
-        if system.depth != partition.depth or system.layout != next(iter(systems.values())).layout:
+        if system.depth != phases[name].depth or system.depth != one.depth or system.layout != one.layout:
             raise ValueError(
-                f"{name} has {system.depth} layers and {system.layout}: expected {partition.depth} layers, those of the "
-                f"partition {partition}, and the same tokens as the other systems"
+                f"{name} has {system.depth} layers and {system.layout}: expected {phases[name].depth} layers, those of the "
+                f"partition {phases[name]}, and the same tokens as the other systems"
             )
     beginning, labels, held, placed = [], [], 0, None
     for batch in first_states:
@@ -161,95 +144,26 @@ def portraits(
     if not held:
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
     start = _placed(np.concatenate(beginning), like=placed) if beginning else None
-    means = {name: _join(one.means) for name, one in gathered.items()}
-    labels = _classes(labels, next(iter(means.values())), next(iter(systems.values())).layout)
+    means = {name: _join(of_system.means) for name, of_system in gathered.items()}
+    labels = _classes(labels, next(iter(means.values())), one.layout)
     num_angles = _num_angles(gathered.values(), settings.num_angles)
     return {
         name: Portrait(
-            start=start,
+            layout=system.layout,
+            partition=phases[name],
             basins=_basins(means[name], labels, system.layout),
-            **gathered[name].result(system.layout, partition, num_angles, settings),
-            **_tangent(system, start, key, settings),
+            tangent=None if start is None else tangent_measures(system, start, key, phases[name], settings),
+            **gathered[name].result(system.layout, finest, num_angles, settings.rank),
         )
         for name, system in systems.items()
     }
-
-
-def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
-    """How far two portraits are apart, by each of their `curves`."""
-    ours, theirs = curves(first), curves(second)
-    return {name: _distance(_mean(ours[name]), _mean(theirs[name])) for name in ours if name in theirs}
-
-
-def curves(portrait: Portrait) -> dict[str, np.ndarray]:
-    """A portrait as curves along depth: name -> `[points, images]`, or `[points]` for what is measured of all images together.
-
-    Names are those of the measures, with the token type behind where there is one: `speed_cls`, `stable_rank_patches`,
-    `growth_cls` (angle to the clean trajectory over the injected one), `exponents` (one point for each exponent), `gain`
-    (largest singular value of each layer's map of directions), `antisymmetric` (share of that map's squared norm),
-    `from_identity` (|J - I| / |J|).
-    """
-    found = {}
-
-    def add(name, values: ByToken):
-        found.update({f"{name}_{token}": np.asarray(v) for token, v in values._asdict().items() if v.size})
-
-    for name in ("convergence", "speed", "acceleration", "norm"):
-        add(name, getattr(portrait.directions, name))
-    if portrait.directions.coherence.size:
-        found["coherence_patches"] = portrait.directions.coherence
-    add("stable_rank", portrait.rank.stable)
-    add("effective_rank", portrait.rank.effective)
-    add("participation", portrait.rank.participation)
-    add("turn", portrait.turn)
-    if portrait.basins:
-        for name in ("within", "between", "separation", "silhouette", "accuracy"):
-            add(name, getattr(portrait.basins, name))
-    if portrait.growth is None:
-        return found
-    add("growth", jax.tree.map(_relative_growth, portrait.growth.angle))
-    found["recovery"] = portrait.growth.recovery
-    found["exponents"] = portrait.exponents.exponents.T
-    found["direction_exponents"] = portrait.direction_exponents.exponents.T
-    found["gain"] = portrait.singular_values[..., 0]
-    found["from_identity"] = portrait.structure.from_identity / portrait.structure.norm
-    found["antisymmetric"] = (portrait.structure.antisymmetric / portrait.structure.norm) ** 2
-    return found
-
-
-def bands(curves: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
-    """Curves as JSON can hold them and the figures of brh_jax.report take them.
-
-    Args:
-        curves: name -> `[points, images]` or `[points]`, see `curves`.
-
-    Returns:
-        name -> {"mean": `[points]`, None where it is not finite} and, of two images or more, the 10 and 90 %
-        quantiles of images as "low" and "high" and the bootstrap band of the mean as "mean_low" and "mean_high".
-    """
-    found = {}
-    for name, values in curves.items():
-        found[name] = {"mean": [value if np.isfinite(value) else None for value in np.atleast_1d(_mean(values)).tolist()]}
-        if values.ndim > 1 and values.shape[1] > 1 and np.isfinite(values).all():
-            summary = summarize(values, quantiles=(0.1, 0.9))
-            low, high = summary.quantiles
-            band = {"low": low, "high": high, "mean_low": summary.low, "mean_high": summary.high}
-            found[name] |= {side: edge.tolist() for side, edge in band.items()}
-    return found
-
-
-def _relative_growth(angles):
-    if not angles.size:
-        return angles
-    middle = angles[len(angles) // 2]
-    return middle / middle[0]
 
 
 class _Gathered:
     """What one pass over the images leaves of a system: measures of each image, sums, and a few whole trajectories."""
 
     def __init__(self):
-        self.directions, self.means, self.grams, self.trajectories = [], [], None, []
+        self.directions, self.means, self.grams, self.trajectories, self.token_ranks = [], [], None, [], []
 
     def add(self, states, layout, num_held: int):
         self.directions.append(direction_measures([states], layout))
@@ -257,14 +171,18 @@ class _Gathered:
         grams = update_grams([states], layout)
         self.grams = grams if self.grams is None else jax.tree.map(np.add, self.grams, grams)
         if num_held:
-            self.trajectories.append(to_host(states[:, :num_held]))
+            held = to_host(states[:, :num_held])
+            self.trajectories.append(held)
+            self.token_ranks.append(update_rank_per_image(jnp.asarray(held), layout))
 
-    def result(self, layout, partition, num_angles: ByToken, settings) -> dict:
+    def result(self, layout, partition, num_angles: ByToken, rank: int) -> dict:
         return {
             "directions": _join(self.directions),
             "rank": gram_rank(self.grams),
+            "token_rank": _join(self.token_ranks) if self.token_ranks else None,
             "turn": _turn(self.grams, num_angles),
-            "modes": tuple(_modes(self.trajectories, run, layout, settings.rank) for run in partition.runs),
+            "modes": tuple(_modes(self.trajectories, run, layout, rank) for run in partition.runs),
+            "horizons": tuple(_horizon(self.trajectories, run, layout, rank) for run in partition.runs),
         }
 
 
@@ -334,35 +252,17 @@ def _modes(trajectories, run, layout, rank: int) -> ByToken:
     return ByToken(*(of_type(token, count) for token, count in layout.counts._asdict().items()))
 
 
-def _tangent(system, state, key, settings: PortraitSettings) -> dict:
-    if state is None:
-        return dict.fromkeys(("growth", "exponents", "direction_exponents", "singular_values", "structure"))
-    options = {"relative_size": settings.relative_sizes, "num_directions": settings.num_directions}
-    growth = to_host(perturbation_growth(system, state, key, 0, **options))
-    tokens, dim = state.shape[1:]
-    num_exponents = min(settings.num_exponents, tokens * (dim - 1))
-    states = system.rollout(state)
-    values, structures = [], []
-    for layer in range(system.depth):
-        found = jacobian_singular_values(system, states[layer], layer, min(settings.num_values, tokens * dim), sphere=True)
-        values.append(to_host(found.values))
-        structure = jacobian_structure(system, states[layer], layer, num_probes=settings.num_probes, key=key, sphere=True)
-        structures.append(to_host(structure._replace(standard_error=None)))
-    return {
-        "growth": growth,
-        "exponents": to_host(lyapunov_exponents(system, state, num_exponents)),
-        "direction_exponents": to_host(lyapunov_exponents(system, state, num_exponents, sphere=True)),
-        "singular_values": np.stack(values),
-        "structure": jax.tree.map(lambda *leaves: np.stack(leaves), *structures),
-    }
+def _horizon(trajectories, run, layout, rank: int) -> ByToken:
+    total = sum(t.shape[1] for t in trajectories)
+    before = np.cumsum([0, *(t.shape[1] for t in trajectories)])
+    train = [t[:, : total // 2 - b] for t, b in zip(trajectories, before, strict=False) if b < total // 2]
+    test = [t[:, max(total // 2 - b, 0) :] for t, b in zip(trajectories, before, strict=False) if b + t.shape[1] > total // 2]
+    steps = tuple(p for p in _HORIZON if p <= run.stop - run.start)
 
+    def of_type(token, count):
+        if not count or total < 2:
+            return None
+        options = {"steps": steps, "ridge": _RIDGE, "layout": layout, "token": token, "clip_rank": True}
+        return dmd_horizon(train, test, (run.start + 1, run.stop), rank, **options)
 
-def _mean(values):
-    return values.mean(-1) if values.ndim > 1 else values
-
-
-def _distance(first, second) -> Distance:
-    size = np.linalg.norm(first)
-    difference = np.linalg.norm(second - first)
-    relative = float(difference / size) if size else float(difference > 0)
-    return Distance(float(difference / np.sqrt(max(first.size, 1))), relative)
+    return ByToken(*(of_type(token, count) for token, count in layout.counts._asdict().items()))

@@ -116,7 +116,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_probes": 16,
             "num_angles": 4,
             "rank": 32,
-            "extrapolated_steps": 200,  # of each phase's last layer, iterated beyond its place; 0: none
+            "extrapolated_steps": 200,
             "influence_probes": 4,  # products per token for the matrices of influence; 0: none
         }
     )

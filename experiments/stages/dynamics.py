@@ -29,45 +29,54 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             yield _place(state, context.mesh), batch["label"][batch["valid"]]
 
     finest = max(partitions.values(), key=lambda partition: partition.k, default=Partition((teacher.depth,)))
+    phases = {"teacher": finest} | {f"k{k}": partition for k, partition in partitions.items()}
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     systems = {name: encoder.system() for name, encoder in models.items()}
-    measured = dynamics.portraits(systems, first_states(), key=key, partition=finest, settings=settings)
-    start = measured["teacher"].start
+    measured = dynamics.portraits(systems, first_states(), key=key, partition=phases, settings=settings)
+    tangents = {name: portrait.tangent for name, portrait in measured.items() if portrait.tangent}
 
     curves = {name: dynamics.curves(portrait) for name, portrait in measured.items()}
-    for name, encoder in models.items() if start is not None else ():
-        curves[name] |= _sublayers(encoder, start)
+    for name, tangent in tangents.items():
+        curves[name] |= _sublayers(models[name], tangent.start)
     arrays = {f"{name}/{curve}": values for name, found in curves.items() for curve, values in found.items()}
     arrays |= {f"{name}/projection": p.basins.projection for name, p in measured.items() if p.basins}
+    arrays |= {f"{name}/eigenvalues": tangent.eigenvalues.values for name, tangent in tangents.items()}
     if measured["teacher"].basins:
         arrays["labels"] = measured["teacher"].basins.labels
-    if start is not None and section.influence_probes:
-        arrays |= _influence(systems["teacher"], start, section.influence_probes, key)
+    if tangents and section.influence_probes:
+        arrays |= _influence(systems["teacher"], tangents["teacher"].start, section.influence_probes, key)
     context.save_arrays(folder / "arrays.npz", **arrays)
 
-    phases = {"teacher": finest} | {f"k{k}": partition for k, partition in partitions.items()}
     return {
         "num_images": num_images,
-        "tangent_images": 0 if start is None else len(start),
+        "tangent_images": len(tangents["teacher"].start) if tangents else 0,
         "measures": {name: dynamics.bands(found) for name, found in curves.items()},
         "modes": {name: _eigenvalues(portrait.modes, finest) for name, portrait in measured.items()},
-        "findings": {name: _findings(portrait, phases[name]) for name, portrait in measured.items()},
+        "horizons": {name: _horizons(portrait.horizons, finest) for name, portrait in measured.items()},
+        "findings": {name: _findings(portrait) for name, portrait in measured.items()},
         "distance": {
-            name: {curve: d._asdict() for curve, d in dynamics.distance(measured["teacher"], portrait).items()}
+            name: {
+                curve: {kind: _number(value) for kind, value in d._asdict().items()}
+                for curve, d in dynamics.distance(measured["teacher"], portrait).items()
+            }
             for name, portrait in measured.items()
             if name != "teacher"
         },
         "extrapolation": {
-            name: _extrapolation(systems[name], phases[name], start, section.extrapolated_steps)
-            for name in models
-            if start is not None and section.extrapolated_steps
+            name: {
+                str(run): _extrapolation(result, teacher.layout)
+                for run, result in zip(phases[name].runs, tangent.extrapolation, strict=True)
+            }
+            for name, tangent in tangents.items()
+            if tangent.extrapolation
         },
         "skipped": source.skipped,
     }
 
 
-_OF_THE_STAGE = ("num_images", "batch_size", "extrapolated_steps", "influence_probes")
+_OF_THE_STAGE = ("num_images", "batch_size", "influence_probes")
+_TOKENS = ("cls", "registers", "patches")
 
 
 def _place(state, mesh):
@@ -104,15 +113,31 @@ def _eigenvalues(modes, partition) -> list[dict]:
     ]
 
 
-def _findings(portrait, partition) -> dict:
+def _horizons(horizons, partition) -> list[dict]:
+    """By phase and token type, the cosine of each linear prediction by the number of layers ahead."""
+    return [
+        {"phase": str(run)}
+        | {
+            token: {"steps": h.steps.tolist()}
+            | {kind: getattr(h, kind).cosine.tolist() for kind in ("dmd", "identity", "linear")}
+            for token, h in by_token._asdict().items()
+            if h
+        }
+        for run, by_token in zip(partition.runs, horizons, strict=True)
+    ]
+
+
+def _findings(portrait) -> dict:
     """The curves in a few figures: what the paper says of them can be held against these."""
     curves = {name: values.mean(-1) if values.ndim > 1 else values for name, values in dynamics.curves(portrait).items()}
     found = {}
-    if portrait.growth is not None:
+    if portrait.tangent is not None:
         found["largest_exponent"] = _number(curves["exponents"][0])
         found["largest_direction_exponent"] = _number(curves["direction_exponents"][0])
-        found["recovery"] = [_number(r) for r in np.mean(portrait.growth.recovery, axis=-1)]
-    for token in ("cls", "registers", "patches"):
+        found["exponent_by_phase"] = [_number(v) for v in curves["phase_exponents"]]
+        for kind, growth in portrait.tangent.growth.items():
+            found[f"recovery_{kind}"] = [_number(r) for r in np.mean(growth.recovery, axis=-1)]
+    for token in _TOKENS:
         if f"speed_{token}" not in curves:
             continue
         convergence, speed, rank = (curves[f"{name}_{token}"] for name in ("convergence", "speed", "stable_rank"))
@@ -121,31 +146,40 @@ def _findings(portrait, partition) -> dict:
             "nine_tenths": dynamics.crossing(convergence, 0.9),
             "speed": [float(speed[i]) for i in (0, len(speed) // 2, -1)],
             "stable_rank": [float(part.mean()) for part in np.array_split(rank, 3)],
+            "jumps": _jumps(curves, token, portrait.partition),
         }
-        if 0 < len(partition.boundaries) < len(speed) - 1:
-            test = dynamics.boundary_jump_test(speed, partition.boundaries)
-            found[token]["jump"] = {"statistic": test.statistic, "p": test.p_value, "placements": test.num_placements}
     return found
 
 
-def _extrapolation(system, partition, start, num_steps: int) -> dict:
-    """The last layer of each run applied on, to the state that it left; means over tokens and the images that stay finite."""
-    states, found = system.rollout(start), {}
-    for run in partition.runs:
-        layer = run.stop - 1
-        result = jax.tree.map(to_host, dynamics.extrapolated_depth(system, states[run.stop], layer, num_steps))
-        speed, norm = (_over_tokens(part, system.layout) for part in (result.speed, result.norm))
-        counts = {
-            kind: {fate: int(np.sum(values == i)) for i, fate in enumerate(dynamics.FATES) if np.any(values == i)}
-            for kind, values in (("fate", result.fate), ("direction_fate", result.direction_fate))
-        }
-        found[str(run)] = {
-            "speed": [_number(v) for v in speed],
-            "norm": [_number(v) for v in norm],
-            "norm_growth": _number(result.norm_growth.mean()),
-            **counts,
-        }
+def _jumps(curves, token: str, partition) -> dict:
+    """For each statistic, whether it changes more across phase boundaries than elsewhere; of states, what a layer changes."""
+    if not 0 < len(partition.boundaries) < partition.depth - 1:
+        return {}
+    of_layers = {name: curves[f"{name}_{token}"] for name in ("speed", "stable_rank", "effective_rank")}
+    of_layers |= {
+        name: np.diff(curves[f"{name}_{token}"]) for name in ("convergence", "coherence") if f"{name}_{token}" in curves
+    }
+    found = {}
+    for name, values in of_layers.items():
+        if np.isfinite(values).all():
+            test = dynamics.boundary_jump_test(values, partition.boundaries)
+            found[name] = {"statistic": test.statistic, "p": test.p_value, "placements": test.num_placements}
     return found
+
+
+def _extrapolation(result, layout) -> dict:
+    """Means over tokens and the images that stay finite, and how many images end how."""
+    speed, norm = (_over_tokens(part, layout) for part in (result.speed, result.norm))
+    counts = {
+        kind: {fate: int(np.sum(values == i)) for i, fate in enumerate(dynamics.FATES) if np.any(values == i)}
+        for kind, values in (("fate", result.fate), ("direction_fate", result.direction_fate))
+    }
+    return {
+        "speed": [_number(v) for v in speed],
+        "norm": [_number(v) for v in norm],
+        "norm_growth": _number(result.norm_growth.mean()),
+        **counts,
+    }
 
 
 def _over_tokens(values, layout):

@@ -6,13 +6,12 @@ import platform
 import shlex
 
 import jax
-import numpy as np
 
 from brh_jax.metrics import clock, read_metrics
-from brh_jax.phases import Partition
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from experiments.context import Context, read_record, write_json
+from experiments.sections import dynamics, partitions_in
 
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -96,7 +95,7 @@ def _sections(context: Context, results, folder):
             f"Supervised; accuracy on {context.config.data.eval}: {100 * results['teacher']['accuracy']:.1f} %.",
         )
     phases, fits = results["phases"], results["distill"].get("fits", {})
-    partitions = {f"k{k}": Partition(tuple(p["lengths"]), tuple(p["phases"])) for k, p in phases.get("partitions", {}).items()}
+    partitions = partitions_in(results)
     if partitions:
         figure = figures.dissimilarity(phases["dissimilarity"], list(partitions.values()))
         yield FigureEntry(
@@ -131,7 +130,7 @@ def _sections(context: Context, results, folder):
             "Frobenius norm of the difference to the teacher's state divided by the norm of that state, mean over images.",
         )
     if results["dynamics"]:
-        yield from _dynamics_sections(context, results["dynamics"], partitions, folder)
+        yield from dynamics.sections(context, results, folder)
     accuracies = results["probes"].get("accuracy")
     if accuracies:
         probes = results["probes"]
@@ -147,174 +146,6 @@ def _sections(context: Context, results, folder):
             columns.append(f"with {pathlib.Path(context.config.probe.head).name} as it is")
             rows = [[*row, f"{100 * given[row[0]]:.2f} %"] for row in rows]
         yield Table("Linear probes in figures", columns, rows)
-
-
-def _dynamics_sections(context: Context, found, partitions, folder):
-    """Depth as a dynamical system, teacher and Raptors side by side."""
-    measures, tangent = found["measures"], found["tangent_images"]
-    bands = f"Mean over {found['num_images']} images, bands from the 10 to the 90 % quantile over images"
-
-    def entry(figure, name, title, caption):
-        return FigureEntry(save_figure(figure, folder, name), title, caption)
-
-    yield entry(
-        figures.dynamics_summary(measures, partitions, "Dynamics of teacher and Raptors"),
-        "summary",
-        "Dynamics in one figure",
-        f"{bands}; perturbations and exponents are of {tangent} images. Dotted lines are phase boundaries. A good surrogate does "
-        "what the teacher does in every panel.",
-    )
-    yield from _findings_tables(found)
-    yield entry(
-        figures.along_depth(measures, partitions, figures.DIRECTIONS),
-        "dynamics",
-        "Directions along depth",
-        f"{bands}. Everything is measured on the unit sphere but the norm, which grows along depth.",
-    )
-    if "coherence_patches" in measures["teacher"]:
-        yield entry(
-            figures.patch_coherence(measures, partitions),
-            "coherence",
-            "Patch coherence",
-            "Mean cosine of the patch tokens with their mean direction: one when all patches point the same way.",
-        )
-    yield entry(
-        figures.along_depth(measures, partitions, figures.RANKS),
-        "ranks",
-        "Ranks of updates",
-        "Of the angular updates of all tokens of all images together. The last row is the largest angle between the leading "
-        "update directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where each "
-        "has its own.",
-    )
-    arrays = context.workdir / "dynamics" / "arrays.npz"
-    arrays = dict(np.load(arrays)) if arrays.exists() else {}
-    if "labels" in arrays:
-        yield entry(
-            figures.along_depth(measures, partitions, figures.BASINS),
-            "basins",
-            "Angular basins",
-            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself. "
-            "Where the data have no classes these are clusters of the last directions, apart there by construction.",
-        )
-        paths = {name: arrays[f"{name}/projection"] for name in measures if f"{name}/projection" in arrays}
-        yield entry(
-            figures.projections(paths, arrays["labels"]),
-            "projections",
-            "Trajectories",
-            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each "
-            "model's last directions, coloured by class.",
-        )
-    if tangent:
-        yield from _tangent_entries(measures, partitions, tangent, entry)
-    modes = {
-        name: [{k: v if k == "phase" else [complex(*z) for z in v] for k, v in phase.items()} for phase in phases]
-        for name, phases in found["modes"].items()
-    }
-    yield entry(
-        figures.modes(modes),
-        "modes",
-        "Linear models of the phases",
-        "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes contract; "
-        "their angle is how far they turn per layer. Triangles lie further out.",
-    )
-    matrices = {f"layer {k.removeprefix('influence/')}": v for k, v in arrays.items() if k.startswith("influence/")}
-    if matrices:
-        yield entry(
-            figures.influence(matrices, context.teacher().layout),
-            "influence",
-            "Which token moves which",
-            "Of the teacher's layers, one image: Frobenius norm of the derivative of each token's direction by each token's.",
-        )
-    if found["extrapolation"]:
-        yield entry(
-            figures.extrapolation(found["extrapolation"]),
-            "extrapolation",
-            "Blocks iterated beyond their place",
-            "The last layer of each phase applied on, to the state that it left, its depth held; mean over all tokens and the "
-            "images that stay finite. A falling angle is a direction that comes to rest, whatever the norm does.",
-        )
-        yield _extrapolation_table(found["extrapolation"], tangent)
-
-
-def _tangent_entries(measures, partitions, tangent: int, entry):
-    yield entry(
-        figures.along_depth(measures, partitions, figures.GROWTH),
-        "growth",
-        "What becomes of a perturbation",
-        f"Every token of the first state is moved by a random vector, of the middle of the sizes that config.dynamics names: the "
-        f"angle to the clean trajectory later, over the injected one; {tangent} images. Below one directions recover.",
-    )
-    yield entry(
-        figures.exponents(measures),
-        "exponents",
-        "Finite-time Lyapunov exponents",
-        f"Mean growth of tangent vectors per layer over all of depth, {tangent} images. The directions' leave out the growth of "
-        "norms, which is most of the states'.",
-    )
-    yield entry(
-        figures.jacobians(measures, partitions),
-        "jacobians",
-        "Jacobians of the layers",
-        f"Of each layer's map of directions, all tokens together, {tangent} images: the factor by which the most sensitive "
-        "direction grows, how far the map is from leaving all directions as they are, and how far from a symmetric one.",
-    )
-    yield entry(
-        figures.sublayers(measures, partitions),
-        "sublayers",
-        "Attention and feed-forward apart",
-        "The angle that each half of a layer turns a token by.",
-    )
-
-
-def _findings_tables(found):
-    columns = ["model", "token", "cosine with the end: 0.5 at", "0.9 at", "angular speed: first, middle, last layer"]
-    columns += ["stable rank by thirds", "jump at boundaries, p"]
-    rows = []
-    for name, finding in found["findings"].items():
-        for token in (t for t in figures.TOKEN_NAMES if t in finding):
-            one = finding[token]
-            jump = one.get("jump")
-            row = [name, token, *("never" if one[k] is None else f"state {one[k]:.1f}" for k in ("half", "nine_tenths"))]
-            row += [" / ".join(f"{v:.3f}" for v in one["speed"]), " / ".join(f"{v:.1f}" for v in one["stable_rank"])]
-            rows.append([*row, f"{jump['p']:.3f} of {jump['placements']}" if jump else ""])
-    remark = (
-        "The last column tests whether the angular speed changes more across the phase boundaries than between other layers, "
-        "against all other places for as many boundaries; it cannot fall below one over their number. The boundaries were "
-        "cut where layers differ most, so a small value is not independent evidence."
-    )
-    yield Table("Directions in figures", columns, rows, remark)
-    if found["tangent_images"]:
-        columns, rows = ["model", "largest exponent", "of directions", "recovery, by size"], []
-        for name, one in found["findings"].items():
-            exponents = (f"{one[key]:.3f}" for key in ("largest_exponent", "largest_direction_exponent"))
-            rows.append([name, *exponents, " / ".join(f"{r:.2f}" for r in one["recovery"])])
-        remark = (
-            "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at "
-            "the end over the injected one, for each size of perturbation; below one directions recover."
-        )
-        yield Table("Stability in figures", columns, rows, remark)
-    curves = [c for c in next(iter(found["distance"].values()), {}) if not c.startswith(("acceleration", "within", "between"))]
-    columns = ["curve", *found["distance"]]
-    rows = [[c.replace("_", " "), *(_share(d.get(c)) for d in found["distance"].values())] for c in curves]
-    if rows:
-        remark = "Of each curve, mean over images: Euclidean norm of the difference along depth over that of the teacher's curve."
-        yield Table("Distance of the dynamics from the teacher's", columns, rows, remark)
-
-
-def _share(distance) -> str:
-    return f"{100 * distance['relative']:.0f} %" if distance else ""
-
-
-def _extrapolation_table(runs, num_images) -> Table:
-    rows = []
-    for name, blocks in runs.items():
-        for phase, run in blocks.items():
-            fates = (", ".join(f"{fate} {count}" for fate, count in run[kind].items()) for kind in ("fate", "direction_fate"))
-            growth = run["norm_growth"]
-            rows.append([name, phase, *fates, "" if growth is None else f"{growth:.4f}"])
-    columns = ["model", "layers", "states", "directions", "norm, factor per step at the end"]
-    remark = f"Fates of {num_images} images after {len(next(iter(next(iter(runs.values())).values()))['speed'])} applications."
-    return Table("Where iterated blocks end", columns, rows, remark)
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:

@@ -291,7 +291,8 @@ def test_sharded_over_images(measure):
     state, system = random_state(8), DepthSystem(step, 3, LAYOUT)
     sharded = measure(system, jax.device_put(state, sharding), 1)
     for one, many in zip(jax.tree.leaves(measure(system, state, 1)), jax.tree.leaves(sharded), strict=True):
-        assert many.sharding.is_equivalent_to(sharding, many.ndim)
+        # Eigenvalues, which are small, come to the host.
+        assert isinstance(many, np.ndarray) or many.sharding.is_equivalent_to(sharding, many.ndim)
         np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-4)
 
 

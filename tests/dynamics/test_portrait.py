@@ -12,7 +12,15 @@ from brh_jax.tokens import TokenLayout
 
 LAYOUT = TokenLayout(1, 0, (1, 2))
 SMALL = PortraitSettings(
-    tangent_images=3, linear_images=6, num_directions=2, num_exponents=2, num_values=2, num_probes=2, num_angles=2, rank=6
+    tangent_images=3,
+    linear_images=6,
+    num_directions=2,
+    num_exponents=2,
+    num_values=2,
+    num_probes=2,
+    num_angles=2,
+    rank=6,
+    extrapolated_steps=20,
 )
 KEY = jax.random.key(0)
 
@@ -48,13 +56,23 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
         ranks = dynamics.update_rank(trajectory, LAYOUT)
         np.testing.assert_allclose(portrait.rank.stable.patches, ranks.stable.patches, rtol=1e-6)
         np.testing.assert_array_equal(portrait.basins.labels, classes)
-        assert portrait.growth.angle.cls.shape == (3, 5, 3)
-        np.testing.assert_allclose(portrait.exponents.exponents, np.log(1.1), atol=1e-5)
-        np.testing.assert_allclose(portrait.direction_exponents.exponents, 0.0, atol=1e-5)
-        np.testing.assert_allclose(portrait.singular_values, np.ones((4, 3, 2)), atol=1e-4)
+        assert portrait.tangent.growth["isotropic"].angle.cls.shape == (3, 5, 3)
+        assert list(portrait.tangent.growth) == ["isotropic", "along", "towards", "cls", "patch"]
+        np.testing.assert_allclose(portrait.tangent.exponents.exponents, np.log(1.1), atol=1e-5)
+        np.testing.assert_allclose(portrait.tangent.direction_exponents.exponents, 0.0, atol=1e-5)
+        np.testing.assert_allclose(portrait.tangent.singular_values, np.ones((4, 3, 2)), atol=1e-4)
         assert portrait.directions.speed.registers.size == 0 and portrait.modes[0].registers is None
         assert [model.span for model in (by_token.cls for by_token in portrait.modes)] == [(1, 3), (4, 4)]
         np.testing.assert_allclose(np.abs(portrait.modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
+        # Of a linear system K^p is right at any distance, but for the ridge.
+        horizon = portrait.horizons[0].patches
+        np.testing.assert_allclose(horizon.dmd.cosine, [1, 1], atol=0.01)
+        assert (horizon.dmd.relative_error < horizon.identity.relative_error).all() and portrait.horizons[0].registers is None
+        per_image = dynamics.update_rank(trajectory[:, :6], LAYOUT, over="tokens")
+        np.testing.assert_allclose(portrait.token_rank.stable.patches.mean(-1), per_image.stable.patches, rtol=1e-6)
+        np.testing.assert_allclose(np.abs(portrait.tangent.eigenvalues.values), 1.0, atol=1e-3)
+        fates = [[dynamics.FATES[i] for i in run.fate] for run in portrait.tangent.extrapolation]
+        assert fates == [["leaves"] * 3] * 2  # it grows by a tenth in each step
 
 
 def test_curves_and_their_distance(comparison):

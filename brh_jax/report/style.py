@@ -1,0 +1,71 @@
+"""What all figures share: colours, fonts, legends, scales."""
+
+from matplotlib import rc_context
+from matplotlib.ticker import LogLocator
+
+TEACHER = "#222222"
+BASELINE = "#999999"
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe-Ito: told apart without red and green
+TOKEN_NAMES = {"cls": "cls", "registers": "registers", "patches": "patches"}
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+def colour(index: int) -> str:
+    """The colour of the index-th Raptor, the same in every figure."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def styled(function):
+    """Draws in the style of this package without touching the user's."""
+
+    def draw(*args, **kwargs):
+        with rc_context(_STYLE):
+            return function(*args, **kwargs)
+
+    draw.__name__, draw.__doc__ = function.__name__, function.__doc__
+    return draw
+
+
+def log_scale(axis) -> None:
+    """A logarithmic scale with plain numbers, of which there are always some."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
+    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatter("{x:.3g}")
+
+
+def legend(figure, axis) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+
+
+def line_styles(names) -> dict[str, dict]:
+    """Line of each model, the teacher's in black."""
+    order = raptor_order(names)
+    return {n: {"color": TEACHER, "lw": 1.8} if n == "teacher" else {"color": colour(order[n]), "lw": 1.4} for n in names}
+
+
+def raptor_order(names) -> dict[str, int]:
+    """Number of each Raptor among the names, so that it keeps its colour; its stages share one."""
+    base = [n.removesuffix("_stage1") for n in names if n.removesuffix("_stage1") not in ("teacher", "identity")]
+    number = {n: i for i, n in enumerate(sorted(set(base)))}
+    return {n: number[n.removesuffix("_stage1")] for n in names if n.removesuffix("_stage1") in number}
+
+
+def ticks(first: int, last: int) -> list[int]:
+    step = max(1, round((last - first) / 6))
+    return list(range(first, last + 1, step))
