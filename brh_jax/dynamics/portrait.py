@@ -27,7 +27,7 @@ from brh_jax.tokens import ByToken, TokenLayout
 
 # Layers ahead that linear models of a phase are held to, as far as it has as many, and their ridge: tokens of few images span
 # fewer dimensions than they have, and the free linear maps beside them would not be defined.
-_HORIZON, _RIDGE = (1, 2, 4), 1e-3
+_HORIZON, _RIDGE = (1, 2, 3, 4), 1e-3
 
 
 @dataclasses.dataclass(frozen=True)

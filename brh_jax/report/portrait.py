@@ -209,7 +209,7 @@ def eigenvalues(values: dict[str, np.ndarray]) -> Figure:
         points = axis.scatter(found.real, found.imag, c=layers, s=7, cmap="viridis", linewidths=0)
         axis.set_title(model)
         axis.set_xlabel("real part")
-        axis.set_aspect("equal", adjustable="datalim")
+        axis.set_aspect("equal")
     axes[0].set_ylabel("imaginary part")
     figure.colorbar(points, ax=axes, label="layer", shrink=0.85, ticks=MaxNLocator(6, integer=True))
     return figure
@@ -233,7 +233,7 @@ def horizons(found: dict[str, list[dict]]) -> Figure:
                 curve = found[model][column].get(token)
                 for kind, (dash, label) in dashes.items() if curve else ():
                     axis.plot(curve["steps"], curve[kind], dash, marker="o", ms=3, **style, label=f"{model}, {label}")
-            axis.set_xticks((1, 2, 4))
+            axis.set_xticks((1, 2, 3, 4))
             axis.set_xlim(0.7, 4.3)
         line[0].set_ylabel(f"{TOKEN_NAMES[token]}: cosine")
     for axis, phase in zip(axes[0], phases, strict=True):

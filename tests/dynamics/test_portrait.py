@@ -66,7 +66,8 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
         np.testing.assert_allclose(np.abs(portrait.modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
         # Of a linear system K^p is right at any distance, but for the ridge.
         horizon = portrait.horizons[0].patches
-        np.testing.assert_allclose(horizon.dmd.cosine, [1, 1], atol=0.01)
+        np.testing.assert_array_equal(horizon.steps, [1, 2, 3])
+        np.testing.assert_allclose(horizon.dmd.cosine, [1, 1, 1], atol=0.01)
         assert (horizon.dmd.relative_error < horizon.identity.relative_error).all() and portrait.horizons[0].registers is None
         per_image = dynamics.update_rank(trajectory[:, :6], LAYOUT, over="tokens")
         np.testing.assert_allclose(portrait.token_rank.stable.patches.mean(-1), per_image.stable.patches, rtol=1e-6)

@@ -83,10 +83,11 @@ def test_trajectories_influence_and_iterated_blocks(tiny_encoder):
     assert [len(axis.get_lines()) for axis in figure.axes] == [1, 1, 2, 2]
 
 
-def test_eigenvalues_horizons_and_kinds_of_perturbation():
+def test_eigenvalues_horizons_and_kinds_of_perturbation(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(6, 3, 4)) + 1j * rng.normal(size=(6, 3, 4))
     figure = portrait.eigenvalues({"teacher": values, "k2": values})
+    save_figure(figure, tmp_path, "eigenvalues")
     assert [axis.get_title() for axis in figure.axes[:2]] == ["teacher", "k2"]
     drawn = figure.axes[0].collections[0]
     np.testing.assert_allclose(drawn.get_offsets()[:, 1], values.imag.ravel())
