@@ -16,15 +16,15 @@ from brh_jax.errors import UserError
 
 IGNORED = 255
 ADE20K_CLASSES = 150
-# TFDS data sets whose masks count from 1, 0 being no label: name -> number of classes. scene_parse150 holds, for all its name, the
-# challenge's instance annotations: the 100 classes of things, in the first channel.
+# TFDS data sets whose masks count from 1, 0 being no label: name -> number of classes. scene_parse150 holds, for all its name,
+# the challenge's instance annotations: the 100 classes of things, in the first channel.
 _COUNTED_FROM_ONE = {"scene_parse150": 100, "ade20k": ADE20K_CLASSES}
 _MASK_FEATURES = ("annotation", "segmentation_mask", "segmentation_label", "mask")
 _MASKS_LAYOUT = """expected
-  ade20k:PATH:training or :validation, PATH with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, as
-      ADEChallengeData2016 unpacks
-  masks:PATH with images/NAME.jpg (or .png ...) and masks/NAME.png, whose values are classes from 0, 255 for no label; names of the
-      classes, one a line, in classes.txt, or their number as config.segmentation.num_classes
+  ade20k:PATH:training or :validation, PATH with images/{training,validation}/*.jpg and
+      annotations/{training,validation}/*.png, as ADEChallengeData2016 unpacks
+  masks:PATH with images/NAME.jpg (or .png ...) and masks/NAME.png, whose values are classes from 0, 255 for no label;
+      names of the classes, one a line, in classes.txt, or their number as config.segmentation.num_classes
   tfds:NAME:SPLIT, a TFDS data set with an image and an annotation or segmentation_mask"""
 _DEPTHS_LAYOUT = """expected
   nyu:PATH:train or :test, PATH with nyu_depth_v2_labeled.mat and splits.mat, as released (:all goes without splits.mat)
@@ -147,8 +147,8 @@ class TfdsMasks(TfdsSource):
 def _class_names(count: int, what: str) -> tuple[str, ...]:
     if not 2 <= count <= IGNORED:
         raise UserError(
-            f"{what} has {count} classes: expected 2 to {IGNORED}; give their number as config.segmentation.num_classes, or their "
-            "names, one a line, in classes.txt beside images/ and masks/"
+            f"{what} has {count} classes: expected 2 to {IGNORED}; give their number as config.segmentation.num_classes, or "
+            "their names, one a line, in classes.txt beside images/ and masks/"
         )
     return tuple(str(i) for i in range(count))
 
@@ -332,5 +332,5 @@ def check_depths(source: Source, min_depth: float, max_depth: float, what: str, 
     if not np.any((values > max(min_depth, max_depth / 100)) & (values < max_depth)):
         raise UserError(
             f"{what} {source.name}: depths go from {values.min():g} to {values.max():g}, the range is {min_depth:g} to "
-            f"{max_depth:g} m (config.depth.min_depth, max_depth): wrong unit? .npy and TFDS are read as metres, .png as millimetres"
+            f"{max_depth:g} m (config.depth.min_depth, max_depth): the wrong unit? .npy and TFDS are read as metres, .png as mm"
         )

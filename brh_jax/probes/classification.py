@@ -129,6 +129,6 @@ def check_same_classes(train, evaluation, section: str) -> None:
             if (missing := sorted(set(one.classes) - set(two.classes)))
         ]
         raise UserError(
-            f"{section}.train and {section}.eval have different classes: {'; '.join(lacking) or 'in another order'}. Give both the "
-            "same folders of classes, none of them empty"
+            f"{section}.train and {section}.eval have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
+            "the same classes, none of them without images"
         )

@@ -55,6 +55,8 @@ class DepthSettings:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        for field in ("crop_size", "eval_size", "eval_crop"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
             raise UserError(
                 f"{self.num_bins} bins on {self.min_depth} to {self.max_depth} m: expected two bins or more on a range that rises"
@@ -150,7 +152,7 @@ def expected_depth(logits, settings: DepthSettings):
 
 
 def scale_invariant_log(predicted, target, settings: DepthSettings):
-    """sqrt(mean g^2 - variance_focus (mean g)^2), g = log predicted - log true, over the valid pixels of a batch; 0 without any."""
+    """sqrt(mean g^2 - variance_focus (mean g)^2) over the valid pixels of a batch, g = log predicted - log true."""
     valid = settings.valid(target)
     ratio = jnp.where(valid, jnp.log(jnp.maximum(predicted, 1e-6)) - jnp.log(jnp.where(valid, target, 1.0)), 0.0)
     count = jnp.maximum(valid.sum(), 1)

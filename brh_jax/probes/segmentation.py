@@ -134,9 +134,7 @@ def pixel_counts(predicted, target, num_classes: int):
 
     def one(predicted, target):
         labelled = target != IGNORED
-        return jnp.stack(
-            [count(target, labelled & (predicted == target)), count(predicted, labelled), count(target, labelled)]
-        )
+        return jnp.stack([count(target, labelled & (predicted == target)), count(predicted, labelled), count(target, labelled)])
 
     return jax.vmap(one)(predicted, target)
 
