@@ -48,9 +48,8 @@ _WITHOUT_EFFECT = {
 MODES = ("train", "eval", "report")
 # What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
 _MEASURING = ("distill", "probes", "dynamics")
-_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "compute_dtype", "mesh.") + tuple(
-    f"{probe}.{name}" for probe in _PROBES for name in ("eval", "num_eval")
-)
+_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "compute_dtype", "mesh.")
+_MEASURED_WITH += tuple(f"{probe}.{name}" for probe in _PROBES for name in ("eval", "num_eval"))
 
 
 def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> dict:

@@ -117,7 +117,7 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     types = [t for t in TOKEN_NAMES if t in next(iter(fits.values()))[measure]]
     figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
     axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
-    order = _raptor_order(fits)
+    order = raptor_order(fits)
     for axis, token in zip(axes, types, strict=True):
         for name, fit in fits.items():
             values = np.asarray(fit[measure][token])
@@ -387,29 +387,6 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
     return figure
 
 
-@styled
-def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
-    """Accuracy of linear probes by model, with binomial 95 % intervals."""
-    names = list(accuracies)
-    values = np.array([accuracies[n] for n in names])
-    # Wilson's interval: stays within 0 ... 1 also for accuracies near one.
-    z = 1.96
-    centre = (values + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
-    half = z * np.sqrt(values * (1 - values) / num_images + z**2 / (4 * num_images**2)) / (1 + z**2 / num_images)
-    figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
-    axis = figure.subplots()
-    order = _raptor_order(accuracies)
-    colours = [TEACHER if n == "teacher" else colour(order[n]) for n in names]
-    axis.bar(names, values, color=colours, width=0.6)
-    errors = np.clip([values - (centre - half), centre + half - values], 0, None)
-    axis.errorbar(names, values, errors, fmt="none", ecolor=BASELINE, capsize=3)
-    for i, value in enumerate(values):
-        axis.text(i, 0.03, f"{100 * value:.1f} %", ha="center", color="white", fontsize=8)
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("accuracy of a linear probe")
-    return figure
-
-
 def _plane(values):
     return values.real, values.imag
 
@@ -437,7 +414,7 @@ def _panels(measures, partitions, curves, scales=None) -> Figure:
 
 
 def _bands(axis, measures, key, partitions):
-    order, styles = _raptor_order(measures), _styles(measures)
+    order, styles = raptor_order(measures), _styles(measures)
     # A curve has a point for each state, for each layer, or between layers: the longest of them have one for each state.
     depth = max(len(curve["mean"]) for name, curve in measures["teacher"].items() if "exponents" not in name) - 1
     for name, style in styles.items():
@@ -460,7 +437,7 @@ def _bands(axis, measures, key, partitions):
 
 def _styles(names) -> dict[str, dict]:
     """Line of each model, the teacher's in black."""
-    order = _raptor_order(names)
+    order = raptor_order(names)
     return {n: {"color": TEACHER, "lw": 1.8} if n == "teacher" else {"color": colour(order[n]), "lw": 1.4} for n in names}
 
 
@@ -468,7 +445,7 @@ def _legend(figure, axis) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 
-def _raptor_order(names) -> dict[str, int]:
+def raptor_order(names) -> dict[str, int]:
     """Number of each Raptor among the names, so that it keeps its colour; its stages share one."""
     base = [n.removesuffix("_stage1") for n in names if n.removesuffix("_stage1") not in ("teacher", "identity")]
     number = {n: i for i, n in enumerate(sorted(set(base)))}
