@@ -60,8 +60,8 @@ def _segmentation(found, stage, folder):
     yield FigureEntry(
         save_figure(probes.score_bars(scores, "mIoU"), folder, "segmentation"),
         "Linear segmentation",
-        f"{_trained(found)} Mean intersection over union of {len(found['classes'])} classes, those that are neither predicted nor "
-        "there left out, at the size of the network's input; bars are 95 % bootstrap intervals over images.",
+        f"{_trained(found)} Mean intersection over union of {len(found['classes'])} classes, those neither predicted nor there "
+        "left out, at the size of the network's input; bars are 95 % bootstrap intervals over images.",
     )
     rows = [
         [
@@ -93,7 +93,7 @@ def _depth(found, stage, folder):
     yield FigureEntry(
         save_figure(probes.score_bars(scores, "RMSE (m), lower is better"), folder, "depth"),
         "Linear depth",
-        f"{_trained(found)} Root mean squared error of each image, mean over images; bars are 95 % bootstrap intervals over images.",
+        f"{_trained(found)} Root mean squared error of each image, mean over images; bars are 95 % bootstrap intervals.",
     )
     rows = [
         [
