@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -170,11 +170,11 @@ def bin_cross_entropy(logits, target, settings: DepthSettings):
     return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
 
 
-def predictor(encoder: Encoder, head, settings: DepthSettings):
-    """A function from uint8 images to depth in metres at their size, `[batch, height, width]`."""
+def predictor(encoder: Encoder, settings: DepthSettings):
+    """A function from a head and uint8 images to depth in metres at their size, `[batch, height, width]`."""
 
     @jax.jit
-    def predict(params, images):
+    def predict(params, head, images):
         height, width = images.shape[1:3]
         amounts = pad_amounts(encoder, height, width)
         depth = expected_depth(bin_logits(encoder, params, head, images), settings)
@@ -208,16 +208,17 @@ def image_errors(predicted, target, settings: DepthSettings):
     return jnp.stack([count.astype(jnp.float32), mean(error**2), mean(jnp.abs(error) / true), mean(ratio < 1.25)], -1)
 
 
-def evaluate_depth(encoder: Encoder, head, settings: DepthSettings, batches: Iterable) -> DepthScores:
+def evaluate_depth(predict: Callable, settings: DepthSettings, batches: Iterable) -> DepthScores:
     """Scores at the ground truth's size, inside the crop.
 
     Args:
+        predict: uint8 images -> metres, a `predictor` with its head.
         batches: from `measuring_batches`, of `image` and `target`.
 
     Raises:
         UserError: no image with valid ground truth.
     """
-    predict, found = predictor(encoder, head, settings), []
+    found = []
     for batch in batches:
         errors = to_host(image_errors(predict(batch["image"]), batch["target"], settings))
         found.append(errors[batch["valid"]].astype(np.float64))

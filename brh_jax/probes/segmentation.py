@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -105,11 +105,11 @@ def cross_entropy(logits, target):
     return jnp.sum(losses * labelled) / jnp.maximum(labelled.sum(), 1)
 
 
-def predictor(encoder: Encoder, head):
-    """A function from uint8 images to masks of predicted classes, uint8 `[batch, height, width]`."""
+def predictor(encoder: Encoder):
+    """A function from a head and uint8 images to masks of predicted classes, uint8 `[batch, height, width]`."""
 
     @jax.jit
-    def predict(params, images):
+    def predict(params, head, images):
         classes = jnp.argmax(segment(encoder, params, head, images), -1).astype(jnp.uint8)
         return unpad(classes, pad_amounts(encoder, *images.shape[1:3]))
 
@@ -152,16 +152,17 @@ def mean_iou(counts) -> float:
     return float(iou[np.isfinite(iou)].mean()) if np.isfinite(iou).any() else float("nan")
 
 
-def evaluate_segmentation(encoder: Encoder, head, num_classes: int, batches: Iterable) -> SegmentationScores:
+def evaluate_segmentation(predict: Callable, num_classes: int, batches: Iterable) -> SegmentationScores:
     """Scores at the size of the batches' masks (the paper's 518 px, not each image's own).
 
     Args:
+        predict: uint8 images -> classes, a `predictor` with its head.
         batches: from `measuring_batches`, of `image` and `target`.
 
     Raises:
         UserError: no labelled pixel.
     """
-    predict, found = predictor(encoder, head), []
+    found = []
     for batch in batches:
         counts = to_host(pixel_counts(predict(batch["image"]), batch["target"], num_classes))
         found.append(counts[batch["valid"]].astype(np.int64))

@@ -1,6 +1,7 @@
 """Segmentation and depth, which differ in their data, their loss and their scores, and in nothing else."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -33,9 +34,9 @@ class Task:
         settings: the probe's.
         crop, resize: encoder -> transform of training and of test images.
         fit: (encoder, batches, steps, settings, **options) -> (head, classes seen or None).
-        measure: (encoder, head, batches) -> scores.
+        predictor: encoder -> function of a head and images.
+        measure: (function of images, batches) -> scores.
         merit: scores -> number, higher is better.
-        predictor: (encoder, head) -> function of images.
         text: scores -> what to print.
     """
 
@@ -46,9 +47,9 @@ class Task:
     crop: Callable
     resize: Callable
     fit: Callable
+    predictor: Callable
     measure: Callable
     merit: Callable
-    predictor: Callable
     text: Callable
 
 
@@ -78,9 +79,9 @@ def segmentation(context: Context, folder: pathlib.Path) -> dict:
         crop=lambda e: RandomResizedCrop(size, settings.crop_scale, interpolation=e.preprocessing.interpolation),
         resize=lambda e: Resize(size, e.preprocessing.interpolation),
         fit=fit,
-        measure=lambda encoder, head, batches: masks.evaluate_segmentation(encoder, head, count, batches),
-        merit=lambda scores: scores.miou,
         predictor=masks.predictor,
+        measure=lambda predict, batches: masks.evaluate_segmentation(predict, count, batches),
+        merit=lambda scores: scores.miou,
         text=lambda s: f"mIoU {s.miou:.4f}, {100 * s.pixel_accuracy:.1f} % of pixels",
     )
     return _run(task, context, folder) | {"classes": list(train.classes)}
@@ -108,9 +109,9 @@ def depth(context: Context, folder: pathlib.Path) -> dict:
         crop=lambda e: RandomCrop(settings.crop_size, jitter=settings.jitter),
         resize=lambda e: Resize(settings.eval_size, e.preprocessing.interpolation),
         fit=fit,
-        measure=lambda encoder, head, batches: depths.evaluate_depth(encoder, head, settings, batches),
+        predictor=lambda encoder: depths.predictor(encoder, settings),
+        measure=lambda predict, batches: depths.evaluate_depth(predict, settings, batches),
         merit=lambda scores: -scores.rmse,
-        predictor=lambda encoder, head: depths.predictor(encoder, head, settings),
         text=lambda s: f"RMSE {s.rmse:.4f} m, relative {s.abs_rel:.4f}, within 1.25 {s.delta1:.4f}",
     )
     return _run(task, context, folder) | {"min_depth": settings.min_depth, "max_depth": settings.max_depth}
@@ -125,8 +126,10 @@ def _run(task: Task, context: Context, folder) -> dict:
     section, models, examples = context.config[task.name], {}, {}
     train = Subset(task.train, section.num_train, context.config.seed) if section.num_train else task.train
     for name, encoder in context.encoders().items():
-        head, seen, rate, held_out = _fit(task, context, folder / name, name, encoder, train)
-        scores = task.measure(encoder, head, _measured(task, context, encoder, task.evaluation, name, section.num_eval))
+        predictor = task.predictor(encoder)
+        head, seen, rate, held_out = _fit(task, context, folder / name, name, encoder, train, predictor)
+        predict = functools.partial(predictor, head)
+        scores = task.measure(predict, _measured(task, context, encoder, task.evaluation, name, section.num_eval))
         models[name] = {k: _plain(v) for k, v in scores._asdict().items()} | {"learning_rate": rate, "held_out": held_out}
         if seen is not None and not seen.all():
             models[name]["unseen"] = [task.train.classes[i] for i in np.flatnonzero(~seen)]
@@ -134,7 +137,7 @@ def _run(task: Task, context: Context, folder) -> dict:
         batch = next(iter(_measured(task, context, encoder, task.evaluation, name, section.num_eval)))
         shown = np.flatnonzero(batch["valid"])[:NUM_EXAMPLES]
         examples |= {"images": to_host(batch["image"])[shown], "targets": to_host(batch["target"])[shown]}
-        examples[f"predictions/{name}"] = to_host(task.predictor(encoder, head)(batch["image"]))[shown]
+        examples[f"predictions/{name}"] = to_host(predict(batch["image"]))[shown]
     context.save_arrays(folder / "examples.npz", **examples)
     unseen = next(iter(models.values())).get("unseen", [])
     if unseen:
@@ -149,11 +152,12 @@ def _run(task: Task, context: Context, folder) -> dict:
     }
 
 
-def _fit(task: Task, context: Context, folder, name, encoder, train):
+def _fit(task: Task, context: Context, folder, name, encoder, train, predictor):
     """The head, which classes it saw, its learning rate, and the held-out merit of all rates."""
     config, section = context.config, context.config[task.name]
     size = section.batch_size
-    about = {k: v for k, v in identity(section).items() if k not in ("eval", "num_eval", "eval_batch_size", "learning_rates")}
+    without = ("eval", "num_eval", "eval_batch_size", "learning_rates", "held_out")
+    about = {k: v for k, v in identity(section).items() if k not in without}
 
     def fit(rate, rows, where):
         source = Selection(train, rows)
@@ -175,7 +179,8 @@ def _fit(task: Task, context: Context, folder, name, encoder, train):
 
     def score(rate, rest, held):
         head, _ = fit(rate, rest, folder / f"rate_{rate:g}")
-        return task.merit(task.measure(encoder, head, _measured(task, context, encoder, Selection(train, held), name, 0)))
+        batches = _measured(task, context, encoder, Selection(train, held), name, 0)
+        return task.merit(task.measure(functools.partial(predictor, head), batches))
 
     rates = tuple(section.learning_rates) or (section.learning_rate,)
     rate, scores = choose(rates, len(train), section.held_out, config.seed, score)

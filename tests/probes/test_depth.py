@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -75,7 +77,7 @@ def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):
     expected = np.asarray(dense.enlarge(tokens, 16, 20)) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(depth.bin_logits(tiny_encoder, tiny_encoder.params, head, images), expected, atol=1e-4)
     settings = DepthSettings(num_bins=5, eval_crop=())
-    predicted = depth.predictor(tiny_encoder, head, settings)(images)
+    predicted = depth.predictor(tiny_encoder, settings)(head, images)
     assert predicted.shape == (2, 8, 9)
     whole = dense.enlarge(depth.expected_depth(expected, settings), 8, 10)
     np.testing.assert_allclose(predicted, whole[:, :, :9], atol=1e-3)  # a column of padding on the right
@@ -111,8 +113,10 @@ def test_a_probe_learns_what_tokens_tell(tiny_encoder, tmp_path):
     options = {"loop": LoopSettings(log_every=50), "label": "depth", "identity": {}, "batch_size": 16, "mesh": make_mesh()}
     head = depth.train_depth(tiny_encoder, train, 150, settings, folder=tmp_path, **options)
     zeros = {name: 0 * value for name, value in head.items()}
+    predict = depth.predictor(tiny_encoder, settings)
     before, after = (
-        depth.evaluate_depth(tiny_encoder, h, settings, measuring_batches(Slopes(24), resize, 8)) for h in (zeros, head)
+        depth.evaluate_depth(functools.partial(predict, h), settings, measuring_batches(Slopes(24), resize, 8))
+        for h in (zeros, head)
     )
     assert before.num_images == after.num_images == 24
     assert after.rmse < 0.6 * before.rmse

@@ -1,4 +1,5 @@
-import jax
+import functools
+
 import numpy as np
 import optax
 import pytest
@@ -113,12 +114,13 @@ def test_a_probe_learns_what_patches_tell_and_knows_what_it_never_saw(tiny_encod
     train(stop_after=30)
     head, seen = train()
     assert seen.tolist() == [True, True, False]
-    scores = segmentation.evaluate_segmentation(tiny_encoder, head, 3, measuring_batches(Halves(20), resize, 8))
+    predict = functools.partial(segmentation.predictor(tiny_encoder), head)
+    scores = segmentation.evaluate_segmentation(predict, 3, measuring_batches(Halves(20), resize, 8))
     assert scores.num_images == 20
     assert scores.miou > 0.9 and scores.low <= scores.miou <= scores.high
     assert np.isnan(scores.iou[2])
-    predicted = segmentation.predictor(tiny_encoder, head)(np.stack([Halves().read(0)["image"]]))
+    predicted = predict(np.stack([Halves().read(0)["image"]]))
     assert predicted.shape == (1, 8, 8) and predicted.dtype == np.uint8
     batches = [{"image": np.zeros((8, 8, 8, 3), np.uint8), "target": np.full((8, 8, 8), IGNORED, np.uint8), "valid": [True] * 8}]
     with pytest.raises(UserError, match="none of the 8 images has a labelled pixel"):
-        segmentation.evaluate_segmentation(tiny_encoder, jax.tree.map(np.asarray, head), 3, batches)
+        segmentation.evaluate_segmentation(predict, 3, batches)
