@@ -1,10 +1,14 @@
 """Finds what is wrong with a configuration before any work is done."""
 
+from dataclasses import fields
+
 import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
+from brh_jax.probes.depth import DepthSettings
+from experiments.context import settings_of
 from experiments.stages.phases import partitions_of
 
 METHODS = ("max_cut", "contrast_cut", "recursive_bisection", "random_contiguous", "random_fragmented", "given")
@@ -27,6 +31,14 @@ _POSITIVE = (
     "eval.num_images",
     "probe.epochs",
     "probe.batch_size",
+    "segmentation.image_size",
+    "segmentation.epochs",
+    "segmentation.batch_size",
+    "segmentation.eval_batch_size",
+    "depth.epochs",
+    "depth.batch_size",
+    "depth.eval_batch_size",
+    "quick.temperature",
     "dynamics.batch_size",
     "dynamics.num_images",
     "dynamics.linear_images",
@@ -57,8 +69,8 @@ def check_config(config) -> None:
         )
     if not config.phases.k or any(not isinstance(k, int) or k < 1 for k in config.phases.k):
         raise UserError(f"config.phases.k is {config.phases.k}: expected numbers of phases such as (2,3)")
-    if bool(config.probe.train) != bool(config.probe.eval):
-        raise UserError("config.probe.train and config.probe.eval go together: give both, or leave both empty")
+    for name in ("probe", "segmentation", "depth", "quick"):
+        _check_probe(name, config[name])
     _one_of(config, "raptor.mlp", MLP_KINDS)
     _one_of(config, "distill.remat", tuple(remat.POLICIES))
     if config.distill.batch_size % config.distill.pieces:
@@ -90,6 +102,18 @@ def check_config(config) -> None:
             raise UserError(f"config.teacher.vit.patch_size is {vit.patch_size}: expected a number of pixels")
         # With pretrained weights the depth is not known yet; then the phases stage says it.
         partitions_of(np.zeros((vit.depth,) * 2), config.phases)
+
+
+def _check_probe(name, section):
+    if bool(section.train) != bool(section.eval):
+        raise UserError(f"config.{name}.train and config.{name}.eval go together: give both, or leave both empty")
+    if not 0 < section.held_out < 1:
+        raise UserError(f"config.{name}.held_out is {section.held_out}: expected a share of the training set between 0 and 1")
+    choice = "strengths" if name == "quick" else "learning_rates"
+    if not all(value > 0 for value in section[choice]) or (name == "quick" and not section.strengths):
+        raise UserError(f"config.{name}.{choice} is {section[choice]}: expected positive numbers such as (0.001, 0.01)")
+    if name == "depth":
+        settings_of(DepthSettings, {k: v for k, v in section.items() if k in {f.name for f in fields(DepthSettings)}})
 
 
 def _value(config, name):

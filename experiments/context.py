@@ -107,12 +107,14 @@ class Context:
         data = self.config.data
         return training_batches(source, transform, batch_size, seed=seed, threads=data.threads, workers=data.workers)
 
-    def measuring_batches(self, source: Source, preprocessing: Preprocessing, section, label: str, augment: str = ""):
+    def measuring_batches(
+        self, source: Source, preprocessing: Preprocessing, section, label: str, augment: str = "", transform=None
+    ):
         """One pass over `section.num_images` images in batches of `section.batch_size`, with a progress line.
 
-        Images are laid over the mesh; labels and `valid` are numpy, of all processes' images.
+        Images, and targets where there are some, are laid over the mesh; labels and `valid` are numpy, of all processes' images.
         """
-        transform = self._transform(augment or self.config.data.eval_augment, preprocessing)
+        transform = transform or self._transform(augment or self.config.data.eval_augment, preprocessing)
         total = section.num_images if transform.random else min(section.num_images, len(source))
         batches = measuring_batches(
             source,
@@ -125,8 +127,8 @@ class Context:
         progress = Progress(label, -(-total // section.batch_size), per_step=section.batch_size)
         for number, batch in enumerate(batches, 1):
             placed = shard_batch(batch, self.mesh)
-            rest = batch if jax.process_count() == 1 else to_host({k: v for k, v in placed.items() if k != "image"})
-            yield {"image": placed["image"], "label": rest["label"], "valid": rest["valid"]}
+            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
+            yield placed | {"label": rest["label"], "valid": rest["valid"]}
             progress.update(number)
 
     def _transform(self, augment: str, preprocessing: Preprocessing):

@@ -24,12 +24,13 @@ class Stage(NamedTuple):
     depends: tuple[str, ...]
 
 
+_PROBES = ("probe", "segmentation", "depth", "quick")
 _DISTILL = ("seed", "compute_dtype", "teacher", "data", "phases", "raptor", "distill", "eval")
 STAGES = {
     "teacher": Stage(teacher.run, ("seed", "teacher", "data", "eval")),
     "phases": Stage(phases.run, ("seed", "compute_dtype", "teacher", "data", "eval", "phases")),
     "distill": Stage(distill.run, _DISTILL),
-    "probes": Stage(probes.run, (*_DISTILL, "probe")),
+    "probes": Stage(probes.run, (*_DISTILL, *_PROBES)),
     "dynamics": Stage(dynamics.run, (*_DISTILL, "dynamics")),
     "report": Stage(report.run, ()),
 }
@@ -47,7 +48,8 @@ _WITHOUT_EFFECT = {
 MODES = ("train", "eval", "report")
 # What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
 _MEASURING = ("distill", "probes", "dynamics")
-_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "probe.eval", "probe.num_eval", "compute_dtype", "mesh.")
+_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "compute_dtype", "mesh.")
+_MEASURED_WITH += tuple(f"{probe}.{name}" for probe in _PROBES for name in ("eval", "num_eval"))
 
 
 def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> dict:

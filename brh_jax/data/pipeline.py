@@ -1,5 +1,6 @@
 """Batches of uint8 images from a source, through grain: shuffled and endless for training, in order and padded for measuring.
 
+Where records hold a dense target (a mask, a depth map), it goes through the same transform as its image, as `target`.
 A batch belongs to all processes of a run: each gives its part of it, and which images the whole holds does not depend on how
 many processes or workers there are.
 """
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from brh_jax.data.sources import Source
+from brh_jax.data.sources import UNLABELLED, Source
 from brh_jax.errors import UserError
 
 
@@ -28,8 +29,11 @@ class _Load(grain.transforms.RandomMap, grain.transforms.Map):
         failed, at = -1, index
         while (record := self.source.read_or_skip(at)) is None:
             failed, at = index, (at + 1) % len(self.source)
-        image = self.transform(record["image"], rng)
-        return {"image": image, "label": np.int32(record["label"]), "failed": np.int64(failed)}
+        found = {"label": np.int32(record.get("label", UNLABELLED)), "failed": np.int64(failed)}
+        if "target" not in record:
+            return {"image": self.transform(record["image"], rng)} | found
+        image, target = self.transform(record["image"], rng, record["target"])
+        return {"image": image, "target": target} | found
 
 
 def _records(indices, source: Source, transform):

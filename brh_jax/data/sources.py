@@ -20,7 +20,7 @@ class CorruptImage(Exception):
 
 
 class Source:
-    """Records `{"image": PIL image or uint8 array, "label": int}` by index.
+    """Records `{"image": PIL image or uint8 array, "label": int}` by index; dense ones (data/dense.py) hold a `target` beside it.
 
     Attributes:
         name: for people.
@@ -90,20 +90,26 @@ class ArraySource(Source):
         return {"image": self.images[index], "label": int(self.labels[index])}
 
 
-class Subset(Source):
-    """`count` records of another source, drawn at random."""
+class Selection(Source):
+    """Records of another source, by their indices."""
 
-    def __init__(self, source: Source, count: int, seed: int):
+    def __init__(self, source: Source, indices):
         super().__init__(source.name, source.classes)
         self.skipped = source.skipped
-        self._source = source
-        self._indices = np.random.default_rng(seed).permutation(len(source))[:count]
+        self._source, self._indices = source, np.asarray(indices)
 
     def __len__(self):
         return len(self._indices)
 
     def read(self, index):
         return self._source.read(int(self._indices[index]))
+
+
+class Subset(Selection):
+    """`count` records of another source, drawn at random."""
+
+    def __init__(self, source: Source, count: int, seed: int):
+        super().__init__(source, np.random.default_rng(seed).permutation(len(source))[:count])
 
 
 class ImageFolder(Source):
@@ -125,6 +131,8 @@ class ImageFolder(Source):
         super().__init__(str(folder), classes)
         number = {name: i for i, name in enumerate(classes)}
         self.labels = [number.get(group, UNLABELLED) for group in groups]
+        if classes and (empty := _without_images(folder, classes)):
+            print(f"warning: {folder} has classes without images, left out: {', '.join(empty[:5])}", flush=True)
 
     def __len__(self):
         return len(self.paths)
@@ -136,6 +144,12 @@ class ImageFolder(Source):
                 return {"image": image.convert("RGB"), "label": self.labels[index]}
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptImage(f"{path}: {error}") from None
+
+
+def _without_images(folder: pathlib.Path, classes) -> list[str]:
+    """Sub-folders with no image in or below them."""
+    found = (d.relative_to(folder).as_posix() for d in sorted(folder.rglob("*")) if d.is_dir())
+    return [d for d in found if not any(name == d or name.startswith(d + "/") for name in classes)]
 
 
 class TfdsSource(Source):
@@ -167,18 +181,22 @@ class TfdsSource(Source):
                 "then give --config.data.data_dir=DIR"
             ) from None
         features = builder.info.features
-        classes = features["label"].names if "label" in features else []
-        super().__init__(f"tfds:{name}:{split}", classes)
+        super().__init__(f"tfds:{name}:{split}", getattr(features["label"], "names", ()) if "label" in features else ())
+        self.features = tuple(features)
         self.records = records
 
     def __len__(self):
         return len(self.records)
 
-    def read(self, index):
+    def record(self, index) -> dict:
+        """All features of a record; raises CorruptImage."""
         try:
-            record = self.records[index]
+            return self.records[index]
         except Exception as error:  # TFDS decodes as it reads, with whatever errors its decoder has
             raise CorruptImage(f"{self.name} record {index}: {error}") from None
+
+    def read(self, index):
+        record = self.record(index)
         return {"image": record["image"], "label": int(record.get("label", UNLABELLED))}
 
 

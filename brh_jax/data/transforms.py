@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from brh_jax.errors import UserError
 
@@ -112,12 +112,15 @@ class RandomResizedCrop:
     interpolation: str = "bicubic"
     random = True
 
-    def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image, rng: np.random.Generator, target=None):
+        """uint8 `[height, width, 3]`; with a target of the image's size also that, through the same crop and flip."""
         image = as_image(image)
         box = self._box(image.width, image.height, rng)
-        height, width = self.size
-        pixels = np.asarray(image.resize((width, height), _FILTERS[self.interpolation], box=box))
-        return np.ascontiguousarray(pixels[:, ::-1]) if self.flip and rng.random() < 0.5 else pixels
+        pixels = _resized(image, self.size, self.interpolation, box)
+        flip = self.flip and rng.random() < 0.5
+        if target is None:
+            return _mirrored(pixels, flip)
+        return _mirrored(pixels, flip), _mirrored(_resized(Image.fromarray(target), self.size, "nearest", box), flip)
 
     def _box(self, width, height, rng):
         for _ in range(10):
@@ -131,3 +134,52 @@ class RandomResizedCrop:
         w, h = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Image, and target if there is one, stretched to `size`, (height, width) in pixels; the target by nearest neighbour."""
+
+    size: tuple[int, int]
+    interpolation: str = "bicubic"
+    random = False
+
+    def __call__(self, image, rng: np.random.Generator, target=None):
+        pixels = _resized(as_image(image), self.size, self.interpolation)
+        return pixels if target is None else (pixels, _resized(Image.fromarray(target), self.size, "nearest"))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A crop of `size` at the image's own scale, flipped left-right half the time, its colours jittered; for (image, depth).
+
+    The scale is kept since depth is metric. An image smaller than the crop is padded, black, with depth 0: no measurement.
+
+    Attributes:
+        size: (height, width) in pixels.
+        jitter: brightness, contrast and saturation are each multiplied by a factor within 1 - jitter ... 1 + jitter.
+    """
+
+    size: tuple[int, int]
+    flip: bool = True
+    jitter: float = 0.2
+    random = True
+
+    def __call__(self, image, rng: np.random.Generator, target):
+        image, (height, width) = as_image(image), self.size
+        left, top = (int(rng.integers(max(have - want, 0) + 1)) for have, want in zip(image.size, (width, height), strict=True))
+        flip = self.flip and rng.random() < 0.5
+        box = (left, top, left + width, top + height)
+        image = image.crop(box)
+        for enhance in rng.permutation([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]):
+            image = enhance(image).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
+        return _mirrored(np.asarray(image), flip), _mirrored(np.asarray(Image.fromarray(target).crop(box)), flip)
+
+
+def _resized(image: Image.Image, size, interpolation: str, box=None) -> np.ndarray:
+    height, width = size
+    return np.asarray(image.resize((width, height), _FILTERS[interpolation], box=box))
+
+
+def _mirrored(pixels: np.ndarray, flip: bool) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels

@@ -12,8 +12,8 @@ import optax
 from brh_jax.data.pipeline import epoch_rows
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.parallel import shard, to_host
-from brh_jax.training import adamw, train
+from brh_jax.parallel import to_host
+from brh_jax.probes.heads import apply_head, train_head, zero_head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,39 +89,24 @@ def train_probe(
         head: what to start from, a published classifier say; zeros by default.
         options: see `training.train`.
     """
-    adam, _ = adamw(settings, num_steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
 
-    def loss_fn(head, features, labels):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(classify(head, features), labels))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, params, batch):
+    def loss_fn(head, params, batch):
         features = batch["features"] if encoder is None else encode(encoder, params, batch["image"])
-        loss, grads = jax.value_and_grad(loss_fn)(state["head"], features, batch["label"])
-        updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
-        return {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}, {"loss": loss}
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(apply_head(head, features), batch["label"]))
 
-    params = None if encoder is None else shard(encoder.params, mesh)
-
-    def step(state, batch, index):
-        return update(state, params, batch)
-
-    if head is None:
-        head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
-    head = jax.tree.map(jnp.copy, head)  # the loop donates its state
-    state = {"head": head, "opt_state": optimiser.init(head)}
-    return to_host(train(step, state, batches, num_steps=num_steps, mesh=mesh, **options)["head"])
+    head = zero_head(num_features, num_classes) if head is None else head
+    params = None if encoder is None else encoder.params
+    return train_head(loss_fn, head, batches, num_steps, settings, mesh=mesh, params=params, **options)[0]
 
 
-def classify(head, features):
-    """Logits `[..., classes]`."""
-    return features @ head["kernel"] + head["bias"]
+def hits(head, features, labels) -> np.ndarray:
+    """Of each image whether its largest logit is the label's, bool `[n]`."""
+    return np.argmax(np.asarray(apply_head(head, features)), -1) == labels
 
 
 def accuracy(head, features, labels) -> float:
     """Share of images whose largest logit is the label's."""
-    return float(np.mean(np.argmax(np.asarray(classify(head, features)), -1) == labels))
+    return float(np.mean(hits(head, features, labels)))
 
 
 def check_labels(source, what: str) -> None:
@@ -130,4 +115,20 @@ def check_labels(source, what: str) -> None:
         raise UserError(
             f"{what} {source.name} has {len(source.classes)} classes: a probe needs labelled images (sub-folders named after "
             "their class, or a labelled data set); leave config.probe.train empty to go without a probe"
+        )
+
+
+def check_same_classes(train, evaluation, section: str) -> None:
+    """Raises UserError unless both sources have the same labelled classes; names those that one lacks."""
+    for source, name in ((train, "train"), (evaluation, "eval")):
+        check_labels(source, f"{section}.{name}")
+    if train.classes != evaluation.classes:
+        lacking = [
+            f"no {', '.join(missing[:5])} in {two.name}"
+            for one, two in ((train, evaluation), (evaluation, train))
+            if (missing := sorted(set(one.classes) - set(two.classes)))
+        ]
+        raise UserError(
+            f"{section}.train and {section}.eval have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
+            "the same classes, none of them without images"
         )

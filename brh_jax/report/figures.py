@@ -101,29 +101,6 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     return figure
 
 
-@styled
-def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
-    """Accuracy of linear probes by model, with binomial 95 % intervals."""
-    names = list(accuracies)
-    values = np.array([accuracies[n] for n in names])
-    # Wilson's interval: stays within 0 ... 1 also for accuracies near one.
-    z = 1.96
-    centre = (values + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
-    half = z * np.sqrt(values * (1 - values) / num_images + z**2 / (4 * num_images**2)) / (1 + z**2 / num_images)
-    figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
-    axis = figure.subplots()
-    order = raptor_order(accuracies)
-    colours = [TEACHER if n == "teacher" else colour(order[n]) for n in names]
-    axis.bar(names, values, color=colours, width=0.6)
-    errors = np.clip([values - (centre - half), centre + half - values], 0, None)
-    axis.errorbar(names, values, errors, fmt="none", ecolor=BASELINE, capsize=3)
-    for i, value in enumerate(values):
-        axis.text(i, 0.03, f"{100 * value:.1f} %", ha="center", color="white", fontsize=8)
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("accuracy of a linear probe")
-    return figure
-
-
 def _fit_style(name, order) -> dict:
     if name == "identity":
         return {"color": BASELINE, "lw": 1.2, "label": "identity\n(first state\nrepeated)"}

@@ -95,10 +95,76 @@ def get_config(arg: str = "") -> ConfigDict:
             "epochs": 15,
             "batch_size": 512,
             "learning_rate": 1e-4,
+            # Several: the one that does best on the held_out share of the training set, trained again on all of it.
+            "learning_rates": (),
+            "held_out": 0.1,
             "final_learning_rate": 1e-6,
             "warmup_steps": 100,
             "weight_decay": 1e-2,
             "clip_norm": 1.0,
+        }
+    )
+    # Linear segmentation on patches; train empty: none. brh_jax/probes/segmentation.py explains.
+    config.segmentation = ConfigDict(
+        {
+            "train": "",  # ade20k:PATH:training, masks:PATH (images/ and masks/) or tfds:NAME:SPLIT
+            "eval": "",
+            "num_train": 0,
+            "num_eval": 0,
+            "num_classes": 0,  # where the data do not say it
+            "image_size": 518,
+            "crop_scale": (0.5, 1.0),
+            "epochs": 10,
+            "batch_size": 32,
+            "eval_batch_size": 8,
+            "learning_rate": 1e-3,
+            "learning_rates": (),
+            "held_out": 0.1,
+            "final_learning_rate": 1e-6,
+            "warmup_steps": 100,
+            "weight_decay": 1e-2,
+            "clip_norm": 1.0,
+        }
+    )
+    # Linear depth on [patch, cls]; train empty: none. brh_jax/probes/depth.py explains.
+    config.depth = ConfigDict(
+        {
+            "train": "",  # nyu:PATH:train, depths:PATH (images/ and depth/) or tfds:nyu_depth_v2:train
+            "eval": "",
+            "num_train": 0,
+            "num_eval": 0,
+            "min_depth": 0.001,  # metres
+            "max_depth": 10.0,
+            "num_bins": 256,
+            "variance_focus": 0.85,
+            "silog_weight": 10.0,
+            "crop_size": (420, 560),
+            "jitter": 0.2,
+            "eval_size": (480, 640),
+            "eval_crop": (45, 471, 41, 601),  # Eigen's; () for the whole image
+            "epochs": 25,
+            "batch_size": 128,
+            "eval_batch_size": 8,
+            "learning_rate": 1e-3,
+            "learning_rates": (),
+            "held_out": 0.1,
+            "final_learning_rate": 1e-6,
+            "warmup_steps": 100,
+            "weight_decay": 1e-3,
+            "clip_norm": 1.0,
+        }
+    )
+    # k-NN and logistic regression on [cls, mean patch] of labelled images, centre crops; train empty: none.
+    config.quick = ConfigDict(
+        {
+            "train": "",
+            "eval": "",
+            "num_train": 0,
+            "num_eval": 0,
+            "neighbours": (20,),
+            "temperature": 0.07,
+            "strengths": (0.01, 0.1, 1.0, 10.0),  # C of logistic regression, chosen on the held_out share of the training set
+            "held_out": 0.1,
         }
     )
     # Directions, ranks and basins of all images; perturbations, exponents and Jacobians of the first tangent_images of them (0:

@@ -11,7 +11,7 @@ from brh_jax.metrics import clock, read_metrics
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from experiments.context import Context, read_record, write_json
-from experiments.sections import dynamics, partitions_in
+from experiments.sections import dynamics, partitions_in, probes
 
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -131,21 +131,7 @@ def _sections(context: Context, results, folder):
         )
     if results["dynamics"]:
         yield from dynamics.sections(context, results, folder)
-    accuracies = results["probes"].get("accuracy")
-    if accuracies:
-        probes = results["probes"]
-        yield FigureEntry(
-            save_figure(figures.probe_accuracy(accuracies, probes["num_eval"]), folder, "probes"),
-            "Linear probes",
-            f"Trained on {probes['num_train']} images of {probes['train']}, tested on {probes['num_eval']} of {probes['eval']}; "
-            "bars are binomial 95 % intervals.",
-        )
-        columns = ["model", "accuracy", "of the teacher's"]
-        rows = [[n, f"{100 * a:.2f} %", f"{100 * a / accuracies['teacher']:.1f} %"] for n, a in accuracies.items()]
-        if given := probes.get("accuracy_of_given_head"):
-            columns.append(f"with {pathlib.Path(context.config.probe.head).name} as it is")
-            rows = [[*row, f"{100 * given[row[0]]:.2f} %"] for row in rows]
-        yield Table("Linear probes in figures", columns, rows)
+    yield from probes.sections(context, results, folder)
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:

@@ -112,14 +112,6 @@ def test_training_curves_show_every_block():
     assert labels[:3] == ["block 1", "block 2", "mean"]
 
 
-def test_probe_intervals_are_wilsons():
-    figure = figures.probe_accuracy({"teacher": 0.9, "k2": 1.0}, 100)
-    segments = next(c for c in figure.axes[0].collections if len(c.get_segments()) == 2).get_segments()
-    low, high = segments[0][:, 1]
-    assert (low, high) == pytest.approx((0.8256, 0.9448), abs=1e-3)
-    assert segments[1][1, 1] <= 1.0 + 1e-9
-
-
 def test_the_page_is_self_contained_and_escapes(tmp_path):
     figure = portrait.patch_coherence(measures(), PARTITIONS)
     png = save_figure(figure, tmp_path / "figures", "coherence")

@@ -1,0 +1,242 @@
+"""Linear depth on patch and class tokens of a frozen encoder (paper, section 9)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from brh_jax.dynamics.statistics import summarize
+from brh_jax.errors import UserError
+from brh_jax.models.encoder import Encoder
+from brh_jax.parallel import to_host
+from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
+from brh_jax.probes.heads import apply_head, train_head, zero_head
+
+UPSAMPLED = 4  # the head's map is so many times as fine as the patches
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthSettings:
+    """How a depth probe trains and is measured; the defaults are the paper's for NYUv2.
+
+    The paper names no warm-up, final rate or clipping for it: those of its classification probe; nor how strong the jitter is.
+
+    Attributes:
+        min_depth, max_depth: the range in metres; ground truth out of it is no measurement.
+        num_bins: bins of equal width that the range is cut into.
+        variance_focus: of the scale-invariant loss.
+        silog_weight: weight of that loss beside the cross-entropy.
+        crop_size: (height, width) of training crops in pixels.
+        jitter: of colours, see `RandomCrop`.
+        eval_size: (height, width) that images and ground truth are measured at, stretched where they have another size.
+        eval_crop: first and last row, first and last column that count (Eigen's crop), ends excluded; () for the whole image.
+    """
+
+    min_depth: float = 0.001
+    max_depth: float = 10.0
+    num_bins: int = 256
+    variance_focus: float = 0.85
+    silog_weight: float = 10.0
+    crop_size: tuple[int, int] = (420, 560)
+    jitter: float = 0.2
+    eval_size: tuple[int, int] = (480, 640)
+    eval_crop: tuple[int, ...] = (45, 471, 41, 601)
+    epochs: int = 25
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 1e-3
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for field in ("crop_size", "eval_size", "eval_crop"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
+            raise UserError(
+                f"{self.num_bins} bins on {self.min_depth} to {self.max_depth} m: expected two bins or more on a range that rises"
+            )
+        if self.eval_crop:
+            rows, columns = self.eval_crop[:2], self.eval_crop[2:]
+            if len(columns) != 2 or not all(
+                0 <= first < last <= size for (first, last), size in zip((rows, columns), self.eval_size, strict=True)
+            ):
+                raise UserError(
+                    f"config.depth.eval_crop {tuple(self.eval_crop)} does not lie in images of {tuple(self.eval_size)}: expected "
+                    "(first row, last row, first column, last column), or () for the whole image"
+                )
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middle of every bin in metres, `[bins]`."""
+        edges = np.linspace(self.min_depth, self.max_depth, self.num_bins + 1)
+        return ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
+
+    def valid(self, depth):
+        """Whether ground truth is a measurement within the range."""
+        return (depth > self.min_depth) & (depth < self.max_depth)
+
+
+class DepthScores(NamedTuple):
+    """Agreement of predicted depth with the truth.
+
+    Attributes:
+        rmse: root of the mean squared error in metres, of each image, mean over images (as BTS, AdaBins and DINOv2 report it).
+        low, high: its 95 % bootstrap interval over images.
+        rmse_pooled: the same of all images' pixels together (as Eigen et al. 2014 report it).
+        abs_rel: mean of |error| / truth, mean over images.
+        delta1: share of pixels with max(prediction / truth, truth / prediction) < 1.25, mean over images.
+        num_images: how many were measured.
+        num_without: how many more had no valid ground truth.
+    """
+
+    rmse: float
+    low: float
+    high: float
+    rmse_pooled: float
+    abs_rel: float
+    delta1: float
+    num_images: int
+    num_without: int
+
+
+def train_depth(encoder: Encoder, batches, num_steps: int, settings: DepthSettings, *, mesh, **options):
+    """Trains [LN(patch), LN(cls)] -> bins of depth on silog_weight * SI-log + cross-entropy.
+
+    The cross-entropy is that of the bin of valid pixels only. (The authors build bins with 255 as the value to ignore and train
+    with 256, so that pixels without a measurement are trained as the deepest bin.) It is taken on the head's own map, the ground
+    truth of which is the nearest pixel's; the scale-invariant loss at the size of the image.
+
+    Args:
+        batches: of `image` uint8 and `target`, depth in metres of that size, 0 for no measurement.
+        options: see `training.train`.
+
+    Returns:
+        The head {"kernel": [features, bins], "bias": [bins]}.
+    """
+
+    def loss_fn(head, params, batch):
+        amounts = pad_amounts(encoder, *batch["target"].shape[1:])
+        target = pad_target(batch["target"], amounts, 0)
+        logits = bin_logits(encoder, params, head, batch["image"])
+        predicted = enlarge(expected_depth(logits, settings), *target.shape[1:])
+        silog = scale_invariant_log(predicted, target, settings)
+        return settings.silog_weight * silog + bin_cross_entropy(logits, target, settings)
+
+    head = zero_head(encoder.dim * (2 if encoder.layout.num_cls else 1), settings.num_bins)
+    return train_head(loss_fn, head, batches, num_steps, settings, mesh=mesh, params=encoder.params, **options)[0]
+
+
+def bin_logits(encoder: Encoder, params, head, images):
+    """Logits of the bins on a map four times as fine as the patches, `[batch, 4 rows, 4 columns, bins]`; inside jit.
+
+    The head is linear and the weights of the interpolation sum to one: it is applied before the upsampling, which is then of
+    `bins` numbers rather than of two tokens.
+    """
+    patches, cls = token_maps(encoder, params, images)
+    if cls.shape[1]:
+        everywhere = jnp.broadcast_to(cls[:, None, None, 0], patches.shape)
+        patches = jnp.concatenate([patches, everywhere], -1)
+    rows, columns = patches.shape[1:3]
+    return enlarge(apply_head(head, patches), UPSAMPLED * rows, UPSAMPLED * columns)
+
+
+def expected_depth(logits, settings: DepthSettings):
+    """Mean of the bins' centres under the softmax, `[..., bins] -> [...]` in metres."""
+    return jax.nn.softmax(logits) @ settings.centres
+
+
+def scale_invariant_log(predicted, target, settings: DepthSettings):
+    """sqrt(mean g^2 - variance_focus (mean g)^2) over the valid pixels of a batch, g = log predicted - log true."""
+    valid = settings.valid(target)
+    ratio = jnp.where(valid, jnp.log(jnp.maximum(predicted, 1e-6)) - jnp.log(jnp.where(valid, target, 1.0)), 0.0)
+    count = jnp.maximum(valid.sum(), 1)
+    # The root's slope is infinite at zero.
+    return jnp.sqrt(jnp.sum(ratio**2) / count - settings.variance_focus * (jnp.sum(ratio) / count) ** 2 + 1e-8)
+
+
+def bin_cross_entropy(logits, target, settings: DepthSettings):
+    """Mean over the valid pixels, ground truth taken from the nearest pixel; 0 without any."""
+    nearest = jax.image.resize(target, (len(target), *logits.shape[1:3]), "nearest")
+    valid = settings.valid(nearest)
+    width = (settings.max_depth - settings.min_depth) / settings.num_bins
+    bins = jnp.clip((nearest - settings.min_depth) / width, 0, settings.num_bins - 1).astype(jnp.int32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, bins)
+    return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
+
+
+def predictor(encoder: Encoder, settings: DepthSettings):
+    """A function from a head and uint8 images to depth in metres at their size, `[batch, height, width]`."""
+
+    @jax.jit
+    def predict(params, head, images):
+        height, width = images.shape[1:3]
+        amounts = pad_amounts(encoder, height, width)
+        depth = expected_depth(bin_logits(encoder, params, head, images), settings)
+        return unpad(enlarge(depth, height + sum(amounts[0]), width + sum(amounts[1])), amounts)
+
+    return functools.partial(predict, encoder.params)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def image_errors(predicted, target, settings: DepthSettings):
+    """Per image, over its valid pixels in the crop: their number, mean squared error, mean |error| / truth, share within 1.25.
+
+    Args:
+        predicted, target: metres, `[batch, height, width]`.
+
+    Returns:
+        `[batch, 4]`.
+    """
+    if settings.eval_crop:
+        top, bottom, left, right = settings.eval_crop
+        predicted, target = predicted[:, top:bottom, left:right], target[:, top:bottom, left:right]
+    valid = settings.valid(target)
+    count = valid.sum((1, 2))
+    true = jnp.where(valid, target, 1.0)
+    ratio = jnp.maximum(predicted / true, true / jnp.maximum(predicted, 1e-6))
+
+    def mean(values):
+        return jnp.sum(values * valid, (1, 2)) / jnp.maximum(count, 1)
+
+    error = predicted - true
+    return jnp.stack([count.astype(jnp.float32), mean(error**2), mean(jnp.abs(error) / true), mean(ratio < 1.25)], -1)
+
+
+def evaluate_depth(predict: Callable, settings: DepthSettings, batches: Iterable) -> DepthScores:
+    """Scores at the ground truth's size, inside the crop.
+
+    Args:
+        predict: uint8 images -> metres, a `predictor` with its head.
+        batches: from `measuring_batches`, of `image` and `target`.
+
+    Raises:
+        UserError: no image with valid ground truth.
+    """
+    found = []
+    for batch in batches:
+        errors = to_host(image_errors(predict(batch["image"]), batch["target"], settings))
+        found.append(errors[batch["valid"]].astype(np.float64))
+    return depth_scores(np.concatenate(found) if found else np.zeros((0, 4)))
+
+
+def depth_scores(errors) -> DepthScores:
+    """Scores from `image_errors` of all images, `[images, 4]`.
+
+    Raises:
+        UserError: no image has valid pixels.
+    """
+    count, square, relative, within = errors[errors[:, 0] > 0].T
+    if not len(count):
+        raise UserError(f"none of {len(errors)} images has ground truth within the range: there is nothing to measure depth by")
+    rmse = np.sqrt(square)
+    band = summarize(rmse) if len(rmse) > 1 else None
+    low, high = (float(band.low), float(band.high)) if band else (float(rmse[0]),) * 2
+    pooled = float(np.sqrt(np.sum(square * count) / count.sum()))
+    means = float(rmse.mean()), low, high, pooled, float(relative.mean()), float(within.mean())
+    return DepthScores(*means, len(count), len(errors) - len(count))

@@ -1,0 +1,114 @@
+"""What all probes share: training a linear head on a frozen encoder, choosing its learning rate, intervals over images."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from brh_jax.errors import UserError
+from brh_jax.parallel import shard, to_host
+from brh_jax.training import adamw, train
+
+
+def train_head(loss_fn: Callable, head, batches, num_steps: int, settings, *, mesh, params=None, seen_in=None, **options):
+    """Trains a head by AdamW with clipped gradients.
+
+    Args:
+        loss_fn: (head, params, batch) -> loss.
+        head: what to start from, a pytree.
+        settings: has `clip_norm` and what `training.adamw` wants.
+        params: of the frozen encoder, handed to `loss_fn`.
+        seen_in: batch -> bool `[classes]`, which of them the batch holds; gathered over all batches, also of a run that was
+            stopped and goes on.
+        options: see `training.train`.
+
+    Returns:
+        The head, and what was seen (None without `seen_in`).
+    """
+    adam, _ = adamw(settings, num_steps)
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, params, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(state["head"], params, batch)
+        updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
+        found = {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}
+        if seen_in is not None:
+            found["seen"] = state["seen"] | seen_in(batch)
+        return found, {"loss": loss}
+
+    params = None if params is None else shard(params, mesh)
+
+    def step(state, batch, index):
+        return update(state, params, batch)
+
+    head = jax.tree.map(jnp.copy, head)  # the loop donates its state
+    state = {"head": head, "opt_state": optimiser.init(head)}
+    if seen_in is not None:
+        state["seen"] = jnp.zeros(head["bias"].shape, bool)
+    state = to_host(train(step, state, batches, num_steps=num_steps, mesh=mesh, **options))
+    return state["head"], state.get("seen")
+
+
+def zero_head(num_features: int, num_outputs: int) -> dict:
+    """A linear head that gives zeros."""
+    return {"kernel": jnp.zeros((num_features, num_outputs)), "bias": jnp.zeros(num_outputs)}
+
+
+def apply_head(head, features):
+    """`[..., features] -> [..., outputs]`."""
+    return features @ head["kernel"] + head["bias"]
+
+
+def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, at random; every row is in one of them.
+
+    Raises:
+        UserError: one of them would be empty.
+    """
+    held = round(share * count)
+    if not 0 < held < count:
+        raise UserError(f"held_out is {share}: of {count} images that leaves {held} to choose by, expected some and not all")
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def choose(candidates, count: int, share: float, seed: int, score: Callable) -> tuple[float, dict[float, float]]:
+    """The setting that does best on a held-out part of the training set; the test set has no say.
+
+    Args:
+        candidates: settings to choose from; a single one is not tried.
+        count: images of the training set.
+        share: of them that is held out.
+        score: (candidate, rows to train on, rows to measure) -> score, higher is better.
+
+    Returns:
+        The best, and the score of each (empty where there was no choice).
+    """
+    if len(candidates) == 1:
+        return candidates[0], {}
+    rest, held = split_rows(count, share, seed)
+    scores = {candidate: float(score(candidate, rest, held)) for candidate in candidates}
+    return max(scores, key=scores.get), scores
+
+
+def bootstrap_interval(counts, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95):
+    """Percentile bootstrap over images of a statistic of summed counts (Efron and Tibshirani 1993, section 13.3).
+
+    Args:
+        counts: `[images, ...]`; summed over the images that a draw takes.
+        statistic: sum `[...]` -> float.
+
+    Returns:
+        (low, high).
+    """
+    counts = np.asarray(counts, np.float64)
+    flat, num_images = counts.reshape(len(counts), -1), len(counts)
+    rng = np.random.default_rng(seed)
+    draws = (np.bincount(rng.integers(num_images, size=num_images), minlength=num_images) for _ in range(num_resamples))
+    found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
+    low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""How each kind of probe runs on the teacher and on every Raptor, for the probes stage."""
