@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from brh_jax.data.pipeline import training_batches
@@ -88,6 +89,7 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
         batch_size=batch_size,
         loop=context.loop,
     )
+    context.save_arrays(folder / "head.npz", **head, classes=np.array(train.classes))
     values, labels = features(evaluation, config.probe.num_eval, "test set")
     before = None if start is None else classification.accuracy(start, values, labels)
     return classification.accuracy(head, values, labels), before, (count, len(labels))
