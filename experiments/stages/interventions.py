@@ -168,44 +168,43 @@ def _bands(found: dict, seed: int) -> dict:
 
 def _band(values, seed) -> dict:
     band = summarize(values, seed=seed)
-    return {name: np.round(getattr(band, name), 6).tolist() for name in ("mean", "low", "high")}
+    return {name: (np.round(getattr(band, name), 6) + 0.0).tolist() for name in ("mean", "low", "high")}
 
 
 def _swap_summary(group, found, partitions, config) -> dict:
-    distance, place = (np.array([getattr(s, name) for s in group]) for name in ("distance", "places"))
-    out = {"num_swaps": len(group), "num_layers": len(group[0].places), "partitions": {}}
-    if len(group[0].places) == 1:
-        out["matrix"] = {
-            measure: _matrix(group, values, next(iter(partitions.values())).depth) for measure, values in found.items()
-        }
-    for k, partition in partitions.items():
-        kinds = [s.is_inter(partition) for s in group]
-        known = np.array([kind is not None for kind in kinds])
-        inter = np.array([bool(kind) for kind in kinds])
-        curves = {
-            name: [
-                _at(found, known & (inter == (name == "inter")) & (distance == d), d, config.seed) for d in np.unique(distance)
-            ]
-            for name in ("intra", "inter")
-        }
-        tests = {}
-        for measure, values in found.items():
-            options = {"num_permutations": config.interventions.num_permutations, "seed": config.seed}
-            strata = {"distance": distance, "place_and_distance": np.column_stack([place, distance])}
-            one = {
-                name: None
-                if (c := causal.matched_contrast(values[known], inter[known], s[known], **options)) is None
-                else c._asdict()
-                for name, s in strata.items()
-            }
-            if len(group[0].places) == 1 and len(group) == partition.depth * (partition.depth - 1):
-                test = causal.boundary_test(values, group, partition)
-                one["boundaries"] = test and test._asdict()
-            tests[measure] = one
-        out["partitions"][f"k{k}"] = {"text": str(partition), "tests": tests} | {
-            name: [point for point in points if point] for name, points in curves.items()
-        }
-    return out
+    single = len(group[0].places) == 1
+    depth = next(iter(partitions.values())).depth
+    matrices = {measure: _matrix(group, values, depth) for measure, values in found.items()} if single else {}
+    return {
+        "num_swaps": len(group),
+        "num_layers": len(group[0].places),
+        "matrix": matrices,
+        "partitions": {f"k{k}": _kinds_summary(group, found, partition, config) for k, partition in partitions.items()},
+    }
+
+
+def _kinds_summary(group, found, partition, config) -> dict:
+    """Means by distance and the tests of one partition; swaps that are neither within its phases nor across are left out."""
+    kinds = np.array([s.is_inter(partition) for s in group])
+    distance = np.array([s.distance for s in group])
+    curves = {
+        name: [p for d in np.unique(distance) if (p := _at(found, (kinds == inter) & (distance == d), d, config.seed))]
+        for name, inter in (("intra", False), ("inter", True))
+    }
+    known = kinds != None  # noqa: E711 - of every element
+    options = {"num_permutations": config.interventions.num_permutations, "seed": config.seed}
+    strata = {"distance": distance}
+    if single := len(group[0].places) == 1:
+        strata["place_and_distance"] = np.column_stack([[s.places[0] for s in group], distance])
+    tests = {measure: {} for measure in found}
+    for measure, values in found.items():
+        for name, stratum in strata.items():
+            contrast = causal.matched_contrast(values[known], kinds[known], stratum[known], **options)
+            tests[measure][name] = contrast and contrast._asdict()
+        if single and len(group) == partition.depth * (partition.depth - 1):
+            moved = causal.boundary_test(values, group, partition, seed=config.seed)
+            tests[measure]["boundaries"] = moved and moved._asdict()
+    return {"text": str(partition), **curves, "tests": tests}
 
 
 def _at(found, rows, distance, seed) -> dict | None:
@@ -213,7 +212,7 @@ def _at(found, rows, distance, seed) -> dict | None:
     if not rows.any():
         return None
     measures = {measure: _band(values[rows].mean(0), seed) for measure, values in found.items()}
-    return {"distance": int(distance), "num_swaps": int(rows.sum()), **measures}
+    return {"distance": int(distance), "num_swaps": int(rows.sum()), "measures": measures}
 
 
 def _matrix(group, values, depth: int) -> list:

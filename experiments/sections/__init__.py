@@ -1,0 +1,1 @@
+"""Parts of the page, a file per topic: from results to figures and tables."""
