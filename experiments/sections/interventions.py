@@ -81,10 +81,12 @@ def _contrast_table(swaps, partitions, measure) -> Table:
     what = "Share of images misclassified" if measure == "error" else "1 - cosine of the last [cls, mean patch]"
     remark = (
         f"{what}, mean over swaps. The plain means are what is usually shown, and distance confounds them. Differences are "
-        "across minus within, of swaps at one distance, or of one place and distance (one layer before it against one behind), "
-        "with bootstrap 95 % intervals over images and the number of swaps within / across that they compare; p by shuffling which is "
-        "which, one-sided. The last column moves the phase boundaries to all other places instead, since swaps share layers and "
-        "are not independent; it cannot fall below one over the number of places. Boundaries were cut where layers differ most."
+        "across minus within, of swaps at one distance, or of one place and distance (one layer before it against one behind); "
+        "with bootstrap 95 % intervals over images, and the numbers of swaps within / across that are compared. p by shuffling "
+        "which is which, one-sided. The last column moves the phase boundaries to all other places instead, since swaps share "
+        "layers and are not independent; it cannot fall below one over the number of places. Boundaries were cut where layers "
+        "differ most, so a small p is not independent evidence; and where the damage depends on the place more than on what runs "
+        "there, only the column of equal places speaks for phases."
     )
     title = "Swaps in figures: accuracy" if measure == "error" else "Swaps in figures: change of the last state"
     return Table(title, columns, rows, remark)
