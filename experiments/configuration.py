@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 
 from brh_jax.errors import UserError
+from brh_jax.interventions import PARTS
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
 from brh_jax.probes.depth import DepthSettings
@@ -39,6 +40,8 @@ _POSITIVE = (
     "depth.batch_size",
     "depth.eval_batch_size",
     "quick.temperature",
+    "interventions.batch_size",
+    "interventions.num_permutations",
     "dynamics.batch_size",
     "dynamics.num_images",
     "dynamics.linear_images",
@@ -87,6 +90,7 @@ def check_config(config) -> None:
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
+    _check_interventions(config.interventions)
     for name, least in (("tangent_images", 0), ("influence_probes", 0), ("num_probes", 2)):
         if config.dynamics[name] < least:
             raise UserError(f"config.dynamics.{name} is {config.dynamics[name]}: expected {least} or more")
@@ -114,6 +118,18 @@ def _check_probe(name, section):
         raise UserError(f"config.{name}.{choice} is {section[choice]}: expected positive numbers such as (0.001, 0.01)")
     if name == "depth":
         settings_of(DepthSettings, {k: v for k, v in section.items() if k in {f.name for f in fields(DepthSettings)}})
+
+
+def _check_interventions(section):
+    for name in ("num_images", "num_swaps"):
+        if section[name] < 0:
+            raise UserError(f"config.interventions.{name} is {section[name]}: expected 0 or more")
+    if section.num_images == 1:
+        raise UserError("config.interventions.num_images is 1: expected 0, or two or more for intervals over images")
+    if not section.num_layers or any(not isinstance(n, int) or n < 1 for n in section.num_layers):
+        raise UserError(f"config.interventions.num_layers is {section.num_layers}: expected numbers such as (1,2,3)")
+    if unknown := [part for part in section.parts if part not in PARTS]:
+        raise UserError(f"config.interventions.parts names {unknown[0]!r}: expected some of {', '.join(PARTS)}")
 
 
 def _value(config, name):

@@ -14,7 +14,7 @@ from brh_jax.metrics import clock
 from brh_jax.parallel import is_main, make_mesh, wait_for_all
 from experiments.configuration import check_config
 from experiments.context import Context, read_record, write_json
-from experiments.stages import distill, dynamics, phases, probes, report, teacher
+from experiments.stages import distill, dynamics, interventions, phases, probes, report, teacher
 
 
 class Stage(NamedTuple):
@@ -31,6 +31,7 @@ STAGES = {
     "phases": Stage(phases.run, ("seed", "compute_dtype", "teacher", "data", "eval", "phases")),
     "distill": Stage(distill.run, _DISTILL),
     "probes": Stage(probes.run, (*_DISTILL, *_PROBES)),
+    "interventions": Stage(interventions.run, (*_DISTILL, "probe", "interventions")),
     "dynamics": Stage(dynamics.run, (*_DISTILL, "dynamics")),
     "report": Stage(report.run, ()),
 }
@@ -47,8 +48,8 @@ _WITHOUT_EFFECT = {
 }
 MODES = ("train", "eval", "report")
 # What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
-_MEASURING = ("distill", "probes", "dynamics")
-_MEASURED_WITH = ("eval.", "dynamics.", "data.eval", "compute_dtype", "mesh.")
+_MEASURING = ("distill", "probes", "interventions", "dynamics")
+_MEASURED_WITH = ("eval.", "interventions.", "dynamics.", "data.eval", "compute_dtype", "mesh.")
 _MEASURED_WITH += tuple(f"{probe}.{name}" for probe in _PROBES for name in ("eval", "num_eval"))
 
 

@@ -12,7 +12,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/default.py takes no argument, got {arg!r}")
     config = ConfigDict()
     config.seed = 0
-    config.stages = ("teacher", "phases", "distill", "probes", "dynamics", "report")
+    config.stages = ("teacher", "phases", "distill", "probes", "interventions", "dynamics", "report")
     config.compute_dtype = "float32"  # of matrix products; parameters, residual stream and losses are float32
     config.tensorboard = False  # metrics also as TensorBoard events, beside metrics.jsonl
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
@@ -165,6 +165,18 @@ def get_config(arg: str = "") -> ConfigDict:
             "temperature": 0.07,
             "strengths": (0.01, 0.1, 1.0, 10.0),  # C of logistic regression, chosen on the held_out share of the training set
             "held_out": 0.1,
+        }
+    )
+    # Layers swapped, deleted and repeated, Raptors' blocks in the teacher's place; num_images 0: none.
+    config.interventions = ConfigDict(
+        {
+            "images": "",  # as data.train names them; empty: data.eval. With labels there are accuracies
+            "num_images": 256,
+            "batch_size": 32,
+            "num_layers": (1, 2, 3),  # replaced at a time
+            "parts": ("layer", "attention", "mlp"),  # of the layers, whole or half of them
+            "num_swaps": 132,  # of each sort at most, drawn evenly over distances; 0: all (132 single ones with 12 layers)
+            "num_permutations": 10_000,
         }
     )
     # Directions, ranks and basins of all images; perturbations, exponents and Jacobians of the first tangent_images of them (0:

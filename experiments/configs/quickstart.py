@@ -66,5 +66,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "warmup_steps": 10,
         }
     )
+    config.interventions.update({"num_images": 144, "batch_size": 144})
     config.dynamics.update({"num_images": 360, "batch_size": 72})
     return config.lock()

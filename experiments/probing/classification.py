@@ -93,7 +93,9 @@ def _train(context: Context, folder, name, encoder, train):
 
     rates = tuple(config.probe.learning_rates) or (settings.learning_rate,)
     rate, scores = choose(rates, count, config.probe.held_out, config.seed, score)
-    return fit(rate, np.arange(count), folder), start, count, rate, scores
+    head = fit(rate, np.arange(count), folder)
+    context.save_arrays(folder / "head.npz", **head, classes=np.array(train.classes))
+    return head, start, count, rate, scores
 
 
 def _crops(context: Context, source: Source, encoder, batch_size):

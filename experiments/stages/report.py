@@ -11,7 +11,7 @@ from brh_jax.metrics import clock, read_metrics
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from experiments.context import Context, read_record, write_json
-from experiments.sections import dynamics, partitions_in, probes
+from experiments.sections import dynamics, interventions, partitions_in, probes
 
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -36,7 +36,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
 
 def _results(context: Context) -> dict:
     """Everything that the stages measured, and where and how."""
-    names = ("teacher", "phases", "distill", "probes", "dynamics")
+    names = ("teacher", "phases", "distill", "probes", "interventions", "dynamics")
     records = {name: read_record(context.workdir / name) for name in names}
     done = {name: r for name, r in records.items() if r.get("done")}
     found = {name: dict(done[name]["summary"]) if name in done else {} for name in names}
@@ -129,9 +129,10 @@ def _sections(context: Context, results, folder):
             "e of the block-recurrent hypothesis",
             "Frobenius norm of the difference to the teacher's state divided by the norm of that state, mean over images.",
         )
+    yield from probes.sections(context, results, folder)
+    yield from interventions.sections(context, results, folder)
     if results["dynamics"]:
         yield from dynamics.sections(context, results, folder)
-    yield from probes.sections(context, results, folder)
 
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:

@@ -91,7 +91,7 @@ def test_another_configuration_is_refused_and_nothing_lost(done):
     config = complete().unlock()
     config.distill.stage1.steps = 9
     with pytest.raises(
-        UserError, match=r"distill.stage1.steps: 8 there, 9 here\n.*--rerun to discard .*distill, probes, dynamics"
+        UserError, match=r"distill.stage1.steps: 8 there, 9 here\n.*--rerun to discard .*distill, probes, interventions, dynamics"
     ):
         pipeline.run(config, workdir)
     assert (workdir / "distill" / "k3" / "raptor" / "model.safetensors").exists()
