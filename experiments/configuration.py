@@ -5,6 +5,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
+from brh_jax.phases import METRICS as PHASE_METRICS
 from experiments.stages.phases import partitions_of
 
 METHODS = ("max_cut", "contrast_cut", "recursive_bisection", "random_contiguous", "random_fragmented", "given")
@@ -51,6 +52,11 @@ def check_config(config) -> None:
     _one_of(config, "data.eval_augment", AUGMENTS)
     _one_of(config, "phases.method", METHODS)
     _one_of(config, "compute_dtype", DTYPES)
+    for metric in config.phases.metrics:
+        if metric not in PHASE_METRICS:
+            raise UserError(f"config.phases.metrics names {metric!r}: expected some of {', '.join(PHASE_METRICS)}")
+    if config.phases.bootstrap < 0:
+        raise UserError(f"config.phases.bootstrap is {config.phases.bootstrap}: expected a number of resamples, or 0 for none")
     if config.phases.method == "given" and not config.phases.lengths:
         raise UserError(
             "config.phases.lengths is empty, but config.phases.method is given: expected phase lengths such as (7,3,2)"

@@ -53,6 +53,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_images": 10_000,
             "batch_size": 64,
             "seed": 0,
+            "bootstrap": 1000,  # resamples of the images that the partition is cut from again; 0: none
+            "metrics": ("cosine", "cka"),  # that it is cut by then; a run's own partitions are always those of the cosine
         }
     )
 

@@ -10,7 +10,7 @@ def get_config(arg=""):
     config = quickstart.get_config().unlock()
     config.teacher.vit.update({"dim": 16, "depth": 4, "mlp_dim": 32, "num_registers": 1})
     config.teacher.train.update({"steps": 10, "warmup_steps": 2, "batch_size": 32})
-    config.phases.update({"num_images": 32, "batch_size": 16})
+    config.phases.update({"num_images": 32, "batch_size": 16, "bootstrap": 20})
     config.distill.update({"batch_size": 16, "log_every": 2, "save_every": 4})
     config.distill.stage1.update({"steps": 8, "warmup_steps": 2})
     config.distill.stage2.update({"steps": 8, "warmup_steps": 2})
