@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from brh_jax.distill import BASELINES
 from brh_jax.errors import UserError
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
@@ -26,6 +27,7 @@ _POSITIVE = (
     "distill.stage2.steps",
     "eval.batch_size",
     "eval.num_images",
+    "eval.baseline_images",
     "probe.epochs",
     "probe.batch_size",
     "dynamics.batch_size",
@@ -52,6 +54,9 @@ def check_config(config) -> None:
     _one_of(config, "data.eval_augment", AUGMENTS)
     _one_of(config, "phases.method", METHODS)
     _one_of(config, "compute_dtype", DTYPES)
+    for name in config.eval.baselines:
+        if name not in BASELINES:
+            raise UserError(f"config.eval.baselines names {name!r}: expected some of {', '.join(BASELINES)}")
     for metric in config.phases.metrics:
         if metric not in PHASE_METRICS:
             raise UserError(f"config.phases.metrics names {metric!r}: expected some of {', '.join(PHASE_METRICS)}")

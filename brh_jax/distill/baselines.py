@@ -137,7 +137,8 @@ def _fit(moments: _Moments, ridge: float) -> _Affine:
 
 
 def _jitted(predict, parameters):
-    return functools.partial(jax.jit(predict), jax.tree.map(jnp.asarray, parameters))
+    # numpy, which jax takes for the same everywhere: predictions of states laid over several processes work too.
+    return functools.partial(jax.jit(predict), parameters)
 
 
 def _predict_mean(mean, state):

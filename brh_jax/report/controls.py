@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brh_jax.report.figures import BASELINE, TEACHER, colour, styled
+from brh_jax.report.figures import BASELINE, TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, log_scale, styled
 
 
 @styled
@@ -61,4 +61,35 @@ def cut_weights(by_k: dict[str, dict]) -> Figure:
     axis.set_xticks(ks)
     axis.set_ylabel("share of dissimilarity\nbetween phases")
     figure.legend(loc="outside right center", fontsize=8)
+    return figure
+
+
+@styled
+def error_per_layer(fits: dict[str, dict]) -> Figure:
+    """e of the hypothesis per layer, relative to the state's norm (above) and absolute (below), a column per token type.
+
+    Args:
+        fits: name -> {"relative_error", "error": token type -> `[depth]`, "relative_error_all", "error_all": `[depth]`} and
+            optionally "intervals": `relative_error_cls`, ... -> {"low", "high"}, drawn as bands.
+    """
+    types = [t for t in TOKEN_NAMES if t in next(iter(fits.values()))["error"]]
+    figure = Figure(figsize=(2.6 * (len(types) + 1) + 1.5, 4.9), layout="constrained")
+    axes = figure.subplots(2, len(types) + 1, squeeze=False, sharex=True)
+    order = fit_order(fits)
+    for line, measure in zip(axes, ("relative_error", "error"), strict=True):
+        for axis, token in zip(line, [*types, "all"], strict=True):
+            for name, fit in fits.items():
+                values = np.asarray(fit[f"{measure}_all"] if token == "all" else fit[measure][token])
+                layers, style = np.arange(1, len(values) + 1), fit_style(name, order)
+                axis.plot(layers, values, **style)
+                if band := fit.get("intervals", {}).get(f"{measure}_{token}"):
+                    axis.fill_between(layers, band["low"], band["high"], color=style["color"], alpha=0.2, lw=0)
+            log_scale(axis)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axis, token in zip(axes[0], [*types, "all tokens"], strict=True):
+        axis.set_title(token)
+    axes[0][0].set_ylabel("e / norm of the state")
+    axes[1][0].set_ylabel("e")
+    figure.supxlabel("layer", fontsize=9)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure

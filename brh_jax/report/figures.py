@@ -96,7 +96,7 @@ def training_curves(runs: dict[str, list[dict]], columns: int = 2) -> Figure:
         annealed = [r["step"] for r in rows if r.get("teacher_forcing", 0) > 0]
         if annealed:
             axis.axvspan(0, max(annealed), color="#eeeeee", lw=0, label="teacher\nforcing\nannealed")
-        _log(axis)
+        log_scale(axis)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylabel("loss")
@@ -111,19 +111,20 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     """A measure of agreement with the teacher per layer, one panel per token type.
 
     Args:
-        fits: name -> {measure: {token type: [depth]}}; `identity` is drawn grey, `..._stage1` dashed.
+        fits: name -> {measure: {token type: [depth]}}; simpler predictions are drawn grey, `..._stage1` dashed, linear blocks
+            dotted.
         floor: the axis ends here; lower values are drawn as triangles on it.
     """
     types = [t for t in TOKEN_NAMES if t in next(iter(fits.values()))[measure]]
     figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
     axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
-    order = _raptor_order(fits)
+    order = fit_order(fits)
     for axis, token in zip(axes, types, strict=True):
         for name, fit in fits.items():
             values = np.asarray(fit[measure][token])
             layers = np.arange(1, len(values) + 1)
             drawn = values if floor is None else np.maximum(values, floor)
-            style = _fit_style(name, order)
+            style = fit_style(name, order)
             axis.plot(layers, drawn, **style)
             if floor is not None and (values < floor).any():
                 axis.plot(layers[values < floor], drawn[values < floor], "v", color=style["color"], ms=5, clip_on=False)
@@ -180,7 +181,7 @@ def along_depth(measures: dict[str, dict], partitions: dict[str, Partition], row
             if f"{measure}_{token}" in teacher:
                 _bands(axis, measures, f"{measure}_{token}", partitions)
                 if scale == "log":
-                    _log(axis)
+                    log_scale(axis)
             else:
                 axis.set_visible(False)
         line[0].set_ylabel(label)
@@ -369,7 +370,7 @@ def dynamics_summary(measures: dict[str, dict], partitions: dict[str, Partition]
     for axis, (name, label, scale) in zip(axes, panels, strict=False):
         _bands(axis, measures, name, partitions)
         if scale == "log":
-            _log(axis)
+            log_scale(axis)
         axis.set_title(label)
     rest = axes[len(panels) :]
     if "direction_exponents" in measures["teacher"]:
@@ -398,7 +399,7 @@ def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
     half = z * np.sqrt(values * (1 - values) / num_images + z**2 / (4 * num_images**2)) / (1 + z**2 / num_images)
     figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
     axis = figure.subplots()
-    order = _raptor_order(accuracies)
+    order = fit_order(accuracies)
     colours = [TEACHER if n == "teacher" else colour(order[n]) for n in names]
     axis.bar(names, values, color=colours, width=0.6)
     errors = np.clip([values - (centre - half), centre + half - values], 0, None)
@@ -414,7 +415,7 @@ def _plane(values):
     return values.real, values.imag
 
 
-def _log(axis) -> None:
+def log_scale(axis) -> None:
     """A logarithmic scale with plain numbers, of which there are always some."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
@@ -430,14 +431,14 @@ def _panels(measures, partitions, curves, scales=None) -> Figure:
     for axis, (name, label), scale in zip(axes, curves, scales or ["linear"] * len(curves), strict=True):
         _bands(axis, measures, name, partitions)
         if scale == "log":
-            _log(axis)
+            log_scale(axis)
         axis.set_ylabel(label)
     _legend(figure, axes[0])
     return figure
 
 
 def _bands(axis, measures, key, partitions):
-    order, styles = _raptor_order(measures), _styles(measures)
+    order, styles = fit_order(measures), _styles(measures)
     # A curve has a point for each state, for each layer, or between layers: the longest of them have one for each state.
     depth = max(len(curve["mean"]) for name, curve in measures["teacher"].items() if "exponents" not in name) - 1
     for name, style in styles.items():
@@ -460,7 +461,7 @@ def _bands(axis, measures, key, partitions):
 
 def _styles(names) -> dict[str, dict]:
     """Line of each model, the teacher's in black."""
-    order = _raptor_order(names)
+    order = fit_order(names)
     return {n: {"color": TEACHER, "lw": 1.8} if n == "teacher" else {"color": colour(order[n]), "lw": 1.4} for n in names}
 
 
@@ -468,23 +469,37 @@ def _legend(figure, axis) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 
-def _raptor_order(names) -> dict[str, int]:
-    """Number of each Raptor among the names, so that it keeps its colour; its stages share one."""
-    base = [n.removesuffix("_stage1") for n in names if n.removesuffix("_stage1") not in ("teacher", "identity")]
-    number = {n: i for i, n in enumerate(sorted(set(base)))}
-    return {n: number[n.removesuffix("_stage1")] for n in names if n.removesuffix("_stage1") in number}
+# Predictions that know nothing of phases: what they are called, and how their grey lines are dashed.
+_SIMPLE = {"identity": ("first state repeated", "-"), "mean": ("mean state", "--"), "linear": ("linear maps of a_0", ":")}
 
 
-def _fit_style(name, order) -> dict:
-    if name == "identity":
-        return {"color": BASELINE, "lw": 1.2, "label": "identity\n(first state\nrepeated)"}
-    stage1 = name.endswith("_stage1")
-    return {
-        "color": colour(order[name]),
-        "lw": 1.1 if stage1 else 1.8,
-        "ls": "--" if stage1 else "-",
-        "label": name.removesuffix("_stage1") + (", stage 1" if stage1 else ""),
-    }
+def fit_label(name: str) -> str:
+    """What a prediction of the trajectory is called: `k3_stage1` is `k3, stage 1`, `linear_k3` is `linear blocks, k3`."""
+    if name in _SIMPLE:
+        return _SIMPLE[name][0]
+    if name.startswith("linear_"):
+        return f"linear blocks, {name.removeprefix('linear_')}"
+    return name.replace("_stage1", ", stage 1")
+
+
+def fit_order(names) -> dict[str, int]:
+    """Number of each Raptor among the names, so that it keeps its colour; its stages and linear blocks share it."""
+
+    def base(name):
+        return name.removesuffix("_stage1").removeprefix("linear_")
+
+    raptors = [n for n in names if n != "teacher" and n not in _SIMPLE]
+    number = {n: i for i, n in enumerate(sorted({base(n) for n in raptors}))}
+    return {n: number[base(n)] for n in raptors}
+
+
+def fit_style(name: str, order: dict[str, int]) -> dict:
+    """How a prediction is drawn; `order` from `fit_order`."""
+    if name in _SIMPLE:
+        return {"color": BASELINE, "lw": 1.2, "ls": _SIMPLE[name][1], "label": fit_label(name)}
+    thin = {"_stage1": "--", "linear_": ":"}
+    dashes = next((dash for part, dash in thin.items() if part in name), None)
+    return {"color": colour(order[name]), "lw": 1.1 if dashes else 1.8, "ls": dashes or "-", "label": fit_label(name)}
 
 
 def _ticks(first: int, last: int) -> list[int]:

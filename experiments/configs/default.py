@@ -83,7 +83,17 @@ def get_config(arg: str = "") -> ConfigDict:
             "stage2": {**stage, "token_weights": (0.45, 0.10, 0.45)},
         }
     )
-    config.eval = ConfigDict({"num_images": 10_000, "batch_size": 64})
+    # Agreement with the teacher, beside that of simpler predictions fitted to its states of training images: mean, linear,
+    # linear_blocks (see brh_jax/distill/baselines.py). more: further sets of images that it is measured on.
+    config.eval = ConfigDict(
+        {
+            "num_images": 10_000,
+            "batch_size": 64,
+            "more": (),
+            "baselines": ("mean", "linear", "linear_blocks"),
+            "baseline_images": 1000,
+        }
+    )
 
     # Linear probe on [cls, mean patch]; train empty: none. Data are labelled and may be others than the ones above.
     config.probe = ConfigDict(

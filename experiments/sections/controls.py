@@ -1,6 +1,7 @@
-"""Controls on the page: how sure the partition is, and what random partitions and simpler predictions reach."""
+"""Controls on the page: how sure the partition is, what random ones reach, e with its intervals, and programs' lengths."""
 
 from brh_jax.report import controls
+from brh_jax.report.figures import TOKEN_NAMES, fit_label
 from brh_jax.report.html import FigureEntry, Table, save_figure
 
 
@@ -11,6 +12,9 @@ def sections(context, results, folder):
         yield from _stability(metrics, folder)
     if found.get("random"):
         yield from _random(found["random"], folder)
+    if results["distill"].get("fits"):
+        yield from _errors(results["distill"], context.config.data.eval, folder)
+        yield _description(results)
 
 
 def _stability(metrics, folder):
@@ -57,3 +61,74 @@ def _random(by_k, folder):
         f"Cut from half of the images it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}. "
         "How far the others stay below says how much it matters where depth is cut.",
     )
+
+
+def _errors(distill, spec, folder):
+    yield FigureEntry(
+        save_figure(controls.error_per_layer(distill["fits"]), folder, "error"),
+        "e of the block-recurrent hypothesis",
+        f"Frobenius norm of the difference to the teacher's state, relative to the norm of that state and absolute: mean over "
+        f"{distill['num_images']} images of {spec}, bands are its 95 % bootstrap intervals over images.",
+    )
+    rows = []
+    for name, found in {spec: distill, **distill.get("more", {})}.items():
+        for model, fit in found["fits"].items():
+            overall = fit.get("overall", {})
+            cells = [_interval(overall.get(f"relative_error_{t}"), fit, t) for t in (*TOKEN_NAMES, "all")]
+            worst = max(fit["relative_error_all"])
+            layer = fit["relative_error_all"].index(worst) + 1
+            rows.append([name, str(found["num_images"]), fit_label(model), *cells, f"{worst:.3f} at {layer}"])
+            rows[-1] += [_interval(overall.get("error_all"), fit, "all", "error")]
+    columns = [
+        "images",
+        "n",
+        "model",
+        *(f"e / norm, {t}" for t in TOKEN_NAMES),
+        "all tokens",
+        "largest, at layer",
+        "e, all tokens",
+    ]
+    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    remark = (
+        "Means over layers and images, with 95 % bootstrap intervals over images. The mean state and the linear maps are fitted "
+        "to the teacher's states of training images, apart for each token type. Linear blocks are one affine map for each phase, "
+        "fitted to the steps between the teacher's states and applied again and again."
+    )
+    yield Table("e in figures", [columns[i] for i in filled], [[row[i] for i in filled] for row in rows], remark)
+
+
+def _interval(overall, fit, token, measure="relative_error") -> str:
+    """Mean over layers, with its interval where there is one; empty for a token type that the model lacks."""
+    if overall:
+        return "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**overall)
+    values = fit[f"{measure}_all"] if token == "all" else fit[measure].get(token)
+    return f"{sum(values) / len(values):.3f}" if values else ""
+
+
+def _description(results) -> Table:
+    teacher, distill = results["teacher"], results["distill"]
+    costs = {"teacher": teacher} | distill["costs"]
+    rows = []
+    for name, cost in costs.items():
+        fit = distill["fits"].get(name)
+        rows.append(
+            [
+                name,
+                f"{cost['block_params']:,}",
+                f"{cost['block_bits']:,}",
+                f"{cost['partition_bits']:.1f}",
+                f"{cost['flops_per_image'] / 1e9:.3g}",
+                f"{cost['log2_flops']:.2f}",
+                f"{cost['levin']:,.0f}",
+                f"{100 * cost['levin'] / teacher['levin']:.1f} %",
+                _interval(fit.get("overall", {}).get("relative_error_all"), fit, "all") if fit else "0",
+            ]
+        )
+    columns = ["model", "block parameters", "bits", "partition, bits", "GFLOP per image", "log2 FLOP", "Kt", "of the teacher's"]
+    remark = (
+        "Levin's Kt is the length of a program plus the logarithm of its running time: bits of the blocks' parameters as they "
+        "are stored, bits that tell the partition from others, log2 of the operations of one image's blocks. Nothing is "
+        "compressed, so these are upper bounds; the running time hardly counts beside the length; and a shorter program stands "
+        "for the teacher only up to the e in the last column."
+    )
+    return Table("Description length and running time", [*columns, "e / norm"], rows, remark)

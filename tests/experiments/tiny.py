@@ -14,7 +14,7 @@ def get_config(arg=""):
     config.distill.update({"batch_size": 16, "log_every": 2, "save_every": 4})
     config.distill.stage1.update({"steps": 8, "warmup_steps": 2})
     config.distill.stage2.update({"steps": 8, "warmup_steps": 2})
-    config.eval.update({"num_images": 40, "batch_size": 16})
+    config.eval.update({"num_images": 40, "batch_size": 16, "baseline_images": 40})
     config.probe.update({"num_train": 64, "num_eval": 40, "epochs": 4, "batch_size": 32})
     config.dynamics.update({"num_images": 20, "batch_size": 16, "tangent_images": 0, "num_directions": 2, "num_probes": 2})
     config.dynamics.update({"num_exponents": 2, "num_values": 2, "rank": 4, "extrapolated_steps": 40, "influence_probes": 1})
