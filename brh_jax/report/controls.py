@@ -93,3 +93,27 @@ def error_per_layer(fits: dict[str, dict]) -> Figure:
     figure.supxlabel("layer", fontsize=9)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
+
+
+@styled
+def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figure:
+    """R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
+
+    Args:
+        curves: kind -> k -> figure of merit -> values of the runs.
+    """
+    names = list(next(iter(next(iter(curves.values())).values())))
+    figure = Figure(figsize=(3.3 * len(names) + 1.8, 2.9), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, name in zip(axes, names, strict=True):
+        for i, (kind, by_k) in enumerate(curves.items()):
+            ks = sorted(by_k)
+            mean = [np.mean(by_k[k][name]) for k in ks]
+            spread = [np.std(by_k[k][name], ddof=1) if len(by_k[k][name]) > 1 else 0.0 for k in ks]
+            places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)
+            axis.errorbar(places, mean, spread, fmt="o-", ms=4, lw=1.2, capsize=3, color=colour(i), label=kind)
+        axis.set_xlabel("number of phases k")
+        axis.set_ylabel(f"{name}, mean of layers")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
