@@ -71,6 +71,7 @@ def check_config(config) -> None:
     if bool(config.probe.train) != bool(config.probe.eval):
         raise UserError("config.probe.train and config.probe.eval go together: give both, or leave both empty")
     _one_of(config, "raptor.mlp", MLP_KINDS)
+    _one_of(config, "raptor.unshared", ("", "narrow", "shallow"))
     _one_of(config, "distill.remat", tuple(remat.POLICIES))
     if config.distill.batch_size % config.distill.pieces:
         raise UserError(

@@ -58,7 +58,11 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
 
-    config.raptor = ConfigDict({"mlp": "swiglu", "mlp_ratio": 4.0, "depth_scaling": True, "layer_scale_init": 1e-5})
+    # unshared: a control with the same number of parameters; narrow: every layer a block of its own, with a narrower feed-forward
+    # layer (k must be large enough for the attention); shallow: k blocks applied once each, for the last state of each phase.
+    config.raptor = ConfigDict(
+        {"mlp": "swiglu", "mlp_ratio": 4.0, "depth_scaling": True, "layer_scale_init": 1e-5, "unshared": ""}
+    )
 
     stage = {
         "steps": 312_500,

@@ -10,7 +10,7 @@ from brh_jax import distill
 from brh_jax.data.states import StatesBatches, open_states
 from brh_jax.dynamics import summarize
 from brh_jax.models import RaptorConfig
-from brh_jax.models.cost import cost, describe
+from brh_jax.models.cost import cost, describe, unshared
 from brh_jax.parallel import to_host
 from experiments.context import Context, identity, settings_of
 
@@ -23,14 +23,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     evaluations = {spec: context.source(spec) for spec in (config.data.eval, *config.eval.more)}
     raptors, costs = {}, {}
     for k, partition in context.partitions().items():
-        raptor_config = RaptorConfig(
-            teacher.config,
-            partition,
-            mlp=config.raptor.mlp,
-            mlp_dim=round(config.raptor.mlp_ratio * teacher.dim),
-            depth_scaling=config.raptor.depth_scaling,
-            layer_scale_init=config.raptor.layer_scale_init,
-        )
+        raptor_config = _config_of(config.raptor, teacher, partition)
         blocks = to_host(distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed)))
         for stage in (1, 2):
             # Of stage 1 too, parameters alone, for whoever wants to look at what stage 2 adds.
@@ -83,6 +76,19 @@ def _agreement(context: Context, source, teacher, predictors) -> dict[str, disti
             flush=True,
         )
     return fits
+
+
+def _config_of(section, teacher, partition) -> RaptorConfig:
+    config = RaptorConfig(
+        teacher.config,
+        partition,
+        mlp=section.mlp,
+        mlp_dim=round(section.mlp_ratio * teacher.dim),
+        depth_scaling=section.depth_scaling,
+        layer_scale_init=section.layer_scale_init,
+        once=section.unshared == "shallow",
+    )
+    return unshared(config) if section.unshared == "narrow" else config
 
 
 def _train(context: Context, folder, stage, source, teacher, raptor_config, blocks):

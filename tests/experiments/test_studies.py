@@ -158,7 +158,9 @@ def test_controls_are_a_study(tmp_path):
     assert runs["max-cut-seed1"]["phases.k"] == (1, 3) and runs["random-contiguous-seed1"]["phases.k"] == (3,)
     assert runs["random-fragmented-seed1"]["teacher.source"] == "{workdir}/teacher/teacher/model"
     pretrained = sweep.runs_of("configs/controls.py:dinov2,arch=vits14,runlocal,seeds=1")
-    assert list(pretrained) == ["max-cut-seed0", "random-contiguous-seed0", "random-fragmented-seed0"]
+    kinds = ["max-cut", "random-contiguous", "random-fragmented", "unshared-shallow", "unshared-narrow"]
+    assert list(pretrained) == [f"{kind}-seed0" for kind in kinds]
+    assert pretrained["unshared-narrow-seed0"]["phases.k"] == (4, 5, 6)
     assert not any("teacher.source" in changes for changes in pretrained.values())
     with pytest.raises(ValueError, match="expected numbers such as ks=2"):
         sweep.runs_of("configs/controls.py:ks=two")
