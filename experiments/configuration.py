@@ -4,10 +4,12 @@ from dataclasses import fields
 
 import numpy as np
 
+from brh_jax.distill import BASELINES
 from brh_jax.errors import UserError
 from brh_jax.interventions import PARTS
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
+from brh_jax.phases import METRICS as PHASE_METRICS
 from brh_jax.probes.depth import DepthSettings
 from experiments.context import settings_of
 from experiments.stages.phases import partitions_of
@@ -30,6 +32,7 @@ _POSITIVE = (
     "distill.stage2.steps",
     "eval.batch_size",
     "eval.num_images",
+    "eval.baseline_images",
     "probe.epochs",
     "probe.batch_size",
     "segmentation.image_size",
@@ -66,6 +69,14 @@ def check_config(config) -> None:
     _one_of(config, "data.eval_augment", AUGMENTS)
     _one_of(config, "phases.method", METHODS)
     _one_of(config, "compute_dtype", DTYPES)
+    for name in config.eval.baselines:
+        if name not in BASELINES:
+            raise UserError(f"config.eval.baselines names {name!r}: expected some of {', '.join(BASELINES)}")
+    for metric in config.phases.metrics:
+        if metric not in PHASE_METRICS:
+            raise UserError(f"config.phases.metrics names {metric!r}: expected some of {', '.join(PHASE_METRICS)}")
+    if config.phases.bootstrap < 0:
+        raise UserError(f"config.phases.bootstrap is {config.phases.bootstrap}: expected a number of resamples, or 0 for none")
     if config.phases.method == "given" and not config.phases.lengths:
         raise UserError(
             "config.phases.lengths is empty, but config.phases.method is given: expected phase lengths such as (7,3,2)"
@@ -75,6 +86,7 @@ def check_config(config) -> None:
     for name in ("probe", "segmentation", "depth", "quick"):
         _check_probe(name, config[name])
     _one_of(config, "raptor.mlp", MLP_KINDS)
+    _one_of(config, "raptor.unshared", ("", "narrow", "shallow"))
     _one_of(config, "distill.remat", tuple(remat.POLICIES))
     if config.distill.batch_size % config.distill.pieces:
         raise UserError(

@@ -1,22 +1,22 @@
-"""Gathers runs: python -m experiments.summarize runs/study [--by=phases.k,distill.stage2.steps] [--out=FOLDER]
+"""Gathers the results of runs into rows and tables: mean, standard deviation over seeds (n - 1) and n of every figure of merit.
 
-Reads results.json of every run in the folders given and prints one table: a row for each set of settings, over the runs that
-differ in nothing but their seed; mean, standard deviation over seeds (n - 1) and n of every figure of merit. Also as summary.md,
-summary.csv and summary.tex in the first folder, or in --out.
+`python -m experiments.tables` is the command that does it.
 """
 
-import argparse
 import csv
 import io
 import json
 import pathlib
+import re
 import statistics
-import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from brh_jax.errors import UserError
 
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + c for c in "%_&#$"}
+
+_SEED = re.compile(r"-?seed\d+")
 
 
 class Row(NamedTuple):
@@ -53,23 +53,27 @@ def figures_of_merit(results: dict) -> dict[str, dict[str, float]]:
 
 
 def settings_of(workdir: pathlib.Path) -> dict[str, str]:
-    """All settings of a run, flat, from the records of its stages."""
+    """All settings of a run, flat, from the records of its stages, and its `name` without the seed."""
     flat = {}
     for record in sorted(workdir.glob("*/record.json")):
         flat |= json.loads(record.read_text()).get("config", {})
-    return {key: json.dumps(value) for key, value in flat.items()}
+    return {key: json.dumps(value) for key, value in flat.items()} | {"name": _SEED.sub("", workdir.name)}
 
 
-def gather(folders, by=()) -> list[Row]:
+def gather(folders, by=(), *, figures: Callable = figures_of_merit) -> list[Row]:
     """The rows of the table.
 
     Args:
         by: settings to tell rows apart by; those that differ between the runs, but for seeds, by default.
+        figures: results of a run -> model -> figure of merit -> value. Runs without any count for nothing.
     """
-    runs = [(settings_of(w), figures_of_merit(json.loads((w / "results.json").read_text()))) for w in find_runs(folders)]
+    runs = [(settings_of(w), figures(json.loads((w / "results.json").read_text()))) for w in find_runs(folders)]
+    runs = [run for run in runs if run[1]]
     if not by:
         keys = {key for settings, _ in runs for key in settings}
-        by = sorted(k for k in keys if k != "seed" and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1)
+        by = sorted(
+            k for k in keys if k not in ("seed", "name") and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1
+        )
     rows: dict[tuple, Row] = {}
     for settings, models in runs:
         chosen = {key: settings.get(key, "") for key in by}
@@ -126,29 +130,3 @@ def as_latex(header, cells) -> str:
     body = "\n".join(map(line, cells))
     columns = "l" * len(header)
     return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
-
-
-def main(argv=None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.summarize", description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", help="work directories, or folders of them")
-    parser.add_argument("--by", default="", help="settings to tell rows apart by, separated by commas")
-    parser.add_argument("--out", default=None, help="folder for summary.md, .csv and .tex; the first one by default")
-    arguments = parser.parse_args(argv)
-    try:
-        rows = gather(arguments.folders, [key for key in arguments.by.split(",") if key])
-        header, cells = table(rows)
-        out = pathlib.Path(arguments.out or arguments.folders[0]).expanduser()
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "summary.md").write_text(as_markdown(header, cells))
-        (out / "summary.csv").write_text(as_csv(rows))
-        (out / "summary.tex").write_text(as_latex(header, cells))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(as_markdown(header, cells) + f"{out / 'summary.md'}, .csv and .tex")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

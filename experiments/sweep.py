@@ -185,7 +185,7 @@ def main(argv=None) -> int:
     if failed:
         print(f"error: {len(failed)} of {len(commands)} runs failed: {', '.join(failed)}", file=sys.stderr)
     else:
-        print(f"all {len(commands)} runs are done; python -m experiments.summarize {workdir} gathers them")
+        print(f"all {len(commands)} runs are done; python -m experiments.tables {workdir} gathers them")
     return 1 if failed else 0
 
 

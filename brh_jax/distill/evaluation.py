@@ -14,6 +14,23 @@ from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout
 
 
+class ImageErrors(NamedTuple):
+    """e of every image at a_1 ... a_L, `[depth, images]` each, `[0, images]` for token types that are not there.
+
+    `jax.tree.map(dynamics.summarize, errors)` gives means and their intervals over images.
+
+    Attributes:
+        error: Frobenius norm of the difference to the true state, per token type.
+        relative_error: that norm divided by the true state's.
+        error_all, relative_error_all: the same over all tokens of a state.
+    """
+
+    error: ByToken
+    relative_error: ByToken
+    error_all: np.ndarray
+    relative_error_all: np.ndarray
+
+
 class TrajectoryFit(NamedTuple):
     """Agreement with the teacher at a_1 ... a_L. Fields ByToken hold `[depth]` each, empty for types that are not there.
 
@@ -26,6 +43,7 @@ class TrajectoryFit(NamedTuple):
         error_all, relative_error_all: the same over all tokens of a state, `[depth]`.
         final_cosine: mean cosine of [cls, mean patch] after the final norm.
         num_images: how many images were measured.
+        images: e of each of them.
     """
 
     r2: ByToken
@@ -36,6 +54,7 @@ class TrajectoryFit(NamedTuple):
     relative_error_all: np.ndarray
     final_cosine: float
     num_images: int
+    images: ImageErrors
 
 
 def evaluate(
@@ -57,17 +76,19 @@ def evaluate(
         ValueError: no images.
     """
     totals = {name: None for name in predictors}
+    errors = {name: [] for name in predictors}
     for batch in batches:
         states = teacher_states(batch["image"])
         for name, predict in predictors.items():
             predicted = predict(states[0])
-            found = to_host(_statistics(states, predicted, batch["valid"], layout))
+            found, each = to_host(_statistics(states, predicted, batch["valid"], layout))
+            errors[name].append(jax.tree.map(lambda values, valid=batch["valid"]: values[:, valid], each))
             final = _final_cosine(normalize(states[-1]), normalize(predicted[-1]), layout)
             found["final"] = to_host(final).astype(np.float64)[batch["valid"]].sum()
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")
-    return {name: _fit(total) for name, total in totals.items()}
+    return {name: _fit(total, errors[name]) for name, total in totals.items()}
 
 
 def repeat_state(depth: int) -> Callable:
@@ -76,44 +97,42 @@ def repeat_state(depth: int) -> Callable:
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _statistics(states, predicted, valid, layout):
-    """Sums over a batch, per token type: counts, mean state, squares about it, residual squares, cosines, norms."""
+def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
+    """Sums over a batch per token type: counts, mean state, squares about it, residual squares, cosines; and e of each image."""
     weight = valid.astype(states.dtype)
     images = weight.sum()
 
     def total(per_image):  # [layers, batch] -> [layers]
         return jnp.sum(per_image * weight, axis=-1)
 
-    out = {"images": images, "types": []}
-    squares = jnp.zeros(())
-    target_squares = jnp.zeros(())
+    types, residuals, squares = [], [], []  # the last two [layers, batch] for each type
     for target, guess in zip(layout.split(states[1:]), layout.split(predicted[1:]), strict=True):
         if not target.shape[-2]:
-            out["types"].append(None)
+            types.append(None)
+            residuals.append(jnp.zeros((0, len(valid))))
+            squares.append(jnp.zeros((0, len(valid))))
             continue
-        difference = target - guess
         count = images * target.shape[-2]
         mean = jnp.einsum("lbtd,b->ld", target, weight, precision="highest") / count
         centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight, precision="highest")
-        residual = jnp.sum(jnp.square(difference), axis=(2, 3))
-        true = jnp.sum(jnp.square(target), axis=(2, 3))
+        residuals.append(jnp.sum(jnp.square(target - guess), axis=(2, 3)))
+        squares.append(jnp.sum(jnp.square(target), axis=(2, 3)))
         norms = jnp.linalg.norm(target, axis=-1) * jnp.linalg.norm(guess, axis=-1)
         cosine = jnp.mean(jnp.sum(target * guess, axis=-1) / jnp.maximum(norms, 1e-30), axis=-1)
-        squares, target_squares = squares + residual, target_squares + true
-        out["types"].append(
-            {
-                "count": count,
-                "mean": mean,
-                "centred": centred,
-                "residual": total(residual),
-                "cosine": total(cosine),
-                "error": total(jnp.sqrt(residual)),
-                "relative": total(jnp.sqrt(residual / jnp.maximum(true, 1e-30))),
-            }
-        )
-    out["error"] = total(jnp.sqrt(squares))
-    out["relative"] = total(jnp.sqrt(squares / jnp.maximum(target_squares, 1e-30)))
-    return out
+        sums = {"count": count, "mean": mean, "centred": centred, "residual": total(residuals[-1]), "cosine": total(cosine)}
+        types.append(sums)
+
+    def relative(residual, square):
+        return jnp.sqrt(residual / jnp.maximum(square, 1e-30))
+
+    all_residuals, all_squares = (sum(part for part in parts if len(part)) for parts in (residuals, squares))
+    errors = ImageErrors(
+        error=ByToken(*map(jnp.sqrt, residuals)),
+        relative_error=ByToken(*map(relative, residuals, squares)),
+        error_all=jnp.sqrt(all_residuals),
+        relative_error_all=relative(all_residuals, all_squares),
+    )
+    return {"images": images, "types": types}, errors
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -128,7 +147,7 @@ def _merge(a, b):
     def add(x, y):
         return np.asarray(x, np.float64) + np.asarray(y, np.float64)
 
-    out = {key: add(a[key], b[key]) for key in ("images", "error", "relative", "final")} | {"types": []}
+    out = {key: add(a[key], b[key]) for key in ("images", "final")} | {"types": []}
     for x, y in zip(a["types"], b["types"], strict=True):
         if x is None:
             out["types"].append(None)
@@ -141,19 +160,19 @@ def _merge(a, b):
     return out
 
 
-def _fit(total) -> TrajectoryFit:
-    images = float(total["images"])
+def _fit(total, errors: list[ImageErrors]) -> TrajectoryFit:
+    images = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *errors)
+    means = jax.tree.map(lambda values: values.mean(-1, dtype=np.float64), images)
+    count = float(total["images"])
 
     def by_token(value):
         return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in total["types"]))
 
     return TrajectoryFit(
         r2=by_token(lambda t: 1.0 - t["residual"] / np.maximum(t["centred"].sum(-1), 1e-30)),
-        cosine=by_token(lambda t: t["cosine"] / images),
-        error=by_token(lambda t: t["error"] / images),
-        relative_error=by_token(lambda t: t["relative"] / images),
-        error_all=np.asarray(total["error"], np.float64) / images,
-        relative_error_all=np.asarray(total["relative"], np.float64) / images,
-        final_cosine=float(total["final"] / images),
-        num_images=round(images),
+        cosine=by_token(lambda t: t["cosine"] / count),
+        **means._asdict(),
+        final_cosine=float(total["final"] / count),
+        num_images=round(count),
+        images=images,
     )

@@ -15,9 +15,9 @@ def teacher_forcing_share(step, num_steps: int, annealed: float):
     return jnp.clip(1.0 - step / max(annealed * num_steps, 1.0), 0.0, 1.0)
 
 
-def by_phase(values, partition: Partition):
-    """Mean over the layers of each phase, `[depth] -> [k]`."""
-    member = np.equal.outer(np.arange(partition.k), partition.labels)
+def by_phase(values, partition: Partition, modelled=True):
+    """Mean over the layers of each phase, `[depth] -> [k]`; over those that are `modelled`, `[depth]`, where some are not."""
+    member = np.equal.outer(np.arange(partition.k), partition.labels) & np.asarray(modelled)
     return jnp.asarray(member / member.sum(1, keepdims=True), values.dtype) @ values
 
 
@@ -47,7 +47,7 @@ def stage1_losses(
 
     def losses(method):
         predicted = blocks.apply({"params": params}, inputs, layout.grid, method=method)
-        return by_phase(layer_losses(predicted, states[1:], weights), partition)
+        return by_phase(layer_losses(predicted, states[1:], weights), partition, blocks.config.modelled)
 
     autoregressive = losses("rollout_runs")
     if not forced:
@@ -59,7 +59,8 @@ def stage2_loss(blocks: Blocks, params, states, layout: TokenLayout, weights, *,
     """The joined blocks rolled out from a_0 (or `start`) to a_L, every state compared: a scalar."""
     start = states[0] if start is None else start
     predicted = blocks.apply({"params": params}, start, layout.grid, method="rollout")[1:]
-    return jnp.mean(layer_losses(predicted, states[1:], token_weights(layout, weights)))
+    losses = layer_losses(predicted, states[1:], token_weights(layout, weights))
+    return jnp.mean(losses[np.flatnonzero(blocks.config.modelled)])
 
 
 def init_blocks(config: RaptorConfig, layout: TokenLayout, key):

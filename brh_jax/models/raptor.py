@@ -25,6 +25,8 @@ class RaptorConfig:
         mlp, mlp_dim: feed-forward layer of the blocks. SwiGLU of the same hidden width costs half as much again as GELU.
         depth_scaling: whether branches and output are scaled by a function of depth.
         layer_norm_eps, layer_scale_init: of the shared blocks.
+        once: a control that shares nothing over depth: each block is applied once, and produces the last state of its phase. The
+            layers of the phase before that hold the same state; it stands for them no more than it is trained to.
     """
 
     teacher: ViTConfig
@@ -34,8 +36,11 @@ class RaptorConfig:
     depth_scaling: bool = True
     layer_norm_eps: float = 1e-5
     layer_scale_init: float = 1e-5
+    once: bool = False
 
     def __post_init__(self):
+        if self.once and not self.partition.contiguous:
+            raise UserError(f"blocks that are applied once need phases of consecutive layers, got {self.partition}")
         if self.mlp not in layers.MLP_KINDS:
             raise UserError(f"unknown mlp {self.mlp!r}: expected one of {', '.join(layers.MLP_KINDS)}")
         if not self.mlp_dim:
@@ -52,6 +57,17 @@ class RaptorConfig:
     @property
     def dim(self) -> int:
         return self.teacher.dim
+
+    @property
+    def applications(self) -> int:
+        """How many times a block is applied to an image."""
+        return self.partition.k if self.once else self.depth
+
+    @property
+    def modelled(self) -> tuple[bool, ...]:
+        """Which of the layers' outputs it is to reproduce."""
+        ends = {run.stop - 1 for run in self.partition.runs}
+        return tuple(not self.once or layer in ends for layer in range(self.depth))
 
     def layout(self, height: int, width: int) -> TokenLayout:
         """The tokens of an image of height x width pixels."""
@@ -180,6 +196,9 @@ class Blocks(nn.Module):
     def _scan(self, run, state, grid):
         """One run of layers from the state before it: (last state, `[layers of the run, batch, tokens, dim]`)."""
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
+        if self.config.once:
+            state = self._block(run.phase)(state, jnp.asarray(run.stop, state.dtype), rotations)
+            return state, jnp.broadcast_to(state, (run.stop - run.start, *state.shape))
 
         def body(block, x, depth):
             x = block(x, depth, rotations)
@@ -216,6 +235,8 @@ class Blocks(nn.Module):
         Returns:
             predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
         """
+        if self.config.once:
+            return self.rollout_runs(states, grid)  # of one application there is nothing to force
         batch, rest = states.shape[1], states.shape[2:]
         rotations = self.config.teacher.rotations(rest[0], grid)
         pieces = []
@@ -235,6 +256,12 @@ class Blocks(nn.Module):
             return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations, part)
 
         partition = self.config.partition
+        if self.config.once:
+            starts = {run.start: run for run in partition.runs}
+            chosen = [starts[i].phase if i in starts else partition.k for i in range(partition.depth)]
+            ends = [starts[i].stop if i in starts else 0 for i in range(partition.depth)]
+            branches = [*(apply(p) for p in range(partition.k)), lambda x, depth: x]
+            return jax.lax.switch(jnp.asarray(chosen)[layer], branches, state, jnp.asarray(ends)[layer])
         phase = jnp.asarray(partition.labels)[layer]
         return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
 

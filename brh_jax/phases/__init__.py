@@ -1,5 +1,7 @@
 """Phases of depth: layer-layer similarity and partitions."""
 
+from brh_jax.phases.bootstrap import METRICS, LayerSamples, Stability, layer_samples, stability
+from brh_jax.phases.controls import RandomCuts, random_cuts
 from brh_jax.phases.cuts import (
     all_contiguous,
     contrast_cut,
@@ -13,15 +15,22 @@ from brh_jax.phases.partition import Partition
 from brh_jax.phases.similarity import layer_dissimilarity, layer_similarity, streaming_dissimilarity
 
 __all__ = [
+    "METRICS",
+    "LayerSamples",
     "Partition",
+    "RandomCuts",
+    "Stability",
     "all_contiguous",
     "contrast_cut",
     "cut_weight",
     "layer_dissimilarity",
+    "layer_samples",
     "layer_similarity",
     "max_cut",
     "random_contiguous",
+    "random_cuts",
     "random_fragmented",
     "recursive_bisection",
+    "stability",
     "streaming_dissimilarity",
 ]

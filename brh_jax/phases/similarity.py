@@ -33,15 +33,19 @@ def layer_dissimilarity(states, layout: TokenLayout):
 
 def image_similarity(states, layout: TokenLayout):
     """`layer_similarity` of each image: `[batch, depth, depth]`."""
+    vectors = token_vectors(states, layout)
+    unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return jnp.mean(jnp.einsum("tlbd,tmbd->tblm", unit, unit, precision="highest"), axis=0)
+
+
+def token_vectors(states, layout: TokenLayout):
+    """What layers are compared by: the class token and the mean patch of a_1 ... a_L, `[token types, depth, batch, dim]`.
+
+    A model without class token has the mean patch alone.
+    """
     check_trajectory(states, layout)
     outputs = layout.split(states[1:])
-    per_type = []
-    for tokens in (outputs.cls, outputs.patches):
-        if tokens.shape[-2]:
-            vectors = tokens.mean(-2)
-            unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-            per_type.append(jnp.einsum("lbd,mbd->blm", unit, unit, precision="highest"))
-    return jnp.mean(jnp.stack(per_type), axis=0)
+    return jnp.stack([tokens.mean(-2) for tokens in (outputs.cls, outputs.patches) if tokens.shape[-2]])
 
 
 def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tuple[np.ndarray, int]:

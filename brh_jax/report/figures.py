@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from brh_jax.phases.partition import Partition
-from brh_jax.report.style import BASELINE, TEACHER, TOKEN_NAMES, colour, log_scale, raptor_order, styled, ticks
+from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, log_scale, styled, ticks
 
 
 @styled
@@ -73,19 +73,20 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     """A measure of agreement with the teacher per layer, one panel per token type.
 
     Args:
-        fits: name -> {measure: {token type: [depth]}}; `identity` is drawn grey, `..._stage1` dashed.
+        fits: name -> {measure: {token type: [depth]}}; simpler predictions are drawn grey, `..._stage1` dashed, linear blocks
+            dotted.
         floor: the axis ends here; lower values are drawn as triangles on it.
     """
     types = [t for t in TOKEN_NAMES if t in next(iter(fits.values()))[measure]]
     figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
     axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
-    order = raptor_order(fits)
+    order = fit_order(fits)
     for axis, token in zip(axes, types, strict=True):
         for name, fit in fits.items():
             values = np.asarray(fit[measure][token])
             layers = np.arange(1, len(values) + 1)
             drawn = values if floor is None else np.maximum(values, floor)
-            style = _fit_style(name, order)
+            style = fit_style(name, order)
             axis.plot(layers, drawn, **style)
             if floor is not None and (values < floor).any():
                 axis.plot(layers[values < floor], drawn[values < floor], "v", color=style["color"], ms=5, clip_on=False)
@@ -99,15 +100,3 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8)
     return figure
-
-
-def _fit_style(name, order) -> dict:
-    if name == "identity":
-        return {"color": BASELINE, "lw": 1.2, "label": "identity\n(first state\nrepeated)"}
-    stage1 = name.endswith("_stage1")
-    return {
-        "color": colour(order[name]),
-        "lw": 1.1 if stage1 else 1.8,
-        "ls": "--" if stage1 else "-",
-        "label": name.removesuffix("_stage1") + (", stage 1" if stage1 else ""),
-    }

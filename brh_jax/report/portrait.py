@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from brh_jax.phases.partition import Partition
-from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, legend, line_styles, log_scale, raptor_order, styled, ticks
+from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, fit_order, legend, line_styles, log_scale, styled, ticks
 
 # Rows of `along_depth` for each group of measures: name of the curve, label of the axis, scale.
 DIRECTIONS = (
@@ -357,7 +357,7 @@ def _panels(measures, partitions, curves, scales=None) -> Figure:
 
 
 def _bands(axis, measures, key, partitions):
-    order, styles = raptor_order(measures), line_styles(measures)
+    order, styles = fit_order(measures), line_styles(measures)
     # A curve has a point for each state, for each layer, or between layers: the longest of them have one for each state.
     depth = max(len(curve["mean"]) for name, curve in measures["teacher"].items() if "exponents" not in name) - 1
     for name, style in styles.items():

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from brh_jax.report.style import BASELINE, TEACHER, colour, raptor_order, styled
+from brh_jax.report.style import BASELINE, TEACHER, colour, fit_order, styled
 
 
 @styled
@@ -18,7 +18,7 @@ def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
     half = z * np.sqrt(values * (1 - values) / num_images + z**2 / (4 * num_images**2)) / (1 + z**2 / num_images)
     figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
     axis = figure.subplots()
-    order = raptor_order(accuracies)
+    order = fit_order(accuracies)
     colours = [TEACHER if n == "teacher" else colour(order[n]) for n in names]
     axis.bar(names, values, color=colours, width=0.6)
     errors = np.clip([values - (centre - half), centre + half - values], 0, None)
@@ -42,7 +42,7 @@ def score_bars(scores: dict[str, tuple[float, float, float]], label: str) -> Fig
     values, low, high = np.array([scores[name] for name in names]).T
     figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
     axis = figure.subplots()
-    order = raptor_order(scores)
+    order = fit_order(scores)
     axis.bar(names, values, color=[TEACHER if n == "teacher" else colour(order[n]) for n in names], width=0.6)
     axis.errorbar(names, values, np.clip([values - low, high - values], 0, None), fmt="none", ecolor=BASELINE, capsize=3)
     for i, value in enumerate(values):

@@ -53,10 +53,16 @@ def get_config(arg: str = "") -> ConfigDict:
             "num_images": 10_000,
             "batch_size": 64,
             "seed": 0,
+            "bootstrap": 1000,  # resamples of the images that the partition is cut from again; 0: none
+            "metrics": ("cosine", "cka"),  # that it is cut by then; a run's own partitions are always those of the cosine
         }
     )
 
-    config.raptor = ConfigDict({"mlp": "swiglu", "mlp_ratio": 4.0, "depth_scaling": True, "layer_scale_init": 1e-5})
+    # unshared: a control with the same number of parameters; narrow: every layer a block of its own, with a narrower feed-forward
+    # layer (k must be large enough for the attention); shallow: k blocks applied once each, for the last state of each phase.
+    config.raptor = ConfigDict(
+        {"mlp": "swiglu", "mlp_ratio": 4.0, "depth_scaling": True, "layer_scale_init": 1e-5, "unshared": ""}
+    )
 
     stage = {
         "steps": 312_500,
@@ -81,7 +87,17 @@ def get_config(arg: str = "") -> ConfigDict:
             "stage2": {**stage, "token_weights": (0.45, 0.10, 0.45)},
         }
     )
-    config.eval = ConfigDict({"num_images": 10_000, "batch_size": 64})
+    # Agreement with the teacher, beside that of simpler predictions fitted to its states of training images: mean, linear,
+    # linear_blocks (see brh_jax/distill/baselines.py). more: further sets of images that it is measured on.
+    config.eval = ConfigDict(
+        {
+            "num_images": 10_000,
+            "batch_size": 64,
+            "more": (),
+            "baselines": ("mean", "linear", "linear_blocks"),
+            "baseline_images": 1000,
+        }
+    )
 
     # Linear probe on [cls, mean patch]; train empty: none. Data are labelled and may be others than the ones above.
     config.probe = ConfigDict(

@@ -53,7 +53,7 @@ def _run_local(config: ConfigDict) -> None:
     config.distill.update({"batch_size": 16, "log_every": 10, "save_every": 50})
     config.distill.stage1.update({"steps": 120, "learning_rate": 1e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 60, "learning_rate": 3e-4, "warmup_steps": 5})
-    config.eval.update({"num_images": 128, "batch_size": 16})
+    config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})
     config.interventions.update({"num_images": 48, "batch_size": 16})
     # ImageNet is not at hand: no probe, unless the command line names labelled images.
     config.probe.update(

@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.distill.update({"batch_size": 64, "remat": "full", "log_every": 20, "save_every": 200})
     config.distill.stage1.update({"steps": 200, "learning_rate": 2e-3, "warmup_steps": 20})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20})
-    config.eval.num_images = 360
+    config.eval.update({"num_images": 360, "baseline_images": 360})
     config.probe.update(
         {
             "train": "digits:train",

@@ -4,11 +4,13 @@ import pathlib
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from brh_jax import distill
 from brh_jax.data.states import StatesBatches, open_states
+from brh_jax.dynamics import summarize
 from brh_jax.models import RaptorConfig
-from brh_jax.models.cost import cost
+from brh_jax.models.cost import cost, describe, unshared
 from brh_jax.parallel import to_host
 from experiments.context import Context, identity, settings_of
 
@@ -17,16 +19,11 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     """Leaves every Raptor in `kN/raptor/`; agreement is measured on images that were not trained on."""
     config, teacher = context.config, context.teacher()
     source = context.source(config.data.train)
-    predictors, costs = {"identity": distill.repeat_state(teacher.depth)}, {}
+    # Opened before anything is trained, so that a set that is not there is said at once.
+    evaluations = {spec: context.source(spec) for spec in (config.data.eval, *config.eval.more)}
+    raptors, costs = {}, {}
     for k, partition in context.partitions().items():
-        raptor_config = RaptorConfig(
-            teacher.config,
-            partition,
-            mlp=config.raptor.mlp,
-            mlp_dim=round(config.raptor.mlp_ratio * teacher.dim),
-            depth_scaling=config.raptor.depth_scaling,
-            layer_scale_init=config.raptor.layer_scale_init,
-        )
+        raptor_config = _config_of(config.raptor, teacher, partition)
         blocks = to_host(distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed)))
         for stage in (1, 2):
             # Of stage 1 too, parameters alone, for whoever wants to look at what stage 2 adds.
@@ -37,16 +34,39 @@ def run(context: Context, folder: pathlib.Path) -> dict:
                 blocks = _train(context, folder / f"k{k}", stage, source, teacher, raptor_config, blocks)
                 raptor = distill.raptor_encoder(raptor_config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
                 context.save(raptor, where, {"partition": str(partition), "stage": stage})
-            predictors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
-        costs[f"k{k}"] = cost(raptor)._asdict()
+            raptors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
+        costs[f"k{k}"] = cost(raptor)._asdict() | describe(raptor)._asdict()
 
-    evaluation = context.source(config.data.eval)
-    batches = context.measuring_batches(evaluation, teacher.preprocessing, config.eval, "agreement with teacher")
+    predictors = {"identity": distill.repeat_state(teacher.depth)} | _baselines(context, source, teacher) | raptors
+    found, skipped = {}, dict(source.skipped)
+    for number, (spec, evaluation) in enumerate(evaluations.items()):
+        fits = _agreement(context, evaluation, teacher, predictors)
+        arrays = {f"{name}/{measure}": values for name, fit in fits.items() for measure, values in _per_image(fit.images)}
+        context.save_arrays(folder / f"errors{number or ''}.npz", **arrays)
+        found[spec] = {"num_images": fits["identity"].num_images, "fits": {name: _as_lists(fit) for name, fit in fits.items()}}
+        skipped |= evaluation.skipped
+    return {**found.pop(config.data.eval), "more": found, "costs": costs, "skipped": skipped}
+
+
+def _baselines(context: Context, source, teacher) -> dict:
+    """Predictors fitted to the teacher's states of training images."""
+    section = context.config.eval
+    if not section.baselines:
+        return {}
+    images = ConfigDict({"num_images": section.baseline_images, "batch_size": section.batch_size})
+    batches = context.measuring_batches(source, teacher.preprocessing, images, "baselines")
+    trajectories = ((teacher.trajectory(teacher.normalize_pixels(b["image"])), b["valid"]) for b in batches)
+    partitions = {f"k{k}": partition for k, partition in context.partitions().items()}
+    return distill.fit_baselines(trajectories, teacher.layout, section.baselines, partitions=partitions)
+
+
+def _agreement(context: Context, source, teacher, predictors) -> dict[str, distill.TrajectoryFit]:
+    label = f"agreement on {source.name}"
     fits = distill.evaluate(
         lambda images: teacher.trajectory(teacher.normalize_pixels(images)),
         predictors,
         teacher.features,
-        batches,
+        context.measuring_batches(source, teacher.preprocessing, context.config.eval, label),
         teacher.layout,
     )
     for name, fit in fits.items():
@@ -55,12 +75,20 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             f"distill: {name:<10} R² at the last layer: {last}; mean relative e {fit.relative_error_all.mean():.3f}",
             flush=True,
         )
-    return {
-        "num_images": fits["identity"].num_images,
-        "fits": {name: _as_lists(fit) for name, fit in fits.items()},
-        "costs": costs,
-        "skipped": source.skipped | evaluation.skipped,
-    }
+    return fits
+
+
+def _config_of(section, teacher, partition) -> RaptorConfig:
+    config = RaptorConfig(
+        teacher.config,
+        partition,
+        mlp=section.mlp,
+        mlp_dim=round(section.mlp_ratio * teacher.dim),
+        depth_scaling=section.depth_scaling,
+        layer_scale_init=section.layer_scale_init,
+        once=section.unshared == "shallow",
+    )
+    return unshared(config) if section.unshared == "narrow" else config
 
 
 def _train(context: Context, folder, stage, source, teacher, raptor_config, blocks):
@@ -97,11 +125,32 @@ def _batches(context: Context, source, teacher, seed):
     return StatesBatches(store, size, seed=seed)
 
 
+def _per_image(errors: distill.ImageErrors):
+    """Pairs (name, `[depth, images]`) such as error_cls and relative_error_all."""
+    for measure, values in errors._asdict().items():
+        if hasattr(values, "_asdict"):
+            yield from ((f"{measure}_{token}", v) for token, v in values._asdict().items() if len(v))
+        else:
+            yield measure, values
+
+
 def _as_lists(fit) -> dict:
+    """A fit as plain JSON, with 95 % bootstrap intervals over images of every e, by names such as relative_error_cls.
+
+    `intervals` are per layer, `overall` is the mean over layers and its interval.
+    """
     out = {}
     for name, value in fit._asdict().items():
+        if name == "images":
+            continue
         if hasattr(value, "_asdict"):
             out[name] = {t: np.round(v, 6).tolist() for t, v in value._asdict().items() if len(v)}
         else:
             out[name] = np.round(value, 6).tolist()
+    if fit.num_images > 1:
+        out["intervals"], out["overall"] = {}, {}
+        for name, values in _per_image(fit.images):
+            band, mean = summarize(values), summarize(values.mean(0))
+            out["intervals"][name] = {edge: getattr(band, edge).round(6).tolist() for edge in ("low", "high")}
+            out["overall"][name] = {part: round(float(getattr(mean, part)), 6) for part in ("mean", "low", "high")}
     return out

@@ -11,7 +11,7 @@ from brh_jax.metrics import clock, read_metrics
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from experiments.context import Context, read_record, write_json
-from experiments.sections import dynamics, interventions, partitions_in, probes
+from experiments.sections import controls, dynamics, interventions, partitions_in, probes
 
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -124,11 +124,7 @@ def _sections(context: Context, results, folder):
             "Cosine of every state",
             "Mean cosine between the tokens of the teacher and of the Raptor.",
         )
-        yield FigureEntry(
-            save_figure(figures.fit_per_layer(fits, "relative_error", "relative e"), folder, "error"),
-            "e of the block-recurrent hypothesis",
-            "Frobenius norm of the difference to the teacher's state divided by the norm of that state, mean over images.",
-        )
+    yield from controls.sections(context, results, folder)
     yield from probes.sections(context, results, folder)
     yield from interventions.sections(context, results, folder)
     if results["dynamics"]:
@@ -155,7 +151,7 @@ def _fit_table(results, partitions) -> Table:
         cost = costs.get(base)
         rows.append(
             [
-                name.replace("_stage1", ", stage 1"),
+                figures.fit_label(name),
                 str(partitions[base]) if base in partitions else "",
                 *(f"{_mean(fit['r2'][t]):.3f}" for t in types),
                 *(f"{_mean(fit['cosine'][t]):.3f}" for t in types),

@@ -9,7 +9,7 @@ import brh_jax
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, ViTConfig, store
-from brh_jax.models.cost import cost
+from brh_jax.models.cost import cost, describe
 from brh_jax.models.registry import check_architecture
 from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
@@ -27,7 +27,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             raise UserError(f"config.teacher.source {config.teacher.source} is a Raptor: expected a ViT")
     context.save(encoder, folder / "model", {"lines": notes})
     summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
-    summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict()}
+    summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict(), **describe(encoder)._asdict()}
     if config.teacher.source == "train":
         source = context.source(config.data.eval)
         batches = context.measuring_batches(source, encoder.preprocessing, config.eval, "teacher accuracy")

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn.metrics import r2_score
 
 from brh_jax.distill import evaluate, repeat_state
+from brh_jax.dynamics import summarize
 from brh_jax.models import pooled_features
 from brh_jax.tokens import TokenLayout
 
@@ -49,15 +51,30 @@ def test_cosine_and_e(measured):
     assert fit.num_images == 10
     difference = np.linalg.norm((truth - guess)[1:].reshape(3, 10, -1), axis=-1)
     norm = np.linalg.norm(truth[1:].reshape(3, 10, -1), axis=-1)
+    np.testing.assert_allclose(fit.images.error_all, difference, rtol=1e-4)
+    np.testing.assert_allclose(fit.images.relative_error_all, difference / norm, rtol=1e-4)
     np.testing.assert_allclose(fit.error_all, difference.mean(1), rtol=1e-4)
     np.testing.assert_allclose(fit.relative_error_all, (difference / norm).mean(1), rtol=1e-4)
     a, b = LAYOUT.split(truth)[2][1:], LAYOUT.split(guess)[2][1:]
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(fit.cosine.patches, cosine.mean((1, 2)), rtol=1e-5)
+    assert [v.shape for v in fit.images.relative_error] == [(3, 10)] * 3
     np.testing.assert_allclose(fit.error.patches, np.linalg.norm((a - b).reshape(3, 10, -1), axis=-1).mean(1), rtol=1e-4)
     features = [np.asarray(pooled_features(jnp.asarray(2 * x[-1]), LAYOUT)) for x in (truth, guess)]
     final = (features[0] * features[1]).sum(-1) / np.prod([np.linalg.norm(f, axis=-1) for f in features], axis=0)
     assert fit.final_cosine == pytest.approx(final.mean(), rel=1e-5)
+
+
+def test_intervals_of_e_are_scipys(measured):
+    """Percentile bootstrap over images; two random number generators, hence the tolerance."""
+    _, _, fits = measured
+    values = fits["guess"].images.relative_error_all
+    band = jax.tree.map(summarize, fits["guess"].images).relative_error_all
+    expected = scipy.stats.bootstrap((values,), np.mean, axis=-1, method="percentile", n_resamples=5000, rng=0)
+    width = band.high - band.low
+    np.testing.assert_allclose(band.low, expected.confidence_interval.low, atol=0.1 * width.max())
+    np.testing.assert_allclose(band.high, expected.confidence_interval.high, atol=0.1 * width.max())
+    assert (width > 0).all()
 
 
 def test_identity_baseline_repeats_the_first_state(measured):
@@ -71,7 +88,8 @@ def test_a_missing_type_is_empty_and_a_perfect_prediction_perfect():
     truth = jax.random.normal(jax.random.key(0), (3, 4, 4, 5))
     batch = {"image": np.arange(4), "valid": np.ones(4, bool)}
     fit = evaluate(lambda i: truth, {"same": lambda a0: truth}, lambda s: s, [batch], layout)["same"]
-    assert fit.r2.cls.size == 0
+    assert fit.r2.cls.size == fit.error.cls.size == 0
+    assert [v.shape for v in fit.images.error] == [(0, 4), (0, 4), (2, 4)]
     np.testing.assert_allclose(fit.r2.patches, [1, 1])
     np.testing.assert_allclose(fit.error_all, [0, 0])
     with pytest.raises(ValueError, match="no images"):

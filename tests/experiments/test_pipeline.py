@@ -21,6 +21,7 @@ def complete():
     """With every measure of the dynamics."""
     config = tiny.get_config().unlock()
     config.dynamics.tangent_images = 8
+    config.eval.more = ("digits:train",)
     return config.lock()
 
 
@@ -36,12 +37,21 @@ def test_results_hold_every_figure(done):
     assert set(results["phases"]["partitions"]) == {"2", "3"}
     assert sum(results["phases"]["partitions"]["3"]["lengths"]) == 4
     fits = results["distill"]["fits"]
-    assert set(fits) == {"identity", "k2_stage1", "k2", "k3_stage1", "k3"}
+    assert set(fits) == {"identity", "mean", "linear", "linear_k2", "linear_k3", "k2_stage1", "k2", "k3_stage1", "k3"}
     for fit in fits.values():
         for measure in ("r2", "cosine", "error", "relative_error"):
             assert {t: len(v) for t, v in fit[measure].items()} == {"cls": 4, "registers": 4, "patches": 4}
         assert len(fit["error_all"]) == 4
         assert fit["num_images"] == 40
+        overall = fit["overall"]["relative_error_all"]
+        assert overall["low"] < overall["mean"] < overall["high"]
+        assert overall["mean"] == pytest.approx(np.mean(fit["relative_error_all"]), abs=1e-5)
+        assert (np.array(fit["intervals"]["error_cls"]["low"]) <= fit["error"]["cls"]).all()
+    more = results["distill"]["more"]["digits:train"]
+    assert set(more["fits"]) == set(fits) and more["fits"]["k2"]["r2"] != fits["k2"]["r2"]
+    errors = np.load(workdir / "distill" / "errors.npz")
+    np.testing.assert_allclose(errors["k3/relative_error_patches"].mean(1), fits["k3"]["relative_error"]["patches"], atol=1e-5)
+    assert set(results["phases"]["bootstrap"]) == {"cosine", "cka"} and set(results["phases"]["random"]) == {"2", "3", "4"}
     assert set(results["probes"]["accuracy"]) == {"teacher", "k2", "k3"}
     assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "dynamics"}
     found = results["dynamics"]
@@ -54,6 +64,7 @@ def test_results_hold_every_figure(done):
     assert results["environment"]["command"].endswith("--config=tiny.py'") or "tiny.py" in results["environment"]["command"]
     cost = results["distill"]["costs"]
     assert cost["k3"]["block_params"] == 1.5 * cost["k2"]["block_params"]
+    assert cost["k3"]["block_bits"] == 32 * cost["k3"]["block_params"]
 
 
 def test_the_page_and_the_figures_are_there(done):
@@ -62,6 +73,10 @@ def test_the_page_and_the_figures_are_there(done):
     for title in (
         "Phases of depth",
         "Agreement with the teacher",
+        "How sure the phases are",
+        "Max cut and random partitions",
+        "e in figures",
+        "Description length and running time",
         "Training",
         "Dynamics in one figure",
         "Distance of the dynamics",
@@ -70,7 +85,7 @@ def test_the_page_and_the_figures_are_there(done):
     ):
         assert title in page
     names = {p.stem for p in (workdir / "report" / "figures").glob("*.png")}
-    fit = {"teacher", "dissimilarity", "training", "r2", "cosine", "error", "probes"}
+    fit = {"teacher", "dissimilarity", "boundaries", "cut_weights", "training", "r2", "cosine", "error", "probes"}
     dynamics = {"summary", "dynamics", "coherence", "ranks", "basins", "projections", "growth", "exponents", "jacobians", "modes"}
     assert names == fit | dynamics | {"sublayers", "influence", "extrapolation"}
 

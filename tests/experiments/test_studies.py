@@ -12,7 +12,7 @@ import time
 import pytest
 
 from brh_jax.errors import UserError
-from experiments import pipeline, summarize, sweep
+from experiments import pipeline, sweep, tables
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -103,7 +103,7 @@ def test_one_of_an_array_job(study, tmp_path, monkeypatch):
     assert list(ran) == ["k3-seed0"]
 
 
-def write_run(folder, seed, k, r2, accuracy):
+def write_run(folder, seed, k, r2, accuracy, **settings):
     (folder / "distill").mkdir(parents=True)
     fit = {"r2": {"cls": [0.0, r2], "registers": [], "patches": [0.0, r2 / 2]}, "cosine": {"cls": [0.1, 0.9]}}
     results = {
@@ -111,26 +111,59 @@ def write_run(folder, seed, k, r2, accuracy):
         "probes": {"accuracy": {f"k{k}": accuracy}},
     }
     (folder / "results.json").write_text(json.dumps(results))
-    (folder / "distill" / "record.json").write_text(json.dumps({"config": {"seed": seed, "phases.k": [k]}}))
+    (folder / "distill" / "record.json").write_text(json.dumps({"config": {"seed": seed, "phases.k": [k], **settings}}))
 
 
 def test_summary_has_mean_deviation_and_n(tmp_path, capsys):
     for seed, r2, accuracy in ((0, 0.5, 0.8), (1, 0.7, 0.9)):
         write_run(tmp_path / f"k2-seed{seed}", seed, 2, r2, accuracy)
     write_run(tmp_path / "k3-seed0", 0, 3, 0.75, 0.95)
-    assert summarize.main([str(tmp_path)]) == 0
+    assert tables.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "| phases.k | model | R² cls | R² patches | cosine cls | relative e | probe % |" in out
     assert "| [2] | k2 | 0.600 ± 0.141 (2) | 0.300 ± 0.071 (2) |" in out
     assert "| [3] | k3 | 0.750 (1) |" in out
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "summary.csv").read_text())))
     probe = next(r for r in rows if r["figure"] == "probe %" and r["phases.k"] == "[2]")
     assert float(probe["mean"]) == pytest.approx(85) and int(probe["n"]) == 2
     assert float(probe["std"]) == pytest.approx(7.0711, rel=1e-4)
-    latex = (tmp_path / "summary.tex").read_text()
+    latex = (tmp_path / "tables" / "summary.tex").read_text()
     assert r"0.600 $\pm$ 0.141 (2)" in latex and r"probe \%" in latex and r"\toprule" in latex
-    assert summarize.main([str(tmp_path / "nothing")]) == 2
+    assert tables.main([str(tmp_path / "nothing")]) == 2
     assert "no results.json in or below" in capsys.readouterr().err
+
+
+def test_tables_beside_the_paper(tmp_path, capsys):
+    """Ours and the paper's in neighbouring columns, by model and by the row of the ablation."""
+    for seed, r2 in ((0, 0.5), (1, 0.7)):
+        for name, method in (("5-stage-2", "max_cut"), ("7-random", "random_contiguous")):
+            shift = 0.0 if method == "max_cut" else 0.1
+            write_run(tmp_path / f"{name}-seed{seed}", seed, 3, r2 - shift, 0.8, **{"phases.method": method})
+    assert tables.main([str(tmp_path), "--by=phases.method"]) == 0
+    out = capsys.readouterr().out
+    assert "| phases.method | model | top-1 % | paper: top-1 % |" in out
+    assert '| "max_cut" | k3 | 80.000 ± 0.000 (2) | 83.0 ± 0.1 |' in out
+    assert "about 0.73" in out
+    assert "| 5-stage-2 | k3 | 80.000 ± 0.000 (2) | 83.0 |" in out
+    controls = [row for row in csv.DictReader((tmp_path / "tables/controls.csv").open()) if row["figure"] == "R²"]
+    # Of each run the mean over two layers, and over cls and patches, which have half of it.
+    expected = {"max cut": (0.5 + 0.7) / 2 * 3 / 8, "random contiguous": (0.4 + 0.6) / 2 * 3 / 8}
+    assert {row["blocks"]: float(row["mean"]) for row in controls} == pytest.approx(expected)
+    assert (tmp_path / "tables/controls.png").exists()
+
+
+def test_controls_are_a_study(tmp_path):
+    runs = sweep.runs_of("configs/controls.py:seeds=2,ks=1+3")
+    assert list(runs)[:4] == ["teacher", "max-cut-seed0", "random-contiguous-seed0", "random-fragmented-seed0"]
+    assert runs["max-cut-seed1"]["phases.k"] == (1, 3) and runs["random-contiguous-seed1"]["phases.k"] == (3,)
+    assert runs["random-fragmented-seed1"]["teacher.source"] == "{workdir}/teacher/teacher/model"
+    pretrained = sweep.runs_of("configs/controls.py:dinov2,arch=vits14,runlocal,seeds=1")
+    kinds = ["max-cut", "random-contiguous", "random-fragmented", "unshared-shallow", "unshared-narrow"]
+    assert list(pretrained) == [f"{kind}-seed0" for kind in kinds]
+    assert pretrained["unshared-narrow-seed0"]["phases.k"] == (4, 5, 6)
+    assert not any("teacher.source" in changes for changes in pretrained.values())
+    with pytest.raises(ValueError, match="expected numbers such as ks=2"):
+        sweep.runs_of("configs/controls.py:ks=two")
 
 
 def test_modes(tmp_path, capsys):
