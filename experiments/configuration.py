@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from brh_jax.distill.trainer import TEACHER_FORCING
 from brh_jax.errors import UserError
 from brh_jax.models import registry, remat
 from brh_jax.models.layers import MLP_KINDS
@@ -22,7 +23,6 @@ _POSITIVE = (
     "distill.keep_last",
     "distill.pieces",
     "distill.stage1.steps",
-    "distill.stage2.steps",
     "eval.batch_size",
     "eval.num_images",
     "probe.epochs",
@@ -75,6 +75,12 @@ def check_config(config) -> None:
     for name in _POSITIVE:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
+    if config.distill.stage2.steps < 0:
+        raise UserError(f"config.distill.stage2.steps is {config.distill.stage2.steps}: expected 0 (no stage 2) or more")
+    _one_of(config, "distill.stage1.teacher_forcing", TEACHER_FORCING)
+    for name in ("distill.stage1.token_weights", "distill.stage2.token_weights"):
+        if len(weights := _value(config, name)) not in (0, 3):
+            raise UserError(f"config.{name} is {weights}: expected three, of cls, registers, patches, or () for the plain mean")
     for name, least in (("tangent_images", 0), ("influence_probes", 0), ("num_probes", 2)):
         if config.dynamics[name] < least:
             raise UserError(f"config.dynamics.{name} is {config.dynamics[name]}: expected {least} or more")

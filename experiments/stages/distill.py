@@ -28,16 +28,17 @@ def run(context: Context, folder: pathlib.Path) -> dict:
             layer_scale_init=config.raptor.layer_scale_init,
         )
         blocks = to_host(distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed)))
-        for stage in (1, 2):
+        last = 2 if config.distill.stage2.steps else 1
+        for stage in range(1, last + 1):
             # Of stage 1 too, parameters alone, for whoever wants to look at what stage 2 adds.
-            where = folder / f"k{k}" / ("raptor" if stage == 2 else "stage1/raptor")
+            where = folder / f"k{k}" / ("raptor" if stage == last else "stage1/raptor")
             if context.finished:
                 raptor = context.encoder(where, "distill")
             else:
                 blocks = _train(context, folder / f"k{k}", stage, source, teacher, raptor_config, blocks)
                 raptor = distill.raptor_encoder(raptor_config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
                 context.save(raptor, where, {"partition": str(partition), "stage": stage})
-            predictors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
+            predictors[f"k{k}" if stage == last else f"k{k}_stage1"] = raptor.rollout
         costs[f"k{k}"] = cost(raptor)._asdict()
 
     evaluation = context.source(config.data.eval)

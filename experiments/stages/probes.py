@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from brh_jax.data.pipeline import training_batches
@@ -69,7 +70,15 @@ def _probe(context: Context, folder, name, encoder, train, evaluation):
     layout = encoder.layout
     num_features = encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches))
     start = None
-    if config.probe.head:
+    if config.probe.head == "teacher":
+        start = encoder.head
+        shape = None if start is None else (num_features, len(train.classes))
+        if start is None or np.shape(start["kernel"]) != shape:
+            raise UserError(
+                f"config.probe.head is teacher, but {encoder.name} has no classifier for the {len(train.classes)} classes of "
+                f"{train.name}: give a teacher trained here on them, or the file of a published classifier"
+            )
+    elif config.probe.head:
         from weights_convert.heads import read_linear_head
 
         start = read_linear_head(config.probe.head, num_features, len(train.classes))
