@@ -1,8 +1,9 @@
 """Gathers runs: python -m experiments.summarize runs/study [--by=phases.k,distill.stage2.steps] [--out=FOLDER]
 
 Reads results.json of every run in the folders given and prints one table: a row for each set of settings, over the runs that
-differ in nothing but their seed; mean, standard deviation over seeds (n - 1) and n of every figure of merit. Also as summary.md,
-summary.csv and summary.tex in the first folder, or in --out.
+differ in nothing but their seed; mean, standard deviation over seeds (n - 1) and n of every figure of merit. --by=name tells rows
+apart by the names of their folders, "seedN" in them aside. Also as summary.md, summary.csv and summary.tex in the first folder, or
+in --out.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import csv
 import io
 import json
 import pathlib
+import re
 import statistics
 import sys
 from typing import NamedTuple
@@ -17,6 +19,9 @@ from typing import NamedTuple
 from brh_jax.errors import UserError
 
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + c for c in "%_&#$"}
+
+
+_SEED = re.compile(r"-?seed\d+")
 
 
 class Row(NamedTuple):
@@ -49,15 +54,17 @@ def figures_of_merit(results: dict) -> dict[str, dict[str, float]]:
         out[name] = row
     for name, accuracy in results.get("probes", {}).get("accuracy", {}).items():
         out.setdefault(name, {})["probe %"] = 100 * accuracy
+    for name, accuracy in results.get("probes", {}).get("accuracy_of_given_head", {}).items():
+        out.setdefault(name, {})["head as it is %"] = 100 * accuracy
     return out
 
 
 def settings_of(workdir: pathlib.Path) -> dict[str, str]:
-    """All settings of a run, flat, from the records of its stages."""
+    """All settings of a run, flat, from the records of its stages, and its `name` without the seed."""
     flat = {}
     for record in sorted(workdir.glob("*/record.json")):
         flat |= json.loads(record.read_text()).get("config", {})
-    return {key: json.dumps(value) for key, value in flat.items()}
+    return {key: json.dumps(value) for key, value in flat.items()} | {"name": _SEED.sub("", workdir.name)}
 
 
 def gather(folders, by=()) -> list[Row]:
@@ -69,7 +76,9 @@ def gather(folders, by=()) -> list[Row]:
     runs = [(settings_of(w), figures_of_merit(json.loads((w / "results.json").read_text()))) for w in find_runs(folders)]
     if not by:
         keys = {key for settings, _ in runs for key in settings}
-        by = sorted(k for k in keys if k != "seed" and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1)
+        by = sorted(
+            k for k in keys if k not in ("seed", "name") and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1
+        )
     rows: dict[tuple, Row] = {}
     for settings, models in runs:
         chosen = {key: settings.get(key, "") for key in by}
