@@ -2,8 +2,8 @@
 
 Reads results.json of every run in the folders given and prints one table: a row for each set of settings, over the runs that
 differ in nothing but their seed; mean, standard deviation over seeds (n - 1) and n of every figure of merit. --by=name tells rows
-apart by the names of their folders, "seedN" in them aside. Also as summary.md, summary.csv and summary.tex in the first folder, or
-in --out.
+apart by the names of their folders, "seedN" in them aside. Also as summary.md, summary.csv and summary.tex in the first folder,
+or in --out.
 """
 
 import argparse
@@ -22,6 +22,7 @@ _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + 
 
 
 _SEED = re.compile(r"-?seed\d+")
+_SEEDED = re.compile(r"^name$|^(.*\.)?seed$")  # settings that runs of one row differ in
 
 
 class Row(NamedTuple):
@@ -76,9 +77,7 @@ def gather(folders, by=()) -> list[Row]:
     runs = [(settings_of(w), figures_of_merit(json.loads((w / "results.json").read_text()))) for w in find_runs(folders)]
     if not by:
         keys = {key for settings, _ in runs for key in settings}
-        by = sorted(
-            k for k in keys if k not in ("seed", "name") and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1
-        )
+        by = sorted(k for k in keys if not _SEEDED.search(k) and len({s.get(k) for s, _ in runs}) > 1)
     rows: dict[tuple, Row] = {}
     for settings, models in runs:
         chosen = {key: settings.get(key, "") for key in by}

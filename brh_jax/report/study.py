@@ -73,14 +73,14 @@ def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str,
     figure = Figure(figsize=(2.7 * len(columns) + 1.3, 2.6 * len(rows) + 0.2), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", sharey="row")
     for line, (y, y_label) in zip(axes, rows.items(), strict=True):
-        for axis, (x, x_label) in zip(line, columns.items(), strict=True):
+        for axis, x in zip(line, columns, strict=True):
             for place, (group, measures) in enumerate(points.items()):
                 style = {"marker": _MARKERS[place % len(_MARKERS)], "color": colour(place), "ls": "", "ms": 4, "alpha": 0.75}
                 axis.plot(measures[x], measures[y], label=group, **style)
             axis.set_title(notes.get((y, x), ""), fontsize=8)
-            if line is axes[-1]:
-                axis.set_xlabel(x_label)
         line[0].set_ylabel(y_label)
+    for axis, x_label in zip(axes[-1], columns.values(), strict=True):
+        axis.set_xlabel(x_label)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
