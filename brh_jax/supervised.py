@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +40,16 @@ def train_vit(
     seed: int,
     mesh,
     name: str,
+    snapshots: tuple[int, ...] = (),
+    keep: Callable[[int, Encoder], None] | None = None,
     **options,
 ) -> Encoder:
     """Trains a ViT with a linear classifier on [cls, mean patch] of its last state.
 
     Args:
         batches: TrainingBatches of uint8 images and labels.
+        snapshots: numbers of steps after which `keep(step, encoder)` is called, 0 for the untrained ViT. The learning rate does
+            not know of them: it falls over the whole training.
         options: see `training.train`.
 
     Returns:
@@ -80,5 +85,13 @@ def train_vit(
     }
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
     options |= {"batch_size": settings.batch_size, "flops_per_image": {"student": 3 * vit_flops(config, layout)}}
-    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, **options)
-    return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
+
+    def encoder(state, name):
+        return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
+
+    def keeper(number):
+        return lambda state: keep(number, encoder(state, f"{name}, step {number} of {settings.steps}"))
+
+    visits = {number: keeper(number) for number in snapshots}
+    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, visits=visits, **options)
+    return encoder(state, name)

@@ -49,6 +49,7 @@ def train(
     label: str,
     batch_size: int,
     flops_per_image: dict[str, float] | None = None,
+    visits: dict[int, Callable] | None = None,
     stop_after: int | None = None,
     loop: LoopSettings = LoopSettings(),
 ):
@@ -62,6 +63,8 @@ def train(
         identity: see Checkpoints.
         batch_size: of all processes together.
         flops_per_image: of a step, by who spends them ("teacher", "student"), where that is known.
+        visits: number of steps done -> function called with the state then; 0 is the start. A run that goes on from a checkpoint
+            before such a step calls it again, with the same state.
         stop_after: stop at this step, checkpoint saved, as a run that was killed would (for tests).
 
     Returns:
@@ -71,7 +74,7 @@ def train(
         UserError: the loss is not finite; the last good checkpoint stays.
         Stopped: the run was told to stop; the state is saved.
     """
-    state = shard(state, mesh)
+    state, visits = shard(state, mesh), visits or {}
     kept = {"keep_last": loop.keep_last, "keep_best": loop.keep_best}
     with Checkpoints(folder / "checkpoints", identity, **kept) as checkpoints:
         restored = checkpoints.restore(state)
@@ -87,6 +90,8 @@ def train(
         pending, waited, since_save = [], 0.0, []
         trace = _Trace(loop.profile, folder / "profile")
         begun = time.monotonic()
+        if start == 0 and 0 in visits:
+            visits[0](state)
         with stopping.training():
             for index in range(start, end):
                 trace.before(index + 1, state)
@@ -98,6 +103,8 @@ def train(
                 state, metrics = step(state, batch, index)
                 pending.append(metrics)
                 done = index + 1
+                if done in visits:  # before the checkpoint: what is saved has been visited
+                    visits[done](state)
                 stopped = stopping.requested()
                 saving = done % loop.save_every == 0 or done == end or stopped
                 if done == start + 1 or done % loop.log_every == 0 or saving:

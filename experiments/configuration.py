@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 
 from brh_jax.distill import BASELINES
+from brh_jax.distill.trainer import TEACHER_FORCING
 from brh_jax.errors import UserError
 from brh_jax.interventions import PARTS
 from brh_jax.models import registry, remat
@@ -29,7 +30,6 @@ _POSITIVE = (
     "distill.keep_last",
     "distill.pieces",
     "distill.stage1.steps",
-    "distill.stage2.steps",
     "eval.batch_size",
     "eval.num_images",
     "eval.baseline_images",
@@ -103,6 +103,12 @@ def check_config(config) -> None:
         if not _value(config, name) > 0:
             raise UserError(f"config.{name} is {_value(config, name)}: expected a positive number")
     _check_interventions(config.interventions)
+    if config.distill.stage2.steps < 0:
+        raise UserError(f"config.distill.stage2.steps is {config.distill.stage2.steps}: expected 0 (no stage 2) or more")
+    _one_of(config, "distill.stage1.teacher_forcing", TEACHER_FORCING)
+    for name in ("distill.stage1.token_weights", "distill.stage2.token_weights"):
+        if len(weights := _value(config, name)) not in (0, 3):
+            raise UserError(f"config.{name} is {weights}: expected three, of cls, registers, patches, or () for the plain mean")
     for name, least in (("tangent_images", 0), ("influence_probes", 0), ("num_probes", 2)):
         if config.dynamics[name] < least:
             raise UserError(f"config.dynamics.{name} is {config.dynamics[name]}: expected {least} or more")

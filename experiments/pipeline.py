@@ -91,11 +91,13 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     )
     begun = time.monotonic()
     for name, stage in STAGES.items():
+        if name == "report" and is_main():  # the last one
+            write_json(workdir / "results.json", report.results_of(context))
         if name in stages:
             _run_stage(name, stage, context, again=mode == "eval")
     print(f"all stages: {clock(time.monotonic() - begun)}")
-    results = workdir / "results.json"
-    return json.loads(results.read_text()) if results.exists() else {}
+    wait_for_all("results are written")
+    return json.loads((workdir / "results.json").read_text())
 
 
 def _run_stage(name: str, stage: Stage, context, again: bool) -> None:

@@ -17,6 +17,7 @@ from brh_jax.errors import UserError
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + c for c in "%_&#$"}
 
 _SEED = re.compile(r"-?seed\d+")
+_SEEDED = re.compile(r"^name$|^(.*\.)?seed$")  # settings that runs of one row differ in
 
 
 class Row(NamedTuple):
@@ -49,6 +50,8 @@ def figures_of_merit(results: dict) -> dict[str, dict[str, float]]:
         out[name] = row
     for name, accuracy in results.get("probes", {}).get("accuracy", {}).items():
         out.setdefault(name, {})["probe %"] = 100 * accuracy
+    for name, accuracy in results.get("probes", {}).get("accuracy_of_given_head", {}).items():
+        out.setdefault(name, {})["head as it is %"] = 100 * accuracy
     return out
 
 
@@ -71,9 +74,7 @@ def gather(folders, by=(), *, figures: Callable = figures_of_merit) -> list[Row]
     runs = [run for run in runs if run[1]]
     if not by:
         keys = {key for settings, _ in runs for key in settings}
-        by = sorted(
-            k for k in keys if k not in ("seed", "name") and not k.endswith(".seed") and len({s.get(k) for s, _ in runs}) > 1
-        )
+        by = sorted(k for k in keys if not _SEEDED.search(k) and len({s.get(k) for s, _ in runs}) > 1)
     rows: dict[tuple, Row] = {}
     for settings, models in runs:
         chosen = {key: settings.get(key, "") for key in by}

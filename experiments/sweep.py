@@ -4,6 +4,10 @@ A configuration file with `sweep(arg)` beside `get_config(arg)` names the runs o
 the settings that it changes, {"k2-seed0": {"phases.k": (2,), "seed": 0}, ...}. Each run has a work directory of its own,
 WORKDIR/NAME. Those that are done are skipped; the same command goes on after a stop.
 
+A setting may take what another run of the study makes: in {"teacher.source": "{workdir}/base/teacher/model"} {workdir} stands for
+WORKDIR, and the run waits for the one named base. All runs share what XLA compiles, in WORKDIR/compiled, unless
+$JAX_COMPILATION_CACHE_DIR names another folder.
+
     --list                 print the runs and the commands that make them
     --index=3              run one of them, for an array job; by default $SLURM_ARRAY_TASK_ID where that is set
     --jobs=2               so many at a time on this machine, which share its GPUs out among them
@@ -11,9 +15,11 @@ WORKDIR/NAME. Those that are done are skipped; the same command goes on after a 
 
 import argparse
 import importlib.util
+import json
 import os
 import pathlib
 import queue
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from brh_jax.errors import UserError
 from brh_jax.metrics import clock
@@ -54,7 +60,7 @@ def runs_of(value: str) -> dict[str, dict]:
 
 def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more=()) -> list[str]:
     """What runs one of them."""
-    settings = [f"--config.{key}={_text(value)}" for key, value in changes.items()]
+    settings = [f"--config.{key}={_text(value).replace('{workdir}', str(workdir))}" for key, value in changes.items()]
     return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *settings, *more]
 
 
@@ -64,15 +70,60 @@ def _text(value) -> str:
     return str(value)
 
 
-def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) -> list[str]:
+def needs_of(runs: dict[str, dict]) -> dict[str, set[str]]:
+    """The runs that each run takes something from.
+
+    Raises:
+        UserError: one that is not in the study, or that in the end needs what waits for it.
+    """
+
+    def named(changes):
+        return {name for value in changes.values() for name in re.findall(r"\{workdir\}/([^/\s]+)", str(value))}
+
+    needs = {name: named(changes) for name, changes in runs.items()}
+    for name, needed in needs.items():
+        if missing := sorted(needed - set(runs)):
+            raise UserError(f"run {name} takes something from {missing[0]}, which is no run of this study: {', '.join(runs)}")
+    left = dict(needs)
+    while ready := [name for name, needed in left.items() if not needed & set(left)]:
+        left = {name: needed for name, needed in left.items() if name not in ready}
+    if left:
+        raise UserError(f"runs that wait for each other: {', '.join(left)}")
+    return needs
+
+
+def is_done(folder: pathlib.Path) -> bool:
+    """Whether a run has come to its end: its results are there, and every stage that began is done."""
+    records = [json.loads(path.read_text()) for path in folder.glob("*/record.json")]
+    return (folder / "results.json").exists() and all(record.get("done") for record in records)
+
+
+def shared_compilations(workdir: pathlib.Path) -> dict[str, str]:
+    """Environment in which runs keep what they compile, for each other: small runs are mostly compilation."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return {}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def run_all(
+    commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int, needs: dict[str, set[str]] | None = None
+) -> list[str]:
     """Runs commands, `jobs` at a time, with a log each, on GPUs of their own where the machine has several.
 
     SIGTERM is passed on to those that run, which save and end, and starts no other.
 
+    Args:
+        needs: those of the commands that one waits for; where they fail it is not run.
+
     Returns:
-        the names of those that failed or were stopped.
+        the names of those that failed, were stopped or were not run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    needs, environment = needs or {}, os.environ | shared_compilations(workdir)
     places = queue.SimpleQueue()
     for place in gpu_places(jobs):
         places.put(place)
@@ -89,7 +140,7 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
         log, place = workdir / f"{name}.log", places.get()
         try:
             with log.open("a") as file:
-                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
+                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=environment | place)
                 running.add(process)
                 if stopped.is_set():
                     process.terminate()
@@ -97,8 +148,7 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
                 running.discard(process)
         finally:
             places.put(place)
-        page = workdir / name / "report" / "record.json"
-        if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not page.exists():
+        if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not is_done(workdir / name):
             status = "0, stopped before its end"  # told to stop: it goes on when the study does
         done.append(name)
         left = (time.monotonic() - begun) / len(done) * (len(commands) - len(done))
@@ -111,7 +161,7 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            failed = [name for name in pool.map(one, commands) if name]
+            failed = _in_order(commands, needs, lambda name: pool.submit(one, name), jobs, stopped)
     except KeyboardInterrupt:  # the runs, in the same terminal, have had it too
         stop()
         raise
@@ -120,6 +170,24 @@ def run_all(commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int) ->
     if stopped.is_set():
         raise Stopped(f"stopped with {len(failed)} of {len(commands)} runs to go; the same command goes on with them")
     return failed
+
+
+def _in_order(names, needs, submit, jobs: int, stopped) -> list[str]:
+    """Submits `jobs` at a time, each once all that it needs have ended well; gives the names of those that have not."""
+    waiting, running, ended, failed = list(names), {}, set(), set()
+    while (waiting or running) and not stopped.is_set():
+        for name in [name for name in waiting if needs.get(name, set()) & failed]:
+            print(f"{name}: not run, as {', '.join(sorted(needs[name] & failed))} failed", flush=True)
+            waiting.remove(name)
+            failed.add(name)
+        ready = [name for name in waiting if needs.get(name, set()) <= ended]
+        for name in ready[: jobs - len(running)]:
+            waiting.remove(name)
+            running[submit(name)] = name
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            (failed if future.result() else ended).add(running.pop(future))
+    ended |= {name for future, name in running.items() if not future.result()}
+    return [name for name in names if name not in ended]
 
 
 def gpu_places(jobs: int) -> list[dict[str, str]]:
@@ -156,12 +224,19 @@ def main(argv=None) -> int:
     workdir = pathlib.Path(arguments.workdir).expanduser()
     try:
         runs = runs_of(arguments.config)
+        needs = needs_of(runs)
         commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
         index = arguments.index
         if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
             index = int(os.environ["SLURM_ARRAY_TASK_ID"])
         if index is not None and not 0 <= index < len(commands):
             raise UserError(f"there is no run {index}: {arguments.config} has {len(commands)}, numbered from 0")
+        if index is not None and not arguments.list:
+            name = list(commands)[index]
+            commands = {name: commands[name]}
+            if missing := sorted(n for n in needs[name] if not is_done(workdir / n)):
+                raise UserError(f"run {index}, {name}, takes something from {missing[0]}, which is not done: run that one first")
+            needs = {}
         if arguments.jobs < 1:
             raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
     except UserError as error:
@@ -171,11 +246,8 @@ def main(argv=None) -> int:
         for number, (name, command) in enumerate(commands.items()):
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")
         return 0
-    if index is not None:
-        name = list(commands)[index]
-        commands = {name: commands[name]}
     try:
-        failed = run_all(commands, workdir, arguments.jobs)
+        failed = run_all(commands, workdir, arguments.jobs, needs)
     except Stopped as stopped:
         print(stopped, flush=True)
         return 0

@@ -22,7 +22,16 @@ def by_phase(values, partition: Partition, modelled=True):
 
 
 def stage1_losses(
-    blocks: Blocks, params, states, layout: TokenLayout, last_block_weights, share, *, forced: bool = True, inputs=None
+    blocks: Blocks,
+    params,
+    states,
+    layout: TokenLayout,
+    last_block_weights,
+    share,
+    *,
+    forced: bool = True,
+    rolled: bool = True,
+    inputs=None,
 ):
     """The loss of each block on its own phase: share * teacher forcing + (1 - share) * autoregression.
 
@@ -32,9 +41,10 @@ def stage1_losses(
     Args:
         blocks: the module; `params` its parameters.
         states: the teacher's trajectory `[depth + 1, batch, tokens, dim]`.
-        last_block_weights: token weights of the last phase; the others take the plain mean.
+        last_block_weights: token weights of the last phase, or None; the others take the plain mean.
         share: weight of teacher forcing.
-        forced: False leaves the teacher-forced pass out, once `share` is zero.
+        forced, rolled: False leaves the teacher-forced pass out, where `share` is zero, or the autoregressive one,
+            where it is one.
         inputs: what the blocks start from, if not `states` (noise added, say).
 
     Returns:
@@ -49,6 +59,8 @@ def stage1_losses(
         predicted = blocks.apply({"params": params}, inputs, layout.grid, method=method)
         return by_phase(layer_losses(predicted, states[1:], weights), partition, blocks.config.modelled)
 
+    if not rolled:
+        return losses("teacher_forced")
     autoregressive = losses("rollout_runs")
     if not forced:
         return autoregressive

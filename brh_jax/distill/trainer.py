@@ -11,11 +11,14 @@ import optax
 from brh_jax.data.states import StatesBatches
 from brh_jax.distill import objectives
 from brh_jax.distill.optim import optimizer
+from brh_jax.errors import UserError
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.parallel import shard
 from brh_jax.training import accumulate, train
+
+TEACHER_FORCING = ("annealed", "throughout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,8 @@ class StageSettings:
 
     Attributes:
         steps: number of optimiser steps.
-        token_weights: of (cls, registers, patches): in stage 1 for the last block, in stage 2 for all.
+        token_weights: of (cls, registers, patches): in stage 1 for the last block, in stage 2 for all; () for the plain mean.
+        teacher_forcing: of stage 1, "annealed", or "throughout" for teacher forcing alone.
         annealed: share of the steps over which teacher forcing gives way to autoregression (stage 1).
         noise: standard deviation of Gaussian noise on the states that blocks start from.
     """
@@ -35,12 +39,15 @@ class StageSettings:
     warmup_steps: int = 10_000
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
-    token_weights: tuple[float, float, float] = (0.45, 0.10, 0.45)
+    token_weights: tuple[float, ...] = (0.45, 0.10, 0.45)
+    teacher_forcing: str = "annealed"
     annealed: float = 0.25
     noise: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "token_weights", tuple(self.token_weights))
+        if self.teacher_forcing not in TEACHER_FORCING:
+            raise UserError(f"unknown teacher_forcing {self.teacher_forcing!r}: expected one of {', '.join(TEACHER_FORCING)}")
 
 
 STAGE1 = StageSettings(token_weights=(0.34, 0.33, 0.33))
@@ -85,11 +92,11 @@ def train_stage(
         The trained parameters.
     """
     update, optimiser = make_update(stage, teacher, config, settings, seed=seed, remat=remat, pieces=pieces)
-    layout = teacher.layout
+    layout, always = teacher.layout, settings.teacher_forcing == "throughout"
     teacher_params = shard(teacher.params, mesh)
 
     def step(state, batch, index):
-        forced = stage == 1 and index < settings.annealed * settings.steps
+        forced = stage == 1 and (always or index < settings.annealed * settings.steps)
         return update(state, teacher_params, batch, index, forced=forced)
 
     # Copied: the loop donates its state, and the caller may still want the blocks it gave.
@@ -133,6 +140,7 @@ def make_update(
     blocks = [f"phase_{phase + 1}" for phase in range(config.partition.k)]
     optimiser, schedule = optimizer(settings, per_block=stage == 1, blocks=blocks)
     key = jax.random.key(seed)
+    weights, rolled = settings.token_weights or None, settings.teacher_forcing != "throughout"
 
     def losses(params, states, index, row, forced):
         noise_key = jax.random.fold_in(jax.random.fold_in(key, index), row)
@@ -140,11 +148,11 @@ def make_update(
         if settings.noise:
             inputs = states + settings.noise * jax.random.normal(noise_key, states.shape, states.dtype)
         if stage == 2:
-            loss = objectives.stage2_loss(module, params, states, layout, settings.token_weights, start=inputs[0])
+            loss = objectives.stage2_loss(module, params, states, layout, weights, start=inputs[0])
             return loss, {"loss": loss}
-        share = objectives.teacher_forcing_share(index, settings.steps, settings.annealed)
+        share = objectives.teacher_forcing_share(index, settings.steps, settings.annealed) if rolled else jnp.ones(())
         each = objectives.stage1_losses(
-            module, params, states, layout, settings.token_weights, share, forced=forced, inputs=inputs
+            module, params, states, layout, weights, share, forced=forced, rolled=rolled, inputs=inputs
         )
         named = {f"loss_{name}": each[i] for i, name in enumerate(sorted(params, key=_phase_number))}
         return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}

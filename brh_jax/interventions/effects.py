@@ -12,7 +12,7 @@ from brh_jax.dynamics.system import DepthSystem, check_state
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import unchanged
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.probes.classification import classify
+from brh_jax.probes.heads import apply_head
 
 
 class Effects(NamedTuple):
@@ -135,7 +135,7 @@ def _run(module, params, head, system, start, begins, ends, orders, layout):
             distance=_relative(pooled - pooled_target, pooled_target, -1),
             token_cosine=_cosine(final, target).mean(-1),
             token_distance=_relative(final - target, target, (-2, -1)),
-            predicted=None if head is None else jnp.argmax(classify(head, pooled), -1),
+            predicted=None if head is None else jnp.argmax(apply_head(head, pooled), -1),
         )
 
     return jax.lax.map(one, (begins, ends, orders))

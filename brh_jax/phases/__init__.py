@@ -13,11 +13,13 @@ from brh_jax.phases.cuts import (
 )
 from brh_jax.phases.partition import Partition
 from brh_jax.phases.similarity import layer_dissimilarity, layer_similarity, streaming_dissimilarity
+from brh_jax.phases.structure import PhaseStructure, phase_structure
 
 __all__ = [
     "METRICS",
     "LayerSamples",
     "Partition",
+    "PhaseStructure",
     "RandomCuts",
     "Stability",
     "all_contiguous",
@@ -27,6 +29,7 @@ __all__ = [
     "layer_samples",
     "layer_similarity",
     "max_cut",
+    "phase_structure",
     "random_contiguous",
     "random_cuts",
     "random_fragmented",

@@ -82,8 +82,11 @@ def get_config(arg: str = "") -> ConfigDict:
             "save_every": 5000,
             "keep_last": 2,  # checkpoints of each training
             "keep_best": 1,  # and those of the lowest training loss since the one before
-            # token weights are those of (cls, registers, patches); stage 1 uses them for the last block only
-            "stage1": {**stage, "token_weights": (0.34, 0.33, 0.33), "annealed": 0.25},
+            # token weights are those of (cls, registers, patches), () for the plain mean; stage 1 uses them for the last block
+            # only. teacher_forcing: annealed, giving way to autoregression over the first share `annealed` of the steps, or
+            # throughout.
+            "stage1": {**stage, "token_weights": (0.34, 0.33, 0.33), "teacher_forcing": "annealed", "annealed": 0.25},
+            # stage2.steps = 0 leaves stage 2 out
             "stage2": {**stage, "token_weights": (0.45, 0.10, 0.45)},
         }
     )
@@ -106,7 +109,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "eval": "",
             "num_train": 0,  # at most so many images, 0 for all
             "num_eval": 0,
-            "head": "",  # classifier to start from: .pth or .safetensors with weight [classes, features] and bias; empty: zeros
+            # classifier to start from: .pth or .safetensors with weight [classes, features] and bias; "teacher": its own, of a
+            # teacher trained here; empty: zeros
+            "head": "",
             "cache": False,  # features computed once: for small sets, without random crops
             "epochs": 15,
             "batch_size": 512,

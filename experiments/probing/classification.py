@@ -9,6 +9,7 @@ from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import Selection, Source, Subset
 from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.dynamics.statistics import summarize
+from brh_jax.errors import UserError
 from brh_jax.probes import classification
 from brh_jax.probes.heads import choose
 from brh_jax.probes.quick import knn_predict, logistic_predict
@@ -54,7 +55,14 @@ def _train(context: Context, folder, name, encoder, train):
     layout = encoder.layout
     num_features = encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches))
     start = None
-    if config.probe.head:
+    if config.probe.head == "teacher":
+        start = encoder.head
+        if start is None or np.shape(start["kernel"]) != (num_features, len(train.classes)):
+            raise UserError(
+                f"config.probe.head is teacher, but {encoder.name} has no classifier for the {len(train.classes)} classes of "
+                f"{train.name}: give a teacher trained here on them, or the file of a published classifier"
+            )
+    elif config.probe.head:
         from weights_convert.heads import read_linear_head
 
         start = read_linear_head(config.probe.head, num_features, len(train.classes))

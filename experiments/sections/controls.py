@@ -1,8 +1,8 @@
 """Controls on the page: how sure the partition is, what random ones reach, e with its intervals, and programs' lengths."""
 
 from brh_jax.report import controls
-from brh_jax.report.figures import TOKEN_NAMES, fit_label
 from brh_jax.report.html import FigureEntry, Table, save_figure
+from brh_jax.report.style import TOKEN_NAMES, fit_label
 
 
 def sections(context, results, folder):

@@ -25,16 +25,17 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     for k, partition in context.partitions().items():
         raptor_config = _config_of(config.raptor, teacher, partition)
         blocks = to_host(distill.init_blocks(raptor_config, teacher.layout, jax.random.key(config.seed)))
-        for stage in (1, 2):
+        last = 2 if config.distill.stage2.steps else 1
+        for stage in range(1, last + 1):
             # Of stage 1 too, parameters alone, for whoever wants to look at what stage 2 adds.
-            where = folder / f"k{k}" / ("raptor" if stage == 2 else "stage1/raptor")
+            where = folder / f"k{k}" / ("raptor" if stage == last else "stage1/raptor")
             if context.finished:
                 raptor = context.encoder(where, "distill")
             else:
                 blocks = _train(context, folder / f"k{k}", stage, source, teacher, raptor_config, blocks)
                 raptor = distill.raptor_encoder(raptor_config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
                 context.save(raptor, where, {"partition": str(partition), "stage": stage})
-            raptors[f"k{k}" if stage == 2 else f"k{k}_stage1"] = raptor.rollout
+            raptors[f"k{k}" if stage == last else f"k{k}_stage1"] = raptor.rollout
         costs[f"k{k}"] = cost(raptor)._asdict() | describe(raptor)._asdict()
 
     predictors = {"identity": distill.repeat_state(teacher.depth)} | _baselines(context, source, teacher) | raptors

@@ -40,6 +40,7 @@ def run(context: Context, folder: pathlib.Path) -> dict:
                 "lengths": p.lengths,
                 "phases": p.phases,
                 "cut_weight": phases.cut_weight(dissimilarity, p),
+                "structure": phases.phase_structure(dissimilarity, p, min_length=_least(p, settings))._asdict(),
             }
             for k, p in partitions.items()
         },
@@ -111,6 +112,11 @@ def _against_random(sample, settings) -> dict:
             },
         }
     return out
+
+
+def _least(partition: phases.Partition, settings) -> int:
+    """`min_length`, where the method held to it."""
+    return min(settings.min_length, *partition.lengths)
 
 
 def partitions_of(dissimilarity, settings) -> dict[int, phases.Partition]:

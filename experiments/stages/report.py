@@ -1,6 +1,7 @@
-"""results.json for scripts, the figures as files, and the page that a person opens."""
+"""What a run found: results.json for scripts, the figures as files, and the page that a person opens."""
 
 import importlib.metadata
+import json
 import pathlib
 import platform
 import shlex
@@ -10,16 +11,16 @@ import jax
 from brh_jax.metrics import clock, read_metrics
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
-from experiments.context import Context, read_record, write_json
+from brh_jax.report.style import fit_label
+from experiments.context import Context, read_record
 from experiments.sections import controls, dynamics, interventions, partitions_in, probes
 
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def run(context: Context, folder: pathlib.Path) -> dict:
-    """Reads what the other stages left and writes `../results.json`, `figures/` and `index.html`."""
-    results = _results(context)
-    write_json(context.workdir / "results.json", results)
+    """Reads what the other stages left and writes `figures/` and `index.html`."""
+    results = results_of(context)
     sections = list(_sections(context, results, folder / "figures"))
     title = f"Block-recurrent dynamics of {results['teacher'].get('name', 'a ViT')}"
     render(
@@ -34,8 +35,8 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     return {}
 
 
-def _results(context: Context) -> dict:
-    """Everything that the stages measured, and where and how."""
+def results_of(context: Context) -> dict:
+    """What results.json holds: everything that the stages measured, and with which configuration, where and how."""
     names = ("teacher", "phases", "distill", "probes", "interventions", "dynamics")
     records = {name: read_record(context.workdir / name) for name in names}
     done = {name: r for name, r in records.items() if r.get("done")}
@@ -45,6 +46,7 @@ def _results(context: Context) -> dict:
         **found,
         "skipped_images": {k: v for f in found.values() for k, v in f.pop("skipped", {}).items()},
         "seconds": {name: round(r["seconds"], 1) for name, r in done.items()},
+        "config": json.loads(context.config.to_json()),
         "environment": {
             "command": shlex.join(context.command),
             "python": platform.python_version(),
@@ -92,7 +94,9 @@ def _sections(context: Context, results, folder):
         yield FigureEntry(
             save_figure(figures.training_curves({"teacher": rows}), folder, "teacher"),
             "Training of the teacher",
-            f"Supervised; accuracy on {context.config.data.eval}: {100 * results['teacher']['accuracy']:.1f} %.",
+            f"Supervised; accuracy on {context.config.data.eval}: {100 * results['teacher']['accuracy']:.1f} %."
+            if "accuracy" in results["teacher"]
+            else "Supervised.",
         )
     phases, fits = results["phases"], results["distill"].get("fits", {})
     partitions = partitions_in(results)
@@ -133,11 +137,12 @@ def _sections(context: Context, results, folder):
 
 def _training_runs(context, partitions) -> dict[str, list[dict]]:
     folder = context.workdir / "distill"
-    return {
+    runs = {
         f"k = {partition.k}, stage {stage}": read_metrics(folder / name / f"stage{stage}" / "metrics.jsonl")
         for name, partition in partitions.items()
         for stage in (1, 2)
     }
+    return {title: rows for title, rows in runs.items() if rows}
 
 
 def _fit_table(results, partitions) -> Table:
@@ -151,7 +156,7 @@ def _fit_table(results, partitions) -> Table:
         cost = costs.get(base)
         rows.append(
             [
-                figures.fit_label(name),
+                fit_label(name),
                 str(partitions[base]) if base in partitions else "",
                 *(f"{_mean(fit['r2'][t]):.3f}" for t in types),
                 *(f"{_mean(fit['cosine'][t]):.3f}" for t in types),

@@ -6,6 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 import brh_jax
+from brh_jax.data.sources import Source, Subset
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, ViTConfig, store
@@ -15,9 +16,12 @@ from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from experiments.context import Context, identity, settings_of
 
+# Of config.teacher.train, what SupervisedSettings does not hold.
+_NOT_TRAINING = ("snapshots", "num_images")
+
 
 def run(context: Context, folder: pathlib.Path) -> dict:
-    """Leaves the teacher in `model/`."""
+    """Leaves the teacher in `model/`, and what it was after some steps of training in `snapshots/stepN/`."""
     config = context.config
     if config.teacher.source == "train":
         encoder, notes = _train(context, folder), ["trained here from scratch"]
@@ -28,12 +32,25 @@ def run(context: Context, folder: pathlib.Path) -> dict:
     context.save(encoder, folder / "model", {"lines": notes})
     summary = {"name": encoder.name, "notes": notes, "depth": encoder.depth, "dim": encoder.dim}
     summary |= {"layout": dataclasses.asdict(encoder.layout), **cost(encoder)._asdict(), **describe(encoder)._asdict()}
-    if config.teacher.source == "train":
-        source = context.source(config.data.eval)
-        batches = context.measuring_batches(source, encoder.preprocessing, config.eval, "teacher accuracy")
-        summary["accuracy"] = classification.accuracy(encoder.head, *classification.extract_features(encoder, batches))
-        print(f"teacher: accuracy {summary['accuracy']:.3f} on {source.name}", flush=True)
+    if "train" in config.teacher and encoder.head is not None:
+        summary |= _accuracies(context, encoder)
+    if snapshots := _snapshots(config):
+        summary["snapshots"] = {
+            str(step): _accuracies(context, context.encoder(_snapshot_folder(folder, step), "teacher")) for step in snapshots
+        }
     return summary
+
+
+def _accuracies(context: Context, encoder: Encoder) -> dict:
+    """Of a teacher's own classifier, on images to test on and on those that it was trained on, without random crops."""
+    found = {}
+    for name, source in (("accuracy", context.source(context.config.data.eval)), ("train_accuracy", _training_source(context))):
+        if len(source.classes) != len(encoder.head["bias"]):
+            continue
+        batches = context.measuring_batches(source, encoder.preprocessing, context.config.eval, name, augment="center_crop")
+        found[name] = classification.accuracy(encoder.head, *classification.extract_features(encoder, batches))
+        print(f"teacher: {name.replace('_', ' ')} {found[name]:.3f} on {source.name}", flush=True)
+    return found
 
 
 def _pretrained(config) -> tuple[Encoder, list[str]]:
@@ -64,9 +81,12 @@ def _train(context: Context, folder) -> Encoder:
     vit = settings_of(ViTConfig, config.teacher.vit, position_grid=(max(size // patch, 1),) * 2)
     vit.layout(size, size)
     preprocessing = Preprocessing((size, size), None, (0.5,) * 3, (0.5,) * 3)
-    source = context.source(config.data.train)
+    source = _training_source(context)
     classification.check_labels(source, "config.data.train")
-    settings = settings_of(SupervisedSettings, config.teacher.train)
+    settings = settings_of(SupervisedSettings, {k: v for k, v in config.teacher.train.items() if k not in _NOT_TRAINING})
+    snapshots = _snapshots(config)
+    if any(not 0 <= step <= settings.steps for step in snapshots):
+        raise UserError(f"config.teacher.train.snapshots is {snapshots}: expected numbers of steps from 0 to {settings.steps}")
     return train_vit(
         vit,
         preprocessing,
@@ -76,8 +96,25 @@ def _train(context: Context, folder) -> Encoder:
         seed=config.seed,
         mesh=context.mesh,
         name=f"ViT trained on {source.name}",
+        snapshots=snapshots,
+        keep=lambda step, encoder: context.save(encoder, _snapshot_folder(folder, step), {"step": step, "of": settings.steps}),
         folder=folder / "training",
         identity=identity(ConfigDict({"vit": config.teacher.vit, "train": config.teacher.train})),
         label="teacher",
         loop=context.loop,
     )
+
+
+def _training_source(context: Context) -> Source:
+    """The images that a teacher is trained on: `config.teacher.train.num_images` of them, where that is not 0."""
+    source, limit = context.source(context.config.data.train), context.config.teacher.train.get("num_images", 0)
+    return Subset(source, limit, context.config.seed) if limit else source
+
+
+def _snapshots(config) -> tuple[int, ...]:
+    """Numbers of steps after which a teacher trained here is also kept."""
+    return tuple(config.teacher.train.get("snapshots", ())) if config.teacher.source == "train" else ()
+
+
+def _snapshot_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
+    return folder / "snapshots" / f"step{step}"

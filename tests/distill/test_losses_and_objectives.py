@@ -68,6 +68,7 @@ def test_stage_one_mixes_teacher_forcing_and_autoregression(blocks):
     forced, rolled, half = (stage1(blocks, s) for s in (1.0, 0.0, 0.5))
     np.testing.assert_allclose(half, (forced + rolled) / 2, rtol=1e-5)
     np.testing.assert_allclose(stage1(blocks, 0.0, forced=False), rolled, rtol=1e-6)
+    np.testing.assert_allclose(stage1(blocks, 1.0, rolled=False), forced, rtol=1e-6)
     # The last phase has one layer: there is nothing to roll out, both are the same.
     assert forced[2] == pytest.approx(float(rolled[2]), rel=1e-5)
     assert abs(forced[0] - rolled[0]) > 1e-3

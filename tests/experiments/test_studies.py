@@ -59,6 +59,51 @@ def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
     assert (tmp_path / "runs" / "c.log").read_text() == "c\n"
 
 
+def test_runs_wait_for_what_they_take_from_others(tmp_path, capsys):
+    """Each writes when it began and ended; the one that others need comes last in the study, and one of them fails."""
+    script = "import pathlib, sys, time; b = time.time(); time.sleep(0.3); print(b, time.time()); sys.exit({status})"
+    status = {"late": 0, "other": 0, "base": 0, "bad": 1, "never": 0, "nor": 0}
+    changes = {"late": "{workdir}/base/teacher/model", "other": "", "never": "{workdir}/bad/x", "nor": "{workdir}/never/x"}
+    runs = {name: {"teacher.source": changes.get(name, "")} for name in status}
+    needs = sweep.needs_of(runs)
+    assert needs == {"late": {"base"}, "other": set(), "base": set(), "bad": set(), "never": {"bad"}, "nor": {"never"}}
+    commands = {name: [sys.executable, "-c", script.format(status=code)] for name, code in status.items()}
+    assert sweep.run_all(commands, tmp_path / "runs", 2, needs) == ["bad", "never", "nor"]
+    out = capsys.readouterr().out
+    assert "never: not run, as bad failed" in out and "nor: not run, as never failed" in out
+    times = {name: [float(t) for t in (tmp_path / "runs" / f"{name}.log").read_text().split()] for name in ("late", "base")}
+    assert times["late"][0] >= times["base"][1]
+    assert not (tmp_path / "runs" / "never.log").exists()
+    with pytest.raises(UserError, match="run a takes something from b, which is no run of this study"):
+        sweep.needs_of({"a": {"x": "{workdir}/b/teacher"}})
+    with pytest.raises(UserError, match="runs that wait for each other: a, b"):
+        sweep.needs_of({"a": {"x": "{workdir}/b/t"}, "b": {"x": "{workdir}/a/t"}})
+
+
+def test_one_of_an_array_job_needs_what_it_takes(tmp_path, capsys):
+    path = tmp_path / "study.py"
+    path.write_text('def sweep(arg=""):\n    return {"b": {"teacher.source": "{workdir}/a/teacher/model"}, "a": {}}')
+    assert sweep.main([f"--config={path}", f"--workdir={tmp_path}", "--index=0"]) == 2
+    assert "run 0, b, takes something from a, which is not done" in capsys.readouterr().err
+
+
+def test_runs_share_what_they_compile(tmp_path, monkeypatch):
+    assert sweep.shared_compilations(tmp_path) == {}  # these tests have a folder of their own
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert sweep.shared_compilations(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "compiled")
+
+
+def test_a_run_is_done_when_all_that_began_is(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    assert not sweep.is_done(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "teacher" / "record.json").write_text('{"done": true}')
+    assert sweep.is_done(tmp_path)
+    (tmp_path / "phases").mkdir()
+    (tmp_path / "phases" / "record.json").write_text('{"done": false}')
+    assert not sweep.is_done(tmp_path)
+
+
 def test_sigterm_reaches_the_runs_of_a_study(tmp_path):
     waits = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
@@ -98,7 +143,7 @@ def test_runs_at_a_time_share_the_gpus(monkeypatch):
 def test_one_of_an_array_job(study, tmp_path, monkeypatch):
     ran = {}
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    monkeypatch.setattr(sweep, "run_all", lambda commands, workdir, jobs: ran.update(commands) or [])
+    monkeypatch.setattr(sweep, "run_all", lambda commands, workdir, jobs, needs: ran.update(commands) or [])
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 0
     assert list(ran) == ["k3-seed0"]
 

@@ -1,0 +1,111 @@
+"""Figures of a study over many runs, from arrays: curves over seeds, groups side by side, one measure against another."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from brh_jax.report.style import BASELINE, TEACHER, colour, styled
+from brh_jax.run_statistics import mean_over_seeds
+
+_MARKERS = "osD^v"
+
+
+@styled
+def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str, *, legend: str = "", columns: int = 3) -> Figure:
+    """Measures along x: a dot for each run, a line through the means, a band of their 95 % intervals over seeds.
+
+    Args:
+        panels: measure -> name of a line -> x -> values of the runs there.
+        legend: what the names of lines are of; empty for no legend.
+        columns: panels in a row.
+    """
+    figure, axes = _grid(panels, columns)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axis, (label, lines) in zip(axes, panels.items(), strict=False):
+        for name, points in lines.items():
+            tint = TEACHER if len(names) == 1 else _shade(names.index(name), len(names))
+            xs = sorted(points)
+            means = [mean_over_seeds(points[x]) for x in xs]
+            axis.plot(xs, [m.mean for m in means], color=tint, lw=1.6, label=name)
+            for x in xs:
+                axis.plot([x] * len(points[x]), points[x], "o", color=tint, ms=2.5, alpha=0.6)
+            if all(m.low is not None for m in means):
+                low, high = [m.low for m in means], [m.high for m in means]
+                axis.fill_between(xs, low, high, color=tint, alpha=0.15 if len(names) == 1 else 0.07, lw=0)
+        _limits(axis, [v for points in lines.values() for values in points.values() for v in values])
+        axis.set_title(label)
+        axis.set_xlabel(x_label)
+    if legend:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, title=legend)
+    return figure
+
+
+@styled
+def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) -> Figure:
+    """Measures in groups of runs: a dot for each run, a bar at the mean with its 95 % interval.
+
+    Args:
+        panels: measure -> group -> values of its runs.
+    """
+    figure, axes = _grid(panels, columns)
+    for axis, (label, groups) in zip(axes, panels.items(), strict=False):
+        for place, values in enumerate(groups.values()):
+            spread = place + np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [place]
+            axis.plot(spread, values, "o", color=colour(place), ms=3.5, alpha=0.6)
+            mean = mean_over_seeds(values)
+            axis.plot([place - 0.26, place + 0.26], [mean.mean] * 2, color=colour(place), lw=2)
+            if mean.low is not None:
+                axis.plot([place] * 2, [mean.low, mean.high], color=colour(place), lw=1)
+        axis.set_xticks(range(len(groups)), [name.replace(" ", "\n") for name in groups], fontsize=8)
+        axis.set_xlim(-0.5, len(groups) - 0.5)
+        axis.set_title(label)
+    return figure
+
+
+@styled
+def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str, str], columns: dict[str, str], notes) -> Figure:
+    """Every measure of `rows` against every one of `columns`, a dot for each run.
+
+    Args:
+        points: group -> measure -> `[runs]`.
+        rows, columns: measure -> label.
+        notes: (row, column) -> text in the panel, its correlation say.
+    """
+    figure = Figure(figsize=(2.7 * len(columns) + 1.3, 2.6 * len(rows) + 0.2), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", sharey="row")
+    for line, (y, y_label) in zip(axes, rows.items(), strict=True):
+        for axis, x in zip(line, columns, strict=True):
+            for place, (group, measures) in enumerate(points.items()):
+                style = {"marker": _MARKERS[place % len(_MARKERS)], "color": colour(place), "ls": "", "ms": 4, "alpha": 0.75}
+                axis.plot(measures[x], measures[y], label=group, **style)
+            axis.set_title(notes.get((y, x), ""), fontsize=8)
+        line[0].set_ylabel(y_label)
+    for axis, x_label in zip(axes[-1], columns.values(), strict=True):
+        axis.set_xlabel(x_label)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def _grid(panels, columns: int):
+    columns = min(columns, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns + 1.0, 2.5 * lines + 0.1), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def _limits(axis, values) -> None:
+    """Room for the runs; intervals may go beyond."""
+    low, high = min(values), max(values)
+    room = 0.12 * (high - low) or 0.05
+    axis.set_ylim(low - room, high + room)
+    if low < 0 < high:
+        axis.axhline(0, color=BASELINE, lw=0.6, zorder=0)
+
+
+def _shade(place: int, count: int):
+    """From light to dark, for lines with an order."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis_r"](0.1 + 0.85 * place / max(count - 1, 1))

@@ -1,0 +1,133 @@
+"""The small-scale study: ViTs trained here with stochastic depth p, along training and over-fitted, each with its Raptor.
+
+    python -m experiments.sweep --config=configs/small_scale.py:digits --workdir=runs/small_digits --jobs=2
+    python -m experiments.sweep --config=configs/small_scale.py:fashion=data/fashion --workdir=runs/small_fashion --jobs=2
+    python -m experiments.sweep --config=configs/small_scale.py:cifar100 --workdir=runs/small_cifar --config.data.data_dir=DIR
+    python -m experiments.study runs/small_digits
+
+Arguments, separated by commas:
+    digits           scikit-learn's digits; nothing is downloaded
+    fashion=FOLDER   Fashion-MNIST (or MNIST) in its own format, train-images-idx3-ubyte.gz and so on, plain or .gz
+    cifar100         CIFAR-100 from TFDS, prepared as docs/running.md says: p = 0, 0.1 ... 0.9, for a GPU
+    seeds=3          how many of each
+
+Every p and seed is one training, its ViT kept untrained, early, in the middle and at the end; the over-fitted ones see few images
+for longer. For each of these ViTs: phases by max cut, a Raptor with k = 3, their agreement on images not trained on.
+
+Hardware: digits and fashion 60 runs in about 40 minutes on 2 CPU cores; cifar100 105 runs, an accelerator, not measured here.
+Expect, by the paper (fig. 3, 4, 13): with p rise the similarity of layers, the Raptor's R² and accuracy, until training breaks at
+0.7 to 0.9; an untrained ViT is easier to reproduce than an over-fitted one; clearer phases go with a better fit.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+
+# Of training steps: where the ViT is kept, besides the end.
+_SNAPSHOTS = {"digits": (50, 150), "fashion": (50, 150), "cifar100": (1000, 5000)}
+_OVERFIT_SNAPSHOTS = {"digits": (400,), "fashion": (400,), "cifar100": (20_000,)}
+_OVERFIT_P = (0.0, 0.4)
+
+
+def get_config(arg: str = "digits") -> ConfigDict:
+    """One run: a ViT trained to the end without stochastic depth. `sweep` varies it."""
+    data, folder, _ = _options(arg)
+    config = default.get_config().unlock()
+    config.stages = ("teacher", "phases", "distill")
+    config.study = ConfigDict({"group": "trained", "step": 0})  # what the run is in the study, for experiments.study
+    config.teacher.source = "train"
+    config.data.update({"augment": "random_resized_crop", "threads": 1})
+    config.phases.update({"k": (3,), "num_images": 320})
+    config.raptor.update({"mlp": "gelu", "mlp_ratio": 2.0})  # a block of the size of the ViT's
+    if data == "cifar100":
+        _on_gpu(config)
+    else:
+        _on_cpu(config, data, folder)
+    config.study.step = config.teacher.train.steps
+    return config.lock()
+
+
+def sweep(arg: str = "digits") -> dict[str, dict]:
+    """The runs of the study; those of a snapshot take their ViT from the run that trained it."""
+    data, _, seeds = _options(arg)
+    config = get_config(arg)
+    steps = config.teacher.train.steps
+    ps = tuple(p / 10 for p in range(10)) if data == "cifar100" else (0.0, 0.2, 0.4, 0.6, 0.8)
+    runs = {}
+    for seed in range(seeds):
+        for p in ps:
+            # Before its first step a ViT does not know p: one for all.
+            kept = (0, *_SNAPSHOTS[data]) if p == ps[0] else _SNAPSHOTS[data]
+            runs |= _training(f"p{p}-seed{seed}", {"seed": seed, "teacher.vit.drop_path": p}, "trained", steps, kept)
+        for p in _OVERFIT_P:
+            changes = {"seed": seed, "teacher.vit.drop_path": p, "teacher.train.num_images": _few(data)}
+            changes |= {"teacher.train.steps": 2 * steps}
+            runs |= _training(f"overfit-p{p}-seed{seed}", changes, "over-fitted", 2 * steps, _OVERFIT_SNAPSHOTS[data])
+    return runs
+
+
+def _training(name, changes, group, steps, kept) -> dict[str, dict]:
+    """A training to the end, and runs on what it was after some steps."""
+    changes = changes | {"study.group": group, "study.step": steps}
+    runs = {name: changes | {"teacher.train.snapshots": kept}}
+    for step in kept:
+        taken = {"teacher.source": f"{{workdir}}/{name}/teacher/snapshots/step{step}", "study.step": step}
+        runs[f"{name}-step{step}"] = changes | taken
+    return runs
+
+
+def _few(data: str) -> int:
+    """Images to over-fit."""
+    return 2000 if data == "cifar100" else 100
+
+
+def _options(arg: str) -> tuple[str, str, int]:
+    """Data set, its folder, number of seeds."""
+    data, folder, seeds = "digits", "", 3
+    for item in filter(None, arg.split(",")):
+        name, _, value = item.partition("=")
+        if name in ("digits", "cifar100") and not value:
+            data = name
+        elif name == "fashion" and value:
+            data, folder = name, value
+        elif name == "seeds" and value.isdigit() and int(value):
+            seeds = int(value)
+        else:
+            raise ValueError(
+                f"configs/small_scale.py does not know {item!r}: expected digits, fashion=FOLDER or cifar100, and seeds=NUMBER"
+            )
+    return data, folder, seeds
+
+
+def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:
+    size, patch = (8, 2) if data == "digits" else (28, 7)
+    config.teacher.vit = _vit(dim=64, num_heads=2, patch_size=patch)
+    config.teacher.train = _training_settings(steps=400, batch_size=64, learning_rate=2e-3, warmup_steps=40)
+    splits = ("digits:train", "digits:test") if data == "digits" else (f"idx:{folder}/train", f"idx:{folder}/t10k")
+    config.data.update({"train": splits[0], "eval": splits[1], "image_size": size, "crop_scale": (0.9, 1.0), "flip": False})
+    config.distill.update({"batch_size": 32, "remat": "none", "log_every": 50, "save_every": 1000})
+    config.distill.stage1.update({"steps": 100, "learning_rate": 2e-3, "warmup_steps": 10})
+    config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 10})
+    config.eval.update({"num_images": 360, "batch_size": 64})
+
+
+def _on_gpu(config: ConfigDict) -> None:
+    config.teacher.vit = _vit(dim=192, num_heads=3, patch_size=4)
+    config.teacher.train = _training_settings(steps=20_000, batch_size=256, learning_rate=1e-3, warmup_steps=1000)
+    config.data.update({"train": "tfds:cifar100:train", "eval": "tfds:cifar100:test", "image_size": 32, "crop_scale": (0.4, 1.0)})
+    config.data.threads = 16
+    config.phases.num_images = 10_000
+    config.distill.update({"batch_size": 128, "remat": "none", "log_every": 200})
+    config.distill.stage1.update({"steps": 10_000, "learning_rate": 1e-3, "warmup_steps": 500})
+    config.distill.stage2.update({"steps": 10_000, "learning_rate": 1e-3, "warmup_steps": 500})
+    config.eval.update({"num_images": 10_000, "batch_size": 250})
+
+
+def _vit(dim: int, num_heads: int, patch_size: int) -> ConfigDict:
+    sizes = {"dim": dim, "depth": 12, "num_heads": num_heads, "mlp_dim": 2 * dim, "patch_size": patch_size}
+    return ConfigDict({**sizes, "drop_path": 0.0})
+
+
+def _training_settings(**settings) -> ConfigDict:
+    whole = {**settings, "weight_decay": 0.05, "label_smoothing": 0.1, "remat": "none"}
+    return ConfigDict({**whole, "snapshots": (), "num_images": 0})

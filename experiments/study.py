@@ -1,0 +1,295 @@
+"""Gathers a small-scale study: python -m experiments.study runs/small_digits [--out=FOLDER]
+
+Reads results.json of every run that experiments.sweep made of configs/small_scale.py and writes, into WORKDIR/study or --out, a
+page index.html, its figures, and as Markdown, CSV and LaTeX `measures`, a row for each kind of ViT over seeds, and
+`correlations`, of phase structure with the Raptor's fit. A study that is not finished is gathered as far as it is.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from brh_jax.errors import UserError
+from brh_jax.report import study as figures
+from brh_jax.report.html import FigureEntry, Table, render, save_figure
+from brh_jax.run_statistics import Correlation, correlation
+from experiments.summarize import Row, as_csv, as_latex, as_markdown, find_runs, table
+
+# What is measured of every ViT and its Raptor; of R² and e the mean over layers.
+FITS = {"r2_cls": "R² cls", "r2_patches": "R² patches", "relative_e": "relative e"}
+STRUCTURE = {
+    "mean_similarity": "similarity of layers",
+    "contrast": "contrast",
+    "matched_contrast": "contrast at equal distance",
+    "modularity": "modularity",
+    "z": "gain of the cut (z)",
+}
+ACCURACIES = {"accuracy": "accuracy, test", "train_accuracy": "accuracy, training"}
+LABELS = STRUCTURE | FITS | ACCURACIES
+_CURVES = ("mean_similarity", *FITS, *ACCURACIES)
+
+
+class Run(NamedTuple):
+    """A ViT of the study with its Raptor.
+
+    Attributes:
+        group: trained or over-fitted.
+        step, last: training steps that the ViT has had, and that its group ends with.
+        p, seed: stochastic depth and seed of the training.
+        k: number of phases.
+        values: LABELS' keys -> value, those that there are.
+    """
+
+    group: str
+    step: int
+    last: int
+    p: float
+    seed: int
+    k: int
+    values: dict[str, float]
+
+    @property
+    def kind(self) -> str:
+        """untrained, trained or over-fitted; empty between start and end of a training."""
+        return "untrained" if self.step == 0 else self.group if self.step == self.last else ""
+
+    @property
+    def training(self) -> tuple[float, int]:
+        """What its snapshots have in common."""
+        return self.p, self.seed
+
+
+def read_study(workdir) -> list[Run]:
+    """The finished runs of a study.
+
+    Raises:
+        UserError: none there.
+    """
+    runs = []
+    for folder in find_runs([workdir]):
+        results = json.loads((folder / "results.json").read_text())
+        about = results.get("config", {})
+        if "study" in about:
+            runs += _runs_of(results, about)
+    if not runs:
+        raise UserError(f"no run of a small-scale study in or below {workdir}: make them with experiments.sweep first")
+    ends = {group: max(run.step for run in runs if run.group == group) for group in {run.group for run in runs}}
+    return [run._replace(last=ends[run.group]) for run in runs]
+
+
+def _runs_of(results, about):
+    for k, partition in results["phases"].get("partitions", {}).items():
+        fit = results["distill"].get("fits", {}).get(f"k{k}")
+        if fit is None:
+            continue
+        found = {name: partition["structure"][name] for name in STRUCTURE}
+        found |= {f"r2_{token}": statistics.fmean(values) for token, values in fit["r2"].items() if values}
+        found |= {"relative_e": statistics.fmean(fit["relative_error_all"])}
+        found |= {name: results["teacher"].get(name) for name in ACCURACIES}
+        values = {name: value for name, value in found.items() if name in LABELS and value is not None and math.isfinite(value)}
+        study, p = about["study"], about["teacher"]["vit"]["drop_path"]
+        yield Run(study["group"], study["step"], study["step"], p, about["seed"], int(k), values)
+
+
+def measure_rows(runs: list[Run]) -> list[Row]:
+    """A row for each kind of ViT, over seeds."""
+    rows: dict[tuple, Row] = {}
+    for run in sorted(runs, key=lambda r: (r.group != "trained", r.step, r.p, r.k)):
+        group = "untrained" if run.step == 0 else run.group
+        settings = {"ViT": group, "steps": f"{run.step:>6}", "p": "any" if run.step == 0 else f"{run.p:g}"}
+        row = rows.setdefault((*settings.values(), run.k), Row(settings, f"k = {run.k}", {}))
+        for name, label in LABELS.items():
+            if name in run.values:
+                row.values.setdefault(label, []).append(run.values[name])
+    return list(rows.values())
+
+
+def correlations(runs: list[Run]) -> dict[str, dict[tuple[str, str], Correlation]]:
+    """Subset of the runs -> (structure or p, fit or accuracy) -> correlation, where there are enough runs."""
+    subsets = {"all ViTs": runs, "trained to the end": [run for run in runs if run.kind == "trained"]}
+    found = {}
+    for name, chosen in subsets.items():
+        pairs = [(x, y) for x in STRUCTURE for y in FITS]
+        if name == "trained to the end":
+            pairs += [("p", y) for y in ("mean_similarity", "matched_contrast", *FITS, "accuracy")]
+        for x, y in pairs:
+            both = [(run, _value(run, x), _value(run, y)) for run in chosen if None not in (_value(run, x), _value(run, y))]
+            if len(both) >= 3:
+                kept, xs, ys = zip(*both, strict=True)
+                found.setdefault(name, {})[x, y] = correlation(xs, ys, [run.training for run in kept])
+    return found
+
+
+def _value(run: Run, name: str) -> float | None:
+    return run.p if name == "p" else run.values.get(name)
+
+
+def correlation_table(found) -> tuple[list[str], list[list[str]]]:
+    """Header and cells."""
+    header = ["ViTs", "measure", "with", "Pearson", "95 % interval", "Spearman", "95 % interval", "ViTs, n", "trainings"]
+    cells = []
+    for subset, pairs in found.items():
+        for (x, y), c in pairs.items():
+            numbers = [_text(c.pearson), _interval(c.pearson_interval), _text(c.spearman), _interval(c.spearman_interval)]
+            cells.append([subset, LABELS.get(x, x), LABELS[y], *numbers, str(c.num_points), str(c.num_groups)])
+    return header, cells
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _interval(interval) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def figure_entries(runs: list[Run], found, folder):
+    """The page's figures, as far as there are runs for them."""
+    finished = [run for run in runs if run.kind == "trained"]
+    dots = "Dots are runs, lines and bars means over seeds, bands and whiskers Student's 95 % intervals (wide, with few seeds)."
+    if len({run.p for run in finished}) > 1:
+        panels = {LABELS[name]: {"trained": lines} for name in _CURVES if (lines := _points(finished, name, lambda run: run.p))}
+        yield FigureEntry(
+            save_figure(figures.curves(panels, "stochastic depth p"), folder, "stochastic_depth"),
+            "Stochastic depth",
+            "ViTs trained to the end. Similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on "
+            f"test images, mean over layers. {dots}",
+        )
+    kinds = [kind for kind in ("untrained", "trained", "over-fitted") if any(run.kind == kind for run in runs)]
+    if len(kinds) > 1:
+        # At the p that all kinds have in common: over-fitting is not confounded with stochastic depth.
+        shared = {run.p for run in runs if run.kind == "over-fitted"} or {run.p for run in runs}
+        chosen = {kind: [r for r in runs if r.kind == kind and (kind == "untrained" or r.p in shared)] for kind in kinds}
+        panels = {}
+        for name in _CURVES:
+            panels[LABELS[name]] = {kind: [r.values[name] for r in rs if name in r.values] for kind, rs in chosen.items()}
+        panels = {label: values for label, values in panels.items() if all(values.values())}
+        yield FigureEntry(
+            save_figure(figures.side_by_side(panels), folder, "kinds"),
+            "Untrained, trained, over-fitted",
+            f"Over-fitted: trained on few images for longer. p = {', '.join(f'{p:g}' for p in sorted(shared))}. {dots}",
+        )
+    for group in ("trained", "over-fitted"):
+        chosen = [run for run in runs if run.group == group]
+        if len({run.step for run in chosen}) > 1:
+            yield _along_training(runs, chosen, group, dots, folder)
+    if "all ViTs" in found and len(runs) > 2:
+        yield _scatter(runs, found["all ViTs"], folder)
+
+
+def _along_training(runs, chosen, group, dots, folder) -> FigureEntry:
+    untrained = [run for run in runs if run.step == 0]
+    panels = {}
+    for name in _CURVES:
+        lines = {}
+        for p in sorted({run.p for run in chosen if run.step}):
+            # Untrained ViTs do not know p: every line starts from them.
+            line = [run for run in chosen if run.p == p and run.step] + untrained
+            if points := _points(line, name, lambda run: run.step):
+                lines[f"{p:g}"] = points
+        if lines:
+            panels[LABELS[name]] = lines
+    return FigureEntry(
+        save_figure(figures.curves(panels, "training steps", legend="p"), folder, f"along_training_{group}".replace("-", "")),
+        f"Along training: {group}",
+        f"The ViT as it was after some steps of training, with a Raptor of its own each time. {dots}",
+    )
+
+
+def _scatter(runs, found, folder) -> FigureEntry:
+    rows = {name: label for name, label in FITS.items() if all(name in run.values for run in runs)}
+    columns = {name: label for name, label in STRUCTURE.items() if all(name in run.values for run in runs)}
+    kinds = {"untrained": "untrained", "trained": "trained", "over-fitted": "over-fitted", "": "in training"}
+    points = {}
+    for kind, label in kinds.items():
+        members = [run for run in runs if run.kind == kind]
+        if members:
+            points[label] = {name: np.array([run.values[name] for run in members]) for name in (*rows, *columns)}
+    notes = {}
+    for (x, y), c in found.items():
+        if c.spearman is not None:
+            notes[y, x] = f"ρ = {_text(c.spearman)}" + (f" ({_interval(c.spearman_interval)})" if c.spearman_interval else "")
+    return FigureEntry(
+        save_figure(figures.against_each_other(points, rows, columns, notes), folder, "structure_and_fit"),
+        "Phase structure and fit",
+        "A dot for each ViT. ρ is Spearman's coefficient over all of them, with the 95 % interval of a bootstrap that draws "
+        "whole trainings (p, seed), as the snapshots of one are not independent. p and the length of training differ between "
+        "ViTs and may drive both sides.",
+    )
+
+
+def _points(runs, name, x) -> dict[float, list[float]]:
+    """x -> values of a measure."""
+    points: dict[float, list[float]] = {}
+    for run in runs:
+        if name in run.values:
+            points.setdefault(x(run), []).append(run.values[name])
+    return points
+
+
+def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes page, figures and tables."""
+    runs = read_study(workdir)
+    found, rows = correlations(runs), measure_rows(runs)
+    tables = {"measures": table(rows), "correlations": correlation_table(found)}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, (header, cells) in tables.items():
+        (out / f"{name}.md").write_text(as_markdown(header, cells))
+        (out / f"{name}.tex").write_text(as_latex(header, cells))
+    (out / "measures.csv").write_text(as_csv(rows))
+    (out / "correlations.csv").write_text(_correlations_csv(found))
+    unfinished = sorted(log.stem for log in workdir.glob("*.log") if not (workdir / log.stem / "results.json").exists())
+    seeds = len({run.seed for run in runs})
+    lead = [f"{len(runs)} ViTs of {len({run.training for run in runs})} pairs of stochastic depth and seed, {seeds} seeds."]
+    if unfinished:
+        lead.append(f"Not finished, and not counted: {', '.join(unfinished)}.")
+    sections = list(figure_entries(runs, found, out / "figures"))
+    remarks = {"measures": "Mean ± standard deviation over seeds (n).", "correlations": "Intervals as in the figure above."}
+    titles = {"measures": "All measures", "correlations": "Correlations"}
+    sections += [Table(titles[name], header, cells, remarks[name]) for name, (header, cells) in tables.items()]
+    render(
+        out / "index.html",
+        title=f"Small-scale study: {workdir.name}",
+        lead=lead,
+        sections=sections,
+        configuration=json.dumps(json.loads((find_runs([workdir])[0] / "results.json").read_text())["config"], indent=1),
+        environment={"runs": str(workdir)},
+    )
+
+
+def _correlations_csv(found) -> str:
+    lines = ["subset,x,y,coefficient,value,low,high,points,trainings"]
+    for subset, pairs in found.items():
+        for (x, y), c in pairs.items():
+            for name in ("pearson", "spearman"):
+                value, interval = getattr(c, name), getattr(c, f"{name}_interval") or ("", "")
+                numbers = ["" if value is None else value, *interval, c.num_points, c.num_groups]
+                lines.append(",".join(map(str, [subset, x, y, name, *numbers])))
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__.split("\n")[0])
+    parser.add_argument("workdir", help="what experiments.sweep had as --workdir")
+    parser.add_argument("--out", default=None, help="folder for the page and the tables; WORKDIR/study by default")
+    arguments = parser.parse_args(argv)
+    workdir = pathlib.Path(arguments.workdir).expanduser()
+    out = pathlib.Path(arguments.out).expanduser() if arguments.out else workdir / "study"
+    try:
+        gather(workdir, out)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print((out / "measures.md").read_text() + f"{out / 'index.html'}, measures and correlations as .md, .csv and .tex")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
