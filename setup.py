@@ -39,11 +39,14 @@ setup(
     extras_require={
         # TensorFlow datasets as array_record files; TensorFlow itself is never imported.
         "tfds": ["tensorflow-datasets>=4.9.8", "array-record>=0.8"],
+        # nyu_depth_v2_labeled.mat as released.
+        "nyu": ["h5py>=3.11"],
         # Weights that come as .pth files or ONNX graphs.
         "convert": ["torch>=2.6", "onnx>=1.18"],
         "test": [
             "array-record>=0.8",
             "chex>=0.1.91",
+            "h5py>=3.11",
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "nbformat>=5.10",

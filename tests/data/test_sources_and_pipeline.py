@@ -34,6 +34,12 @@ def test_sub_folders_are_classes(folder):
     assert sorted(source.read(i)["label"] for i in range(10)) == [0] * 5 + [1] * 5
 
 
+def test_classes_without_images_are_named(folder, capsys):
+    (folder / "birds").mkdir()
+    assert ImageFolder(folder).classes == ("cats", "dogs/brown")
+    assert "has classes without images, left out: birds\n" in capsys.readouterr().out
+
+
 def test_a_flat_folder_has_no_classes(tmp_path):
     write_image(tmp_path / "a.png", 1)
     (tmp_path / "notes.txt").write_text("not an image")

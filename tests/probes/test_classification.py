@@ -93,3 +93,11 @@ def test_accuracy():
 def test_unlabelled_images_are_refused():
     with pytest.raises(UserError, match=r"config.probe.train array has 0 classes.*leave config.probe.train empty"):
         classification.check_labels(ArraySource(np.zeros((3, 8, 8), np.uint8)), "config.probe.train")
+
+
+def test_classes_that_one_of_the_sets_lacks_are_named():
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    train, test = (ArraySource(images, labels, name, classes) for name, classes in (("a", "xy"), ("b", "xz")))
+    classification.check_same_classes(train, train, "config.probe")
+    with pytest.raises(UserError, match=r"config.probe.train and config.probe.eval have different classes: no y in b; no z in a"):
+        classification.check_same_classes(train, test, "config.probe")
