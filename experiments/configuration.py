@@ -60,6 +60,8 @@ def check_config(config) -> None:
     """Raises UserError naming the setting, its value, and what was expected."""
     if not config.teacher.source:
         raise UserError("config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train")
+    if config.teacher.source.startswith("random:"):
+        registry.architecture(config.teacher.source.removeprefix("random:"))
     if config.teacher.arch:
         registry.architecture(config.teacher.arch)
     for name in ("train", "eval"):

@@ -66,13 +66,16 @@ def tables_of(folders, by=()) -> Iterator[Named]:
 
 
 def fit_figures(results: dict) -> dict[str, dict[str, float]]:
-    """Model -> agreement with the teacher, means over layers; R² without a token type is the mean over those there are."""
+    """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types."""
     out = {}
     for name, fit in results.get("distill", {}).get("fits", {}).items():
         r2 = {token: statistics.fmean(values) for token, values in fit["r2"].items() if values}
         out[name] = {"R²": statistics.fmean(r2.values())} | {f"R² {token}": value for token, value in r2.items()}
         out[name] |= {f"cosine {token}": statistics.fmean(values) for token, values in fit["cosine"].items() if values}
         out[name]["e / norm"] = statistics.fmean(fit["relative_error_all"])
+        # Unshared shallow networks are made for the last state of each phase alone.
+        out[name]["R², last layer"] = statistics.fmean(values[-1] for values in fit["r2"].values() if values)
+        out[name]["e / norm, last layer"] = fit["relative_error_all"][-1]
     return out
 
 
@@ -116,7 +119,7 @@ def control_figure(rows: list[Row]):
     """R² and e against k; see `controls.fit_by_phases`."""
     curves: dict[str, dict[int, dict[str, list[float]]]] = {}
     for row in rows:
-        values = {name: row.values[name] for name in ("R²", "e / norm")}
+        values = {name: row.values[name] for name in ("R²", "e / norm", "R², last layer", "e / norm, last layer")}
         curves.setdefault(row.settings["blocks"], {})[int(row.model.removeprefix("k"))] = values
     return controls.fit_by_phases(curves)
 

@@ -100,11 +100,11 @@ def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figur
     """R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
 
     Args:
-        curves: kind -> k -> figure of merit -> values of the runs.
+        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs.
     """
     names = list(next(iter(next(iter(curves.values())).values())))
-    figure = Figure(figsize=(3.3 * len(names) + 1.8, 2.9), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    figure = Figure(figsize=(8.4, 2.7 * -(-len(names) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // 2), 2).ravel()
     for axis, name in zip(axes, names, strict=True):
         for i, (kind, by_k) in enumerate(curves.items()):
             ks = sorted(by_k)
@@ -113,7 +113,7 @@ def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figur
             places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)
             axis.errorbar(places, mean, spread, fmt="o-", ms=4, lw=1.2, capsize=3, color=colour(i), label=kind)
         axis.set_xlabel("number of phases k")
-        axis.set_ylabel(f"{name}, mean of layers")
+        axis.set_ylabel(name if "layer" in name else f"{name}, mean of layers")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure

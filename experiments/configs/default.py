@@ -17,7 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tensorboard = False  # metrics also as TensorBoard events, beside metrics.jsonl
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
 
-    # source: hf:organisation/model, a file or folder of weights, or "train" for a ViT trained here from scratch.
+    # source: hf:organisation/model, a file or folder of weights, "train" for a ViT trained here from scratch, or random:ARCH for
+    # an architecture by name with random parameters, as a control.
     # arch: refuse weights of any other architecture; with "train" the sizes are given in teacher.vit.
     config.teacher = ConfigDict({"source": "", "arch": ""})
 

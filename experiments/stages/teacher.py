@@ -1,17 +1,19 @@
-"""The teacher: converted from pretrained weights, or trained here."""
+"""The teacher: converted from pretrained weights, trained here, or not trained at all."""
 
 import dataclasses
 import pathlib
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 import brh_jax
 from brh_jax.data.sources import Source, Subset
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
-from brh_jax.models import Encoder, ViTConfig, store
+from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
-from brh_jax.models.registry import check_architecture
+from brh_jax.models.registry import Architecture, architecture, check_architecture
 from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from experiments.context import Context, identity, settings_of
@@ -56,6 +58,9 @@ def _accuracies(context: Context, encoder: Encoder) -> dict:
 def _pretrained(config) -> tuple[Encoder, list[str]]:
     """Weights from anywhere, or a converted folder."""
     source, size = config.teacher.source, config.data.image_size or None
+    if source.startswith("random:"):
+        encoder = _untrained(architecture(source.removeprefix("random:")), size, config.seed)
+        return encoder, [f"randomly initialised, seed {config.seed}: {source}"]
     if store.is_encoder_folder(source):
         encoder = brh_jax.load(source, image_size=size)
         if config.teacher.arch:
@@ -67,6 +72,14 @@ def _pretrained(config) -> tuple[Encoder, list[str]]:
     notes = report.lines(encoder)
     print("\n".join(notes), flush=True)
     return encoder, notes
+
+
+def _untrained(arch: Architecture, size: int | None, seed: int) -> Encoder:
+    """A control: the architecture with the parameters that its training would begin with."""
+    size = size or arch.image_size
+    image = jnp.zeros((1, size, size, arch.config.channels))
+    params = jax.jit(ViT(arch.config).init)(jax.random.key(seed), image)["params"]
+    return Encoder(arch.config, params, Preprocessing((size, size)), name=f"untrained {arch.hub_id}")
 
 
 def _train(context: Context, folder) -> Encoder:

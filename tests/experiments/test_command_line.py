@@ -51,6 +51,10 @@ def command(*arguments, cwd):
         (["--config=configs/quickstart.py", "--config.eval.num_images=0"], "config.eval.num_images is 0: expected a positive"),
         (["--config=configs/quickstart.py", "--config.raptor.mlp=relu"], "config.raptor.mlp is 'relu': expected one of gelu"),
         (["--config=configs/dinov2.py", "--config.teacher.source=gone.pth"], "no weights at gone.pth"),
+        (["--config=configs/dinov2.py", "--config.teacher.source=random:vitz14"], "unknown architecture 'vitz14'"),
+        (["--config=configs/quickstart.py", "--config.eval.baselines=('median',)"], "config.eval.baselines names 'median'"),
+        (["--config=configs/quickstart.py", "--config.phases.metrics=('mmd',)"], "config.phases.metrics names 'mmd'"),
+        (["--config=configs/quickstart.py", "--config.raptor.unshared=wide"], "config.raptor.unshared is 'wide'"),
     ],
 )
 def test_one_clear_message(arguments, message, tmp_path):
