@@ -26,7 +26,7 @@ def command(*arguments, cwd):
     ("arguments", "message"),
     [
         ([], "no configuration: give --config"),
-        (["--config=configs/nothing.py"], "there are configs/default.py, configs/dinov2.py, configs/quickstart.py"),
+        (["--config=configs/nothing.py"], "configs/default.py, configs/dinov2.py, configs/quickstart.py"),
         (["--config=configs/quickstart.py", "--config.distill.stepz=3"], "unknown setting"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
         (["--config=configs/quickstart.py", "--wrkdir=x"], "wrkdir"),
