@@ -25,7 +25,7 @@ def get_config(arg=""):
     config.update({{"stages": ("teacher", "phases", "distill"), "study": {{"group": "trained", "step": 10}}}})
     config.teacher.train.update({{"snapshots": (), "num_images": 0}})
     config.phases.k = (2,)
-    config.distill.stage1.update({"teacher_forcing": "throughout", "token_weights": ()})
+    config.distill.stage1.update({{"teacher_forcing": "throughout", "token_weights": ()}})
     config.distill.stage2.steps = 0
     return config.lock()
 
@@ -131,6 +131,7 @@ def test_the_runs_of_the_ablation():
         ablation.get_config("vits14")
 
 
+@pytest.mark.slow
 def test_a_study_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device: compiles faster
     config, runs = tmp_path / "study.py", tmp_path / "runs"
