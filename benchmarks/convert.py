@@ -3,6 +3,7 @@
 python -m benchmarks convert --arch=vitb14
 """
 
+import json
 import os
 import pathlib
 import tempfile
@@ -70,12 +71,12 @@ def _compare(report, folder, arguments):
     times = measure.in_turns(sides, arguments.repeats)
     for name, seconds in times.items():
         report.row(name, seconds, against=times[names[0]] if name not in names else None)
-    report.note(f"{gigabytes:.2f} GB of float32; every parameter is read once after loading, as files may be mapped and not yet read")
+    report.note(
+        f"{gigabytes:.2f} GB of float32; every parameter is read once after loading, as files may be mapped and not yet read"
+    )
 
 
 def _without_ours(config: pathlib.Path):
-    import json
-
     about = json.loads(config.read_text())
     about.pop("brh_jax", None)
     config.write_text(json.dumps(about))
@@ -94,6 +95,6 @@ def _transformers(path):
 
     def load():
         model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32).to(measure.torch_device()).eval()
-        return model, sum(float(p.sum()) for name, p in model.named_parameters() if "mask_token" not in name)
+        return model, sum(float(p.detach().sum()) for name, p in model.named_parameters() if "mask_token" not in name)
 
     return load

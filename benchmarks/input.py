@@ -3,6 +3,7 @@
 python -m benchmarks input --workers=0,2
 """
 
+import functools
 import gc
 import pathlib
 import tempfile
@@ -24,7 +25,9 @@ def main(argv=None) -> int:
     parser.add_argument("--pixels", type=int, default=256, help="side of the files")
     parser.add_argument("--size", type=int, default=224, help="of the crops, in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=24, help="timed in each turn; read-ahead of earlier ones is a part of them")
+    parser.add_argument(
+        "--batches", type=int, default=24, help="timed in each turn; read-ahead of earlier ones is a part of them"
+    )
     parser.add_argument("--workers", default="0,2", help="processes that decode, equal on both sides; 0: ours decodes in threads")
     parser.add_argument("--threads-ahead", type=int, default=0, help="threads of ours where it has no workers; 0 for one a core")
     arguments = parser.parse_args(argv)
@@ -47,17 +50,19 @@ def _compare(report, source, arguments):
     if torch:
         crop = CenterCrop(Preprocessing((size, size), round(size * 256 / 224)))
         mine = np.concatenate([b["image"] for b in measuring_batches(source, crop, batch)])
-        peer = _loader(source.paths, lambda image: center_crop(image, size), batch, 0, shuffle=False)
+        peer = _loader(source.paths, functools.partial(center_crop, size=size), batch, 0, shuffle=False)
         report.agree("pixels of centre crops", mine, np.concatenate([b.numpy() for b in peer]), 0)
     for workers in (int(n) for n in arguments.workers.split(",")):
         threads = 1 if workers else arguments.threads_ahead or measure.cores()
         where = f"{workers} workers" if workers else "no workers"
         names = f"brh_jax, {where}, {threads} threads{' each' * bool(workers)}", f"DataLoader, {where}"
         options = {"threads": threads, "workers": workers}
-        sides = {names[0]: lambda options=options: TrainingBatches(source, RandomResizedCrop((size, size)), batch, seed=0, **options)}
+        sides = {
+            names[0]: lambda options=options: TrainingBatches(source, RandomResizedCrop((size, size)), batch, seed=0, **options)
+        }
         if torch:
             sides[names[1]] = lambda workers=workers: _endless(
-                _loader(source.paths, lambda image: random_resized_crop(image, size), batch, workers, shuffle=True)
+                _loader(source.paths, functools.partial(random_resized_crop, size=size), batch, workers, shuffle=True)
             )
         rates = {name: [] for name in sides}
         starts = {name: [] for name in sides}
@@ -119,7 +124,8 @@ class _Files:
 def _loader(paths, transform, batch, workers, *, shuffle):
     from torch.utils.data import DataLoader
 
-    options = {"multiprocessing_context": "fork", "persistent_workers": True} if workers else {}
+    # torch's default here, fork, may deadlock beside jax's threads.
+    options = {"multiprocessing_context": "forkserver", "persistent_workers": True} if workers else {}
     return DataLoader(_Files(paths, transform), batch, shuffle=shuffle, num_workers=workers, drop_last=shuffle, **options)
 
 

@@ -202,7 +202,9 @@ def measure_with_ceiling(report: Report, sides: dict[str, Side], repeats: int, d
     times = in_turns(products | sides, repeats)
     best = {name: 2 * size**3 / float(np.median(times[name])) for name in products}
     report.ceiling = max(best.values())
-    report.note(f"ceiling, products of {size} x {size} {dtype}: " + ", ".join(f"{n} {f / 1e9:,.0f} GFLOP/s" for n, f in best.items()))
+    report.note(
+        f"ceiling, products of {size} x {size} {dtype}: " + ", ".join(f"{n} {f / 1e9:,.0f} GFLOP/s" for n, f in best.items())
+    )
     return {name: times[name] for name in sides}
 
 

@@ -44,7 +44,9 @@ def main(argv=None) -> int:
     for name, run in peers.items():
         report.agree(f"stable and effective ranks of patches and those of {name}", ours, run(), 1e-6)
     name = f"brh_jax, all {encoder.depth} layers, all tokens"
-    sides = {name: measure.Side(streamed)} | {f"{peer}, {len(layers)} layers, patches": measure.Side(run) for peer, run in peers.items()}
+    sides = {name: measure.Side(streamed)} | {
+        f"{peer}, {len(layers)} layers, patches": measure.Side(run) for peer, run in peers.items()
+    }
     times = measure.in_turns(sides, arguments.repeats)
     for label, seconds in times.items():
         if label == name:
@@ -52,7 +54,9 @@ def main(argv=None) -> int:
             continue
         report.row(label, seconds)
         per_layer = float(np.median(seconds)) / len(layers) / (float(np.median(times[name])) / encoder.depth)
-        report.ratio("    per layer", per_layer, "ours has the ranks of every token type in its time, the peer those of patches alone")
+        report.ratio(
+            "    per layer", per_layer, "ours has the ranks of every token type in its time, the peer those of patches alone"
+        )
     return report.finish()
 
 
@@ -68,7 +72,9 @@ def _sklearn(updates):
 
     # With all components nothing is truncated, so no power iterations are needed.
     components = min(updates.shape)
-    return TruncatedSVD(components, algorithm="randomized", n_iter=0, n_oversamples=1, random_state=0).fit(updates).singular_values_
+    return (
+        TruncatedSVD(components, algorithm="randomized", n_iter=0, n_oversamples=1, random_state=0).fit(updates).singular_values_
+    )
 
 
 def _ranks(singular_values):

@@ -44,11 +44,13 @@ def main(argv=None) -> int:
     parser.add_argument("--compile", action="store_true", help="also a PyTorch step through torch.compile")
     parser.add_argument("--depths", default="6,12,24", help="of the teachers that the step is compiled for")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--alone", default="", choices=("", "ours", "torch"), help="print that side's peak memory as JSON, no more")
+    parser.add_argument(
+        "--alone", default="", choices=("", "ours", "torch"), help="print that side's peak memory as JSON, no more"
+    )
     arguments = parser.parse_args(argv)
     if arguments.tiny:
         arguments.batch_size, arguments.size, arguments.repeats = 4, 28, 2
-        arguments.partition, arguments.depths = "1,1,1", "3"
+        arguments.partition, arguments.depths = "2,1", "3"
     if arguments.alone:
         print(json.dumps(_alone(arguments)))
         return 0
@@ -196,7 +198,9 @@ def _compile(report, arguments):
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
     for depth, (lowering, compiling) in found.items():
-        report.row(f"the step compiles, {depth} layers", [lowering + compiling], remark=f"{lowering:.1f} s of it tracing and lowering")
+        report.row(
+            f"the step compiles, {depth} layers", [lowering + compiling], remark=f"{lowering:.1f} s of it tracing and lowering"
+        )
     totals = [sum(seconds) for seconds in found.values()]
     report.note(f"longest over shortest: {max(totals) / min(totals):.2f}")
 

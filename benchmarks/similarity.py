@@ -53,7 +53,9 @@ def main(argv=None) -> int:
         scaled = f"{arguments.scale:,} images, scaled: {np.median(found) * arguments.scale / count:,.1f} s"
         report.row(name, found, images=count, flops=count * vit_flops(encoder.config, layout), remark=scaled)
     scaled = np.median(one) * arguments.scale / arguments.batch_size
-    report.row("similarity of one batch", one, images=arguments.batch_size, remark=f"{arguments.scale:,} images, scaled: {scaled:,.1f} s")
+    report.row(
+        "similarity of one batch", one, images=arguments.batch_size, remark=f"{arguments.scale:,} images, scaled: {scaled:,.1f} s"
+    )
     before, after = (float(np.median(found)) for found in times.values())
     report.note(
         f"overhead over the forward pass: {float(np.median(one)) * len(batches) / before:.2%} from the similarity alone, "

@@ -58,7 +58,10 @@ def main(argv=None) -> int:
         report.row(many, times[many], **work, flops=flops, against=times[one])
     if len(kinds) == 1:
         return report.finish()
-    means = [sum(share * float(np.median(times[pair[side]])) for pair, share in zip(names, (0.25, 0.75), strict=True)) for side in (0, 1)]
+    means = [
+        sum(share * float(np.median(times[pair[side]])) for pair, share in zip(names, (0.25, 0.75), strict=True))
+        for side in (0, 1)
+    ]
     report.ratio("a whole stage, a quarter of its steps with teacher forcing", means[1] / means[0])
     return report.finish()
 
@@ -88,7 +91,9 @@ def _apart(teacher, config, phase, blocks, pixels, settings, forced):
     update, optimiser = make_update(1, teacher.replace(config=one.teacher), one, settings, seed=0)
     images = jax.device_put(pixels)
     block = {"phase_1": _counted_from_zero(blocks[f"phase_{phase + 1}"], run.start)}
-    return _stepping(update, optimiser, block, lambda: ({}, {"states": states(params, images), "row": np.arange(len(pixels))}), forced)
+    return _stepping(
+        update, optimiser, block, lambda: ({}, {"states": states(params, images), "row": np.arange(len(pixels))}), forced
+    )
 
 
 def _counted_from_zero(block, start):

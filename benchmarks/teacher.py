@@ -71,7 +71,9 @@ def _torch_sides(encoder, images, forward, report, arch, arguments, skipped):
         return sides
     try:
         compiled = compiled_states(model)
-        report.agree(f"{arch}: states of torch.compile", models.to_numpy(compiled(pixels)), expected, measure.tolerance(arguments.dtype))
+        report.agree(
+            f"{arch}: states of torch.compile", models.to_numpy(compiled(pixels)), expected, measure.tolerance(arguments.dtype)
+        )
         sides[name] = measure.theirs(lambda: compiled(pixels))
     except measure.Skipped as reason:
         skipped[name] = reason
