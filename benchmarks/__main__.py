@@ -1,12 +1,24 @@
-"""python -m benchmarks NAME [options]: measures one kind of work and prints a table; --help after the name tells more.
+"""python -m benchmarks NAME [options]: one kind of work, ours beside a peer, in turns; --help after the name tells more.
 
-Names: dynamics.
+Names: teacher, raptor_step, stage1, similarity, partition, jacobian, ranks, dynamics, dmd, input, convert.
 """
 
 import importlib
 import sys
 
-NAMES = ("dynamics",)
+NAMES = (
+    "teacher",
+    "raptor_step",
+    "stage1",
+    "similarity",
+    "partition",
+    "jacobian",
+    "ranks",
+    "dynamics",
+    "dmd",
+    "input",
+    "convert",
+)
 
 
 def main(argv=None) -> int:
@@ -15,7 +27,17 @@ def main(argv=None) -> int:
     if not argv or argv[0] not in NAMES:
         print(f"error: name one of {', '.join(NAMES)}: python -m benchmarks {NAMES[0]}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
+    from benchmarks.measure import Disagreement
+    from brh_jax.errors import UserError
+
+    try:
+        return importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Disagreement as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
