@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/ablation.py --workdir=runs/ablation --jobs=2
     python -m experiments.sweep --config=configs/ablation.py:dinov2,arch=vits14_reg --workdir=runs/ablation_s \\
         --config.probe.head=dinov2_vits14_reg4_linear_head.pth --config.data.data_dir=DIR
-    python -m experiments.summarize runs/ablation --by=name
+    python -m experiments.tables runs/ablation --by=name
 
 Arguments, separated by commas:
     quickstart     the base configuration: digits and a ViT trained here once, by the run "teacher" (default)
@@ -16,7 +16,7 @@ the paper's last row is the probe of row 5. Row 5b has no stage 2 but its steps 
 5: the feed-forward layer (GELU for SwiGLU), no depth scaling, and the partition: random phases of consecutive layers, and the
 phases' layers dealt out at random, a new draw for each seed.
 
-Hardware: quickstart 31 runs, about 40 s of one CPU core each once the teacher is trained, DURATION on two; dinov2 an accelerator,
+Hardware: quickstart 31 runs, two to three minutes of one CPU core each; dinov2 an accelerator,
 30 runs of configs/dinov2.py.
 Expect, by the paper, for k = 3 on ImageNet-1k: 3.9, 72.7, 75.2, 76.7, 82.4 % with the head as it is, 83.0 % fine-tuned.
 """
