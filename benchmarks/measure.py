@@ -56,17 +56,22 @@ def theirs(run) -> Side:
     return Side(run, (lambda result: torch.cuda.synchronize()) if torch.cuda.is_available() else lambda result: result)
 
 
-def in_turns(sides: dict[str, Side], repeats: int, *, least_seconds: float = 0.2, pause: float = 0.05) -> dict[str, np.ndarray]:
+def in_turns(
+    sides: dict[str, Side], repeats: int, *, least_seconds: float = 0.2, pause: float = 0.05, already_warm=()
+) -> dict[str, np.ndarray]:
     """Seconds per call of each side, `[repeats]`: A B A B ..., so that whatever else the machine does hits all alike.
 
     Args:
         least_seconds: a turn calls its side as often as this takes, waiting once at the end.
+        already_warm: sides that have run before, and need not do so twice before they are timed.
         pause: before each turn; threads of the other library that wait for work by spinning go to sleep in it.
     """
     calls = {}
     for name, side in sides.items():
-        side.wait(side.run())  # compiles
-        calls[name] = max(1, math.ceil(least_seconds / max(_seconds(side, 1), 1e-7)))
+        seconds = _seconds(side, 1)  # compiles
+        if name not in already_warm:
+            seconds = _seconds(side, 1)
+        calls[name] = max(1, math.ceil(least_seconds / max(seconds, 1e-7)))
     found = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():

@@ -47,7 +47,7 @@ def main(argv=None) -> int:
     sides = {name: measure.Side(streamed)} | {
         f"{peer}, {len(layers)} layers, patches": measure.Side(run) for peer, run in peers.items()
     }
-    times = measure.in_turns(sides, arguments.repeats)
+    times = measure.in_turns(sides, arguments.repeats, already_warm=sides)
     for label, seconds in times.items():
         if label == name:
             report.row(label, seconds, images=arguments.num_images)

@@ -1,7 +1,7 @@
 """A Raptor's stage-2 training step in PyTorch, written after sections 3 and 4 of the paper as the peer of ours.
 
-The fastest plain PyTorch that computes the same: one projection for queries, keys and values, fused attention, gated layer in one
-product, fused AdamW, gradients set to None.
+The fastest plain PyTorch that computes the same: one projection for queries, keys and values, fused attention, fused
+AdamW, gradients set to None.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ class RaptorBlock(nn.Module):
         self.num_heads = num_heads
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.fc1, self.fc2 = nn.Linear(dim, 2 * mlp_dim), nn.Linear(mlp_dim, dim)
+        self.gate, self.value = nn.Linear(dim, mlp_dim), nn.Linear(dim, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, dim)
         self.ls1, self.ls2 = nn.Parameter(torch.empty(dim)), nn.Parameter(torch.empty(dim))
         self.depth1, self.depth2 = nn.Linear(1, 16), nn.Linear(16, 3 * dim)
 
@@ -29,8 +30,9 @@ class RaptorBlock(nn.Module):
         qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(batch, tokens, dim)
         x = x + attn * self.ls1 * self.proj(mixed)
-        gate, value = self.fc1(self.norm2(x)).chunk(2, dim=-1)
-        x = x + mlp * self.ls2 * self.fc2(F.silu(gate) * value)
+        # Two products: the halves of one would be glued together again in the backward pass.
+        normed = self.norm2(x)
+        x = x + mlp * self.ls2 * self.fc2(F.silu(self.gate(normed)) * self.value(normed))
         return out * x
 
 
@@ -58,7 +60,10 @@ class Raptor(nn.Module):
         for phase, block in enumerate(self.blocks, start=1):
             flat = {name: np.asarray(leaf) for name, leaf in _flatten(params[f"phase_{phase}"])}
             dim = flat["norm1/scale"].shape[0]
-            linear = {"attn/qkv": (block.qkv, dim), "attn/proj": (block.proj, dim), "mlp/fc1": (block.fc1, dim)}
+            linear = {"attn/qkv": (block.qkv, dim), "attn/proj": (block.proj, dim)}
+            for half, name in enumerate(("gate", "value")):
+                linear[f"mlp/{name}"] = (getattr(block, name), dim)
+                flat |= {f"mlp/{name}/{part}": flat[f"mlp/fc1/{part}"][..., half, :] for part in ("kernel", "bias")}
             linear |= {"mlp/fc2": (block.fc2, block.fc2.in_features)}
             linear |= {"depth_scaling/fc1": (block.depth1, 1), "depth_scaling/fc2": (block.depth2, 16)}
             for name, (layer, inputs) in linear.items():
