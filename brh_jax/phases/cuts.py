@@ -26,17 +26,15 @@ def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
     """
     d = _check(dissimilarity, k, min_length)
     depth = len(d)
-    within = _within(d)
-    # cost[j, i]: least dissimilarity within phases over all cuts of the first i layers into j phases.
-    cost = np.full((k + 1, depth + 1), np.inf)
+    place = np.arange(depth + 1)
+    phase = np.where(place - place[:, None] >= min_length, _within(d), np.inf)  # [start, stop]
+    # cost[i]: least dissimilarity within phases over all cuts of the first i layers into j phases; cut: where the last begins.
+    cost = np.where(place == 0, 0.0, np.inf)
     cut = np.zeros((k + 1, depth + 1), int)
-    cost[0, 0] = 0.0
     for j in range(1, k + 1):
-        for i in range(j * min_length, depth + 1):
-            starts = np.arange(i - min_length + 1)
-            totals = cost[j - 1, starts] + within[starts, i]
-            cut[j, i] = np.argmin(totals)
-            cost[j, i] = totals[cut[j, i]]
+        totals = cost[:, None] + phase
+        cut[j] = np.argmin(totals, axis=0)
+        cost = totals[cut[j], place]
     return _trace(cut, depth)
 
 
@@ -143,13 +141,8 @@ def all_contiguous(depth: int, k: int, min_length: int = 1):
 
 def _within(d) -> np.ndarray:
     """within[i, j]: sum of d over pairs a < b of layers i ... j - 1."""
-    depth = len(d)
-    sums = np.zeros((depth + 1, depth + 1))
-    for length in range(2, depth + 1):
-        for i in range(depth - length + 1):
-            j = i + length
-            sums[i, j] = sums[i, j - 1] + d[i : j - 1, j - 1].sum()
-    return sums
+    with_earlier = np.cumsum(np.triu(d, 1)[::-1], axis=0)[::-1]  # [i, b]: of layer b with layers i ... b - 1
+    return np.pad(np.cumsum(with_earlier, axis=1), ((0, 1), (1, 0)))
 
 
 def _trace(cut, depth) -> Partition:

@@ -82,5 +82,5 @@ def test_what_there_are_no_pairs_for_is_none():
 
 
 def test_another_depth_is_refused():
-    with pytest.raises(UserError, match="expected the same depth"):
+    with pytest.raises(UserError, match="expected one depth, 2 or more"):
         phase_structure(drift(5), Partition((4, 2)))
