@@ -48,7 +48,7 @@ def done(tmp_path_factory):
     blocks = distill.init_blocks(raptor_config, teacher.layout, jax.random.key(0))
     context.save(distill.raptor_encoder(raptor_config, blocks, teacher, "untrained"), workdir / "distill" / "k2" / "raptor", {})
     made_with = pipeline.dependencies(config, pipeline.STAGES["distill"].depends)
-    write_json(workdir / "distill" / "record.json", {"done": True, "config": made_with, "summary": {}})
+    write_json(workdir / "distill" / "record.json", {"done": True, "seconds": 0.0, "config": made_with, "summary": {}})
     pipeline.run(small("interventions"), workdir)
     return workdir
 

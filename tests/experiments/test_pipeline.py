@@ -11,6 +11,7 @@ import pytest
 import brh_jax
 from brh_jax.errors import UserError
 from experiments import pipeline
+from experiments.configs import default
 from experiments.stages import distill as distill_stage
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -18,10 +19,12 @@ import tiny
 
 
 def complete():
-    """With every measure of the dynamics."""
+    """With every measure that tiny leaves out."""
     config = tiny.get_config().unlock()
+    config.phases.bootstrap = 20
     config.dynamics.tangent_images = 8
-    config.eval.more = ("digits:train",)
+    config.eval.update({"more": ("digits:train",), "baselines": default.get_config().eval.baselines})
+    config.interventions.update({"num_images": 16, "batch_size": 16, "num_layers": (1,), "parts": ("layer",), "num_swaps": 6})
     return config.lock()
 
 
@@ -53,7 +56,7 @@ def test_results_hold_every_figure(done):
     np.testing.assert_allclose(errors["k3/relative_error_patches"].mean(1), fits["k3"]["relative_error"]["patches"], atol=1e-5)
     assert set(results["phases"]["bootstrap"]) == {"cosine", "cka"} and set(results["phases"]["random"]) == {"2", "3", "4"}
     assert set(results["probes"]["accuracy"]) == {"teacher", "k2", "k3"}
-    assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "dynamics"}
+    assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "interventions", "dynamics"}
     found = results["dynamics"]
     assert (found["num_images"], found["tangent_images"]) == (20, 8)
     assert len(found["measures"]["k3"]["speed_cls"]["mean"]) == len(found["measures"]["k3"]["attention_speed_cls"]["mean"]) == 4
@@ -87,7 +90,8 @@ def test_the_page_and_the_figures_are_there(done):
     names = {p.stem for p in (workdir / "report" / "figures").glob("*.png")}
     fit = {"teacher", "dissimilarity", "boundaries", "cut_weights", "training", "r2", "cosine", "error", "probes"}
     dynamics = {"summary", "dynamics", "coherence", "ranks", "basins", "projections", "growth", "exponents", "jacobians", "modes"}
-    assert names == fit | dynamics | {"sublayers", "influence", "extrapolation"}
+    dynamics |= {"sublayers", "influence", "extrapolation", "perturbations", "eigenvalues", "horizons"}
+    assert names == fit | dynamics | {"swaps", "swaps_by_distance", "layer_effects", "hybrids"}
 
 
 def test_a_second_run_skips_what_is_done(done, capsys):
@@ -139,14 +143,17 @@ def test_killed_after_stage_one_a_run_ends_with_the_same_parameters(done, tmp_pa
         return real(stage, *args, **kwargs)
 
     monkeypatch.setattr(distill_stage.distill, "train_stage", dies_in_stage_two)
+    config = tiny.get_config().unlock()
+    config.stages = ("teacher", "phases", "distill")
     with pytest.raises(Killed):
-        pipeline.run(tiny.get_config(), tmp_path)
+        pipeline.run(config, tmp_path)
     assert not (tmp_path / "distill" / "k2" / "raptor").exists()
     assert not json.loads((tmp_path / "distill" / "record.json").read_text())["done"]
     monkeypatch.setattr(distill_stage.distill, "train_stage", real)
-    again = pipeline.run(tiny.get_config(), tmp_path)
+    again = pipeline.run(config, tmp_path)
     chex.assert_trees_all_equal(brh_jax.load(tmp_path, k=2).params, whole)
-    assert again["distill"]["fits"] == results["distill"]["fits"]
+    for name, fit in again["distill"]["fits"].items():
+        assert fit == results["distill"]["fits"][name]
 
 
 def test_rerun_discards_what_differs_and_keeps_the_rest(tmp_path):

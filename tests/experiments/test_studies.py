@@ -213,6 +213,7 @@ def test_controls_are_a_study(tmp_path):
 
 def test_modes(tmp_path, capsys):
     config = tiny.get_config().unlock()
+    config.stages = ("teacher", "phases", "distill", "probes", "report")
     config.phases.k = (2,)
     config.tensorboard = True
     with pytest.raises(UserError, match="holds no finished run: --mode=eval needs one"):

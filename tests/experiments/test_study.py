@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import brh_jax
-from experiments import study, summarize, sweep
+from experiments import study, sweep, tables
 from experiments.configs import ablation, small_scale
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -145,5 +145,5 @@ def test_a_study_from_end_to_end(tmp_path, capsys, monkeypatch):
     found = study.read_study(runs)
     assert [(run.step, run.p, run.kind) for run in found] == [(10, 0.2, "trained"), (4, 0.2, "")]
     assert set(found[0].values) == set(study.LABELS)
-    assert summarize.main([str(runs), "--by=name"]) == 0
+    assert tables.main([str(runs), "--by=name"]) == 0
     assert "| p0.2-step4 | k2 |" in capsys.readouterr().out
