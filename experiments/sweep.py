@@ -98,12 +98,16 @@ def is_done(folder: pathlib.Path) -> bool:
     return (folder / "results.json").exists() and all(record.get("done") for record in records)
 
 
-def shared_compilations(workdir: pathlib.Path) -> dict[str, str]:
-    """Environment in which runs keep what they compile, for each other: small runs are mostly compilation."""
+def shared_compilations(workdir: pathlib.Path, place: int) -> dict[str, str]:
+    """Environment in which runs keep what they compile, for those after them: small runs are mostly compilation.
+
+    Runs at a time, of different places, have a folder each: jax writes entries in place, and a run that reads one half-written
+    crashes.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return {}
+        return {"JAX_COMPILATION_CACHE_DIR": os.path.join(os.environ["JAX_COMPILATION_CACHE_DIR"], str(place))}
     return {
-        "JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute()),
+        "JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled" / str(place)).absolute()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -123,10 +127,9 @@ def run_all(
         the names of those that failed, were stopped or were not run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    needs, environment = needs or {}, os.environ | shared_compilations(workdir)
-    places = queue.SimpleQueue()
-    for place in gpu_places(jobs):
-        places.put(place)
+    needs, places = needs or {}, queue.SimpleQueue()
+    for number, gpus in enumerate(gpu_places(jobs)):
+        places.put(gpus | shared_compilations(workdir, number))
     begun, done, running, stopped = time.monotonic(), [], set(), threading.Event()
 
     def stop(*_):
@@ -140,7 +143,7 @@ def run_all(
         log, place = workdir / f"{name}.log", places.get()
         try:
             with log.open("a") as file:
-                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=environment | place)
+                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
                 running.add(process)
                 if stopped.is_set():
                     process.terminate()

@@ -5,8 +5,10 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What one test compiles no other compiles again, subprocesses included.
+# What one test compiles no other of the same worker compiles again, subprocesses included. Workers have a folder each: jax writes
+# entries in place, and a worker that reads one half-written crashes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="brh_jax_compiled_"))
+os.environ["JAX_COMPILATION_CACHE_DIR"] += "/" + os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network

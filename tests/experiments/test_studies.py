@@ -87,10 +87,11 @@ def test_one_of_an_array_job_needs_what_it_takes(tmp_path, capsys):
     assert "run 0, b, takes something from a, which is not done" in capsys.readouterr().err
 
 
-def test_runs_share_what_they_compile(tmp_path, monkeypatch):
-    assert sweep.shared_compilations(tmp_path) == {}  # these tests have a folder of their own
+def test_runs_of_a_place_share_what_they_compile(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "given")
+    assert sweep.shared_compilations(tmp_path, 1) == {"JAX_COMPILATION_CACHE_DIR": "given/1"}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    assert sweep.shared_compilations(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "compiled")
+    assert sweep.shared_compilations(tmp_path, 0)["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "compiled" / "0")
 
 
 def test_a_run_is_done_when_all_that_began_is(tmp_path):
