@@ -21,6 +21,12 @@ from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, ViTConfig
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def conversions(tmp_path_factory):
     """Conversions are kept for the session, and nowhere else."""
