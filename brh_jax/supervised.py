@@ -10,7 +10,7 @@ import optax
 
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.cost import vit_flops
-from brh_jax.models.encoder import Encoder, pooled_features
+from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.training import adamw, train
 
@@ -56,7 +56,7 @@ def train_vit(
         The trained ViT, its classifier as `head`.
     """
     module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
-    num_features = config.dim * (bool(layout.num_cls) + bool(layout.num_patches))
+    num_features = pooled_width(config.dim, layout)
     init_key, drop_key = jax.random.split(jax.random.key(seed))
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
     adam, _ = adamw(settings, settings.steps)

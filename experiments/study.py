@@ -18,7 +18,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
-from brh_jax.run_statistics import Correlation, correlation
+from brh_jax.report.run_statistics import Correlation, correlation
 from experiments.summarize import Row, as_csv, as_latex, as_markdown, find_runs, table
 
 # What is measured of every ViT and its Raptor; of R² and e the mean over layers.

@@ -5,7 +5,7 @@ the settings that it changes, {"k2-seed0": {"phases.k": (2,), "seed": 0}, ...}. 
 WORKDIR/NAME. Those that are done are skipped; the same command goes on after a stop.
 
 A setting may take what another run of the study makes: in {"teacher.source": "{workdir}/base/teacher/model"} {workdir} stands for
-WORKDIR, and the run waits for the one named base. All runs share what XLA compiles, in WORKDIR/compiled, unless
+WORKDIR, and the run waits for the one named base. What XLA compiles is kept for later runs in WORKDIR/compiled, unless
 $JAX_COMPILATION_CACHE_DIR names another folder.
 
     --list                 print the runs and the commands that make them
@@ -114,7 +114,11 @@ def shared_compilations(workdir: pathlib.Path, place: int) -> dict[str, str]:
 
 
 def run_all(
-    commands: dict[str, list[str]], workdir: pathlib.Path, jobs: int, needs: dict[str, set[str]] | None = None
+    commands: dict[str, list[str]],
+    workdir: pathlib.Path,
+    jobs: int,
+    needs: dict[str, set[str]] | None = None,
+    first_place: int = 0,
 ) -> list[str]:
     """Runs commands, `jobs` at a time, with a log each, on GPUs of their own where the machine has several.
 
@@ -122,13 +126,14 @@ def run_all(
 
     Args:
         needs: those of the commands that one waits for; where they fail it is not run.
+        first_place: number of the first compilation cache; job arrays, of which nobody knows who runs beside them, differ in it.
 
     Returns:
         the names of those that failed, were stopped or were not run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     needs, places = needs or {}, queue.SimpleQueue()
-    for number, gpus in enumerate(gpu_places(jobs)):
+    for number, gpus in enumerate(gpu_places(jobs), first_place):
         places.put(gpus | shared_compilations(workdir, number))
     begun, done, running, stopped = time.monotonic(), [], set(), threading.Event()
 
@@ -250,7 +255,7 @@ def main(argv=None) -> int:
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")
         return 0
     try:
-        failed = run_all(commands, workdir, arguments.jobs, needs)
+        failed = run_all(commands, workdir, arguments.jobs, needs, index or 0)
     except Stopped as stopped:
         print(stopped, flush=True)
         return 0

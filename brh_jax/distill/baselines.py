@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.dynamics.least_squares import least_squares
 from brh_jax.errors import UserError
 from brh_jax.parallel import to_host
 from brh_jax.phases.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 BASELINES = ("mean", "linear", "linear_blocks")
-# A direction in which states are shorter than this share of their norm cannot be told from rounding (the square of it, here).
-_NEGLIGIBLE = 1e-12
 
 
 def fit_baselines(
@@ -123,17 +122,10 @@ def _of_phase(moments: _Moments, partition: Partition, phase: int) -> _Moments:
 
 
 def _fit(moments: _Moments, ridge: float) -> _Affine:
-    count, dim = moments.count, len(moments.xx)
-    mean_x, mean_y = moments.x / count, moments.y / count
-    xx = moments.xx - count * np.outer(mean_x, mean_x)
-    yx = moments.yx - count * mean_y[:, :, None] * mean_x
-    values, vectors = np.linalg.eigh(xx)
-    values = np.maximum(values, 0.0)
     # What does not vary (cls and registers of a_0) predicts nothing: its mean is in the offset.
-    kept = values > _NEGLIGIBLE * np.trace(moments.xx)
-    inverse = np.where(kept, 1 / np.where(kept, values + ridge * values.sum() / dim, 1.0), 0.0)
-    transposed = vectors @ (inverse[:, None] * (vectors.T @ np.swapaxes(yx, -1, -2)))
-    return _Affine(*(np.float32(part) for part in (transposed, mean_x, mean_y)))
+    fit = least_squares(*moments, ridge=ridge, center=True)
+    transposed = fit.basis @ np.swapaxes(fit.lift, -1, -2)
+    return _Affine(*(np.float32(part) for part in (transposed, fit.mean_x, fit.mean_y)))
 
 
 def _jitted(predict, parameters):

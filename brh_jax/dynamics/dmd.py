@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.dynamics.least_squares import NEGLIGIBLE, LeastSquares, least_squares
 from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 
-# A direction in which the snapshots are shorter than this share of |X|_F cannot be told from the rounding of float32 states,
-# nor, its square being an eigenvalue of X X^T, from that of float64.
-_NEGLIGIBLE = 1e-6
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -210,17 +208,6 @@ class _Moments(NamedTuple):
     yy: np.ndarray  # |Y|_F^2, [lags]
 
 
-class _Fit(NamedTuple):
-    """Least-squares maps (y - mean_y) = lift basis^T (x - mean_x), one for each lag."""
-
-    values: np.ndarray  # eigenvalues of X X^T, largest first, [dim]
-    spanned: int  # how many of them are not negligible
-    basis: np.ndarray  # [dim, dim]
-    lift: np.ndarray  # [lags, dim, dim], zero for negligible directions
-    mean_x: np.ndarray  # [dim]
-    mean_y: np.ndarray  # [lags, dim]
-
-
 class _LinearMap(NamedTuple):
     """x -> lift basis^T (x - mean[0]) + mean[1]."""
 
@@ -273,32 +260,23 @@ def _sum(moments: Iterable):
     return total
 
 
-def _least_squares(moments: _Moments, ridge, center) -> _Fit:
-    count, dim = moments.count, len(moments.xx)
-    mean_x, mean_y = (center * total / count for total in (moments.x, moments.y))
-    xx = moments.xx - count * np.outer(mean_x, mean_x)
-    yx = moments.yx - count * mean_y[:, :, None] * mean_x
-    values, vectors = np.linalg.eigh(xx)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    spanned = int(np.sum(values > _NEGLIGIBLE**2 * np.trace(moments.xx)))
-    inverse = np.zeros(dim)
-    inverse[:spanned] = 1 / (values[:spanned] + ridge * values.sum() / dim)
-    return _Fit(values, spanned, vectors, yx @ vectors * inverse, mean_x, mean_y)
+def _least_squares(moments: _Moments, ridge, center) -> LeastSquares:
+    return least_squares(*moments[:5], ridge=ridge, center=center)
 
 
 def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_rank) -> DMD:
     dim = len(moments.xx)
-    if clip_rank:
-        rank = max(1, min(rank, int(moments.count), _least_squares(moments, ridge, center).spanned))
-    if rank > dim:
+    if rank > dim and not clip_rank:
         raise ValueError(f"rank {rank} is above the width of the states, {dim}")
-    if rank > moments.count:
+    if not moments.count or (rank > moments.count and not clip_rank):
         raise ValueError(f"rank {rank} is above the number of snapshot pairs, {moments.count}: give more images or a lower rank")
     fit = _least_squares(moments, ridge, center)
+    if clip_rank:
+        rank = max(1, min(rank, int(moments.count), fit.spanned))
     if rank > fit.spanned:
         raise ValueError(
             f"rank {rank} is above the {fit.spanned} dimensions that the snapshots span, counting singular values above "
-            f"{_NEGLIGIBLE:g} of their norm: give a lower rank, or more images"
+            f"{NEGLIGIBLE:g} of their norm: give a lower rank, or more images"
         )
     basis, lift = fit.basis[:, :rank], fit.lift[0, :, :rank]
     if projected:

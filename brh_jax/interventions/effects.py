@@ -11,7 +11,7 @@ import numpy as np
 from brh_jax.dynamics.system import DepthSystem, check_state
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import unchanged
-from brh_jax.models.encoder import Encoder, pooled_features
+from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.probes.heads import apply_head
 
 
@@ -56,7 +56,7 @@ def apply_plans(encoder: Encoder, start, plans: Sequence[Sequence[int]], *, gues
     start = jnp.asarray(start)
     check_state(start, encoder.layout)
     begins, ends, orders = _arrays(plans, encoder.depth, system.depth)
-    if head is not None and head["kernel"].shape[0] != (width := _num_features(encoder)):
+    if head is not None and head["kernel"].shape[0] != (width := pooled_width(encoder.dim, encoder.layout)):
         raise UserError(
             f"the head reads {head['kernel'].shape[0]} features, {encoder.name} has {width}: expected a head on [cls, mean patch]"
         )
@@ -83,10 +83,6 @@ def _either(depth, first, second, state, layer):
         return second(state, layer - depth)
 
     return jax.lax.cond(layer < depth, in_first, in_second)
-
-
-def _num_features(encoder: Encoder) -> int:
-    return encoder.dim * (bool(encoder.layout.num_cls) + bool(encoder.layout.num_patches))
 
 
 def _arrays(plans, depth: int, num_halves: int):

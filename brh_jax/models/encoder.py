@@ -174,6 +174,11 @@ def pooled_features(features, layout: TokenLayout):
     return jnp.concatenate([t.mean(-2) for t in (by_token.cls, by_token.patches) if t.shape[-2]], axis=-1)
 
 
+def pooled_width(dim: int, layout: TokenLayout) -> int:
+    """Number of `pooled_features` of tokens of width `dim`."""
+    return dim * (bool(layout.num_cls) + bool(layout.num_patches))
+
+
 def count_params(params) -> int:
     """Number of parameters in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brh_jax.report.style import BASELINE, TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, log_scale, styled
+from brh_jax.report.style import BASELINE, TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, legend, log_scale, styled
 
 
 @styled
@@ -37,7 +37,7 @@ def boundary_frequency(metrics: dict[str, dict[str, dict]]) -> Figure:
         axis.set_visible(False)
     figure.supylabel("share of resamples", fontsize=9)
     figure.supxlabel("cut after layer", fontsize=9)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -91,7 +91,7 @@ def error_per_layer(fits: dict[str, dict]) -> Figure:
     axes[0][0].set_ylabel("e / norm of the state")
     axes[1][0].set_ylabel("e")
     figure.supxlabel("layer", fontsize=9)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -115,5 +115,5 @@ def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figur
         axis.set_xlabel("number of phases k")
         axis.set_ylabel(name if "layer" in name else f"{name}, mean of layers")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0])
     return figure

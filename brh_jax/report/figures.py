@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from brh_jax.phases.partition import Partition
-from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, log_scale, styled, ticks
+from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, legend, log_scale, styled, ticks
 
 
 @styled
@@ -97,6 +97,5 @@ def fit_per_layer(fits: dict[str, dict], measure: str, label: str, floor: float 
     if floor is not None:
         axes[0].set_ylim(floor, 1.02)
     axes[0].set_ylabel(label)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    legend(figure, axes[0])
     return figure

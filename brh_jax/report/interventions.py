@@ -3,10 +3,10 @@
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from brh_jax.phases.partition import Partition
-from brh_jax.report.style import BASELINE, TEACHER, colour, styled
+from brh_jax.report.style import BASELINE, TEACHER, colour, legend, log_scale, styled
 
 INTRA, INTER = colour(0), colour(1)
 # Of the last state after the final norm.
@@ -85,7 +85,7 @@ def swaps_by_distance(groups: dict[str, dict], unchanged: dict, measures) -> Fig
         axis.set_title(title)
     for axis in axes[-1]:
         axis.set_xlabel("distance |i - j| (layers)")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -116,13 +116,13 @@ def layer_effects(effects: dict[str, dict], partitions: dict[str, Partition], me
             if measure == "error":
                 axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             else:
-                _log(axis)
+                log_scale(axis)
         line[0].set_ylabel(LABELS[measure])
     for axis, title in zip(axes[0], actions.values(), strict=True):
         axis.set_title(title)
     for axis in axes[-1]:
         axis.set_xlabel("layer")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0][0])
     return figure
 
 
@@ -162,12 +162,5 @@ def hybrids(found: dict[str, dict], unchanged: dict, measures) -> Figure:
         axis.set_title(title)
     for axis in axes[-1]:
         axis.set_xlabel("layers of the phase")
-    figure.legend(*axes[-1][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[-1][0])
     return figure
-
-
-def _log(axis) -> None:
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(numticks=6))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter("{x:g}")

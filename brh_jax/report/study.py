@@ -3,8 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from brh_jax.report.style import BASELINE, TEACHER, colour, styled
-from brh_jax.run_statistics import mean_over_seeds
+from brh_jax.report.run_statistics import mean_over_seeds
+from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
 
 _MARKERS = "osD^v"
 
@@ -81,7 +81,7 @@ def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str,
         line[0].set_ylabel(y_label)
     for axis, x_label in zip(axes[-1], columns.values(), strict=True):
         axis.set_xlabel(x_label)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    legend(figure, axes[0][0])
     return figure
 
 

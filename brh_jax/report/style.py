@@ -1,7 +1,7 @@
 """What all figures share: colours, fonts, legends, scales."""
 
 from matplotlib import rc_context
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 TEACHER = "#222222"
 BASELINE = "#999999"
@@ -46,12 +46,17 @@ def log_scale(axis) -> None:
     """A logarithmic scale with plain numbers, of which there are always some."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
+    axis.yaxis.set_major_locator(LogLocator(numticks=6))
+    if high / low > 1e3:
+        axis.yaxis.set_minor_locator(NullLocator())
+    else:
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
     for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         formatter("{x:.3g}")
 
 
 def legend(figure, axis) -> None:
+    """The lines of one axis, explained to the right of all."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 
@@ -91,5 +96,6 @@ def fit_style(name: str, order: dict[str, int]) -> dict:
 
 
 def ticks(first: int, last: int) -> list[int]:
+    """About seven whole numbers from `first` to `last`."""
     step = max(1, round((last - first) / 6))
     return list(range(first, last + 1, step))

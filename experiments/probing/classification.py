@@ -10,6 +10,7 @@ from brh_jax.data.sources import Selection, Source, Subset
 from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
+from brh_jax.models.encoder import pooled_width
 from brh_jax.probes import classification
 from brh_jax.probes.heads import choose
 from brh_jax.probes.quick import knn_predict, logistic_predict
@@ -52,8 +53,7 @@ def _train(context: Context, folder, name, encoder, train):
     else:
         train = Subset(train, config.probe.num_train, config.seed) if config.probe.num_train else train
         count, frozen = len(train), encoder
-    layout = encoder.layout
-    num_features = encoder.dim * (bool(layout.num_cls) + bool(layout.num_patches))
+    num_features = pooled_width(encoder.dim, encoder.layout)
     start = None
     if config.probe.head == "teacher":
         start = encoder.head

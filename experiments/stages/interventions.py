@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from brh_jax import interventions as causal
 from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
+from brh_jax.models.encoder import pooled_width
 from brh_jax.parallel import to_host
 from brh_jax.probes import classification
 from experiments.context import Context
@@ -127,8 +128,7 @@ def _head(context: Context, teacher, source):
     """A classifier of the images on the teacher's features, and what it is: the teacher's own, the probe's, or class means."""
     if len(source.classes) < 2:
         return None, ""
-    layout = teacher.layout
-    num_features = teacher.dim * (bool(layout.num_cls) + bool(layout.num_patches))
+    num_features = pooled_width(teacher.dim, teacher.layout)
     if teacher.head is not None and teacher.head["kernel"].shape == (num_features, len(source.classes)):
         return teacher.head, "the teacher's classifier"
     path = context.workdir / "probes" / "teacher" / "head.npz"

@@ -144,9 +144,10 @@ def test_runs_at_a_time_share_the_gpus(monkeypatch):
 def test_one_of_an_array_job(study, tmp_path, monkeypatch):
     ran = {}
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    monkeypatch.setattr(sweep, "run_all", lambda commands, workdir, jobs, needs: ran.update(commands) or [])
+    monkeypatch.setattr(sweep, "run_all", lambda commands, workdir, jobs, needs, place: ran.update(commands, place=place) or [])
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 0
-    assert list(ran) == ["k3-seed0"]
+    assert list(ran) == ["k3-seed0", "place"]
+    assert ran["place"] == 2  # a compilation cache that no other of the array writes
 
 
 def write_run(folder, seed, k, r2, accuracy, **settings):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from brh_jax.errors import UserError
-from brh_jax.run_statistics import correlation, mean_over_seeds
+from brh_jax.report.run_statistics import correlation, mean_over_seeds
 
 
 def test_mean_has_students_interval():
