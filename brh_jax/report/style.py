@@ -52,7 +52,7 @@ def log_scale(axis) -> None:
     else:
         axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
     for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        formatter("{x:.3g}")
+        formatter("{x:g}")
 
 
 def legend(figure, axis) -> None:
