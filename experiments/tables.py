@@ -27,6 +27,7 @@ from experiments import published
 from experiments.summarize import Row, as_csv, as_latex, as_markdown, gather, table
 
 _RAPTOR = re.compile(r"k\d+")
+_CONTROLLED = ("phases.method", "raptor.unshared")
 
 
 class Named(NamedTuple):
@@ -102,14 +103,19 @@ def _ablation_figures(results: dict) -> dict[str, dict[str, float]]:
 
 
 def control_rows(folders) -> list[Row]:
-    """Rows of Raptors by the method of their partition and by what their blocks share; none where the runs have only one."""
+    """Rows of Raptors by the method of their partition and by what their blocks share.
+
+    None where the runs have only one, or differ in anything else but k and seeds, as those of an ablation do.
+    """
 
     def raptors(results):
         return {name: figures for name, figures in fit_figures(results).items() if _RAPTOR.fullmatch(name)}
 
+    if any(set(row.settings) - {*_CONTROLLED, "phases.k"} for row in gather(folders, figures=raptors)):
+        return []
     rows = []
-    for row in gather(folders, ("phases.method", "raptor.unshared"), figures=raptors):
-        method, unshared = (row.settings[key].strip('"') for key in ("phases.method", "raptor.unshared"))
+    for row in gather(folders, _CONTROLLED, figures=raptors):
+        method, unshared = (row.settings[key].strip('"') for key in _CONTROLLED)
         blocks = f"{method.replace('_', ' ')}, unshared {unshared}" if unshared else method.replace("_", " ")
         rows.append(row._replace(settings={"blocks": blocks}))
     return rows if len({row.settings["blocks"] for row in rows}) > 1 else []

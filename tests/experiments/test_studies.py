@@ -197,6 +197,8 @@ def test_tables_beside_the_paper(tmp_path, capsys):
     expected = {"max cut": (0.5 + 0.7) / 2 * 3 / 8, "random contiguous": (0.4 + 0.6) / 2 * 3 / 8}
     assert {row["blocks"]: float(row["mean"]) for row in controls} == pytest.approx(expected)
     assert (tmp_path / "tables/controls.png").exists()
+    write_run(tmp_path / "6-gelu-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.mlp": "gelu"})
+    assert not tables.control_rows([tmp_path])  # partitions are not all that differs
 
 
 def test_controls_are_a_study(tmp_path):
