@@ -15,7 +15,7 @@ _FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczo
 def as_image(image) -> Image.Image:
     """A PIL RGB image from one or from a uint8 array `[height, width]` or `[height, width, 1 or 3]`."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
