@@ -22,6 +22,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--dense-size", type=int, default=56, help="image size at which the whole Jacobian is formed; 0 for never"
     )
+    parser.add_argument("--dense-by", default="jax,torch", help="who forms it")
     arguments = parser.parse_args(argv)
     if arguments.tiny:
         arguments.layer, arguments.num_values, arguments.dense_size, arguments.repeats = 1, 8, 28, 1
@@ -65,8 +66,10 @@ def _values(report, system, state, layer, arguments, *, dense: bool, what: str):
         report.row(label, seconds, against=None if label == name else times[name], remark=remark)
     if not dense:
         return
-    formed = {f"{what}: the whole Jacobian and its SVD, jax": measure.ours(_whole_in_jax(system, state, index, count))}
-    if layer:
+    formed = {}
+    if "jax" in arguments.dense_by:
+        formed[f"{what}: the whole Jacobian and its SVD, jax"] = measure.ours(_whole_in_jax(system, state, index, count))
+    if layer and "torch" in arguments.dense_by:
         formed[f"{what}: the whole Jacobian and its SVD, torch.func"] = measure.theirs(
             lambda: _whole_in_torch(layer, state, count)
         )
