@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brh_jax.data.transforms import as_image
 from brh_jax.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
@@ -141,7 +142,8 @@ class ImageFolder(Source):
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return {"image": image.convert("RGB"), "label": self.labels[index]}
+                image.load()
+                return {"image": as_image(image), "label": self.labels[index]}
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptImage(f"{path}: {error}") from None
 

@@ -116,11 +116,9 @@ class RandomResizedCrop:
         """uint8 `[height, width, 3]`; with a target of the image's size also that, through the same crop and flip."""
         image = as_image(image)
         box = self._box(image.width, image.height, rng)
-        pixels = _resized(image, self.size, self.interpolation, box)
         flip = self.flip and rng.random() < 0.5
-        if target is None:
-            return _mirrored(pixels, flip)
-        return _mirrored(pixels, flip), _mirrored(_resized(Image.fromarray(target), self.size, "nearest", box), flip)
+        pixels = _resized(image, self.size, self.interpolation, box, flip)
+        return pixels if target is None else (pixels, _resized(Image.fromarray(target), self.size, "nearest", box, flip))
 
     def _box(self, width, height, rng):
         for _ in range(10):
@@ -173,13 +171,14 @@ class RandomCrop:
         image = image.crop(box)
         for enhance in rng.permutation([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]):
             image = enhance(image).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
-        return _mirrored(np.asarray(image), flip), _mirrored(np.asarray(Image.fromarray(target).crop(box)), flip)
+        return _pixels(image, flip), _pixels(Image.fromarray(target).crop(box), flip)
 
 
-def _resized(image: Image.Image, size, interpolation: str, box=None) -> np.ndarray:
+def _resized(image: Image.Image, size, interpolation: str, box=None, flip: bool = False) -> np.ndarray:
     height, width = size
-    return np.asarray(image.resize((width, height), _FILTERS[interpolation], box=box))
+    return _pixels(image.resize((width, height), _FILTERS[interpolation], box=box), flip)
 
 
-def _mirrored(pixels: np.ndarray, flip: bool) -> np.ndarray:
-    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+def _pixels(image: Image.Image, flip: bool) -> np.ndarray:
+    # PIL mirrors ten times as fast as a copy of numpy's reversed view.
+    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image)
