@@ -14,7 +14,7 @@ Arguments, separated by commas:
 Every p and seed is one training, its ViT kept untrained, early, in the middle and at the end; the over-fitted ones see few images
 for longer. For each of these ViTs: phases by max cut, a Raptor with k = 3, their agreement on images not trained on.
 
-Hardware: digits and fashion 60 runs each, in about 40 minutes on 2 CPU cores; cifar100 105 runs, an accelerator, not measured here.
+Hardware: digits and fashion 60 runs each, in about 40 minutes on 2 CPU cores; cifar100 105 runs, an accelerator, not measured.
 Expect, by the paper (fig. 3, 4, 13): with p rise the similarity of layers, the Raptor's R² and accuracy, until training breaks at
 0.7 to 0.9; an untrained ViT is easier to reproduce than an over-fitted one; clearer phases go with a better fit.
 """
