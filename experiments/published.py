@@ -1,4 +1,6 @@
-"""Figures that the paper reports (arXiv 2512.19941), to be set beside ours. DINOv2 ViT-B/14 with registers, three seeds."""
+"""Figures that the paper reports (arXiv 2512.19941), to be set beside ours, whatever model and data ours are of; three seeds."""
+
+MODEL = "DINOv2 ViT-B/14 reg"
 
 # Linear probes on ImageNet-1k, ADE20k and NYUv2, by model.
 PROBES = {

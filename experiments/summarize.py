@@ -109,16 +109,22 @@ def as_markdown(header, cells) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
-def as_csv(rows: list[Row]) -> str:
-    """One line for each figure of merit, with mean, standard deviation and n as numbers."""
+def as_csv(rows: list[Row], more: dict[str, Callable[[Row, str], str]] | None = None) -> str:
+    """One line for each figure of merit, with mean, standard deviation and n as numbers.
+
+    Args:
+        more: further columns, their cells from row and figure.
+    """
+    more = more or {}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     settings = list(rows[0].settings) if rows else []
-    writer.writerow([*settings, "model", "figure", "mean", "std", "n"])
+    writer.writerow([*settings, "model", "figure", "mean", "std", "n", *more])
     for row in rows:
         for name, values in row.values.items():
             deviation = statistics.stdev(values) if len(values) > 1 else ""
-            writer.writerow([*row.settings.values(), row.model, name, statistics.fmean(values), deviation, len(values)])
+            cells = [cell(row, name) for cell in more.values()]
+            writer.writerow([*row.settings.values(), row.model, name, statistics.fmean(values), deviation, len(values), *cells])
     return out.getvalue()
 
 

@@ -31,22 +31,30 @@ _CONTROLLED = ("phases.method", "raptor.unshared")
 
 
 class Named(NamedTuple):
-    """A table: its name, rows, and what the paper reports, row's key -> figure -> text."""
+    """A table: its name, rows, and what the paper reports, row's key -> figure -> text; the key is in the column `key`."""
 
     name: str
     rows: list[Row]
     paper: dict[str, dict[str, str]]
+    key: str = "model"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells; a figure that the paper reports is followed by the paper's."""
         header, cells = table(self.rows)
-        key = header.index("name") if "name" in header else header.index("model")
+        key = header.index(self.key)
         for figure in dict.fromkeys(figure for values in self.paper.values() for figure in values):
             if figure in header:
                 place = header.index(figure) + 1
-                header = [*header[:place], f"paper: {figure}", *header[place:]]
+                header = [*header[:place], f"paper's {published.MODEL}: {figure}", *header[place:]]
                 cells = [[*row[:place], self.paper.get(row[key], {}).get(figure, ""), *row[place:]] for row in cells]
         return header, cells
+
+    def csv(self) -> str:
+        """A line for each figure, the paper's in the last column."""
+        return as_csv(self.rows, {"paper": self._published} if self.paper else {})
+
+    def _published(self, row: Row, figure: str) -> str:
+        return self.paper.get(row.settings.get(self.key, row.model), {}).get(figure, "")
 
 
 def tables_of(folders, by=()) -> Iterator[Named]:
@@ -61,7 +69,7 @@ def tables_of(folders, by=()) -> Iterator[Named]:
     if probes := gather(folders, by, figures=probe_figures):
         yield Named("probes", probes, published.PROBES)
     if parts := [row for row in gather(folders, ("name",), figures=_ablation_figures) if row.settings["name"][:1].isdigit()]:
-        yield Named("ablation", parts, published.ABLATION)
+        yield Named("ablation", parts, published.ABLATION, key="name")
     if compared := control_rows(folders):
         yield Named("controls", compared, {})
 
@@ -74,7 +82,6 @@ def fit_figures(results: dict) -> dict[str, dict[str, float]]:
         out[name] = {"R²": statistics.fmean(r2.values())} | {f"R² {token}": value for token, value in r2.items()}
         out[name] |= {f"cosine {token}": statistics.fmean(values) for token, values in fit["cosine"].items() if values}
         out[name]["e / norm"] = statistics.fmean(fit["relative_error_all"])
-        # Unshared shallow networks are made for the last state of each phase alone.
         out[name]["R², last layer"] = statistics.fmean(values[-1] for values in fit["r2"].values() if values)
         out[name]["e / norm, last layer"] = fit["relative_error_all"][-1]
     return out
@@ -105,7 +112,8 @@ def _ablation_figures(results: dict) -> dict[str, dict[str, float]]:
 def control_rows(folders) -> list[Row]:
     """Rows of Raptors by the method of their partition and by what their blocks share.
 
-    None where the runs have only one, or differ in anything else but k and seeds, as those of an ablation do.
+    Unshared shallow networks are made for the last state of each phase alone: means over layers are left out.
+    No rows where the runs have only one kind, or differ in anything else but k and seeds, as those of an ablation do.
     """
 
     def raptors(results):
@@ -117,7 +125,8 @@ def control_rows(folders) -> list[Row]:
     for row in gather(folders, _CONTROLLED, figures=raptors):
         method, unshared = (row.settings[key].strip('"') for key in _CONTROLLED)
         blocks = f"{method.replace('_', ' ')}, unshared {unshared}" if unshared else method.replace("_", " ")
-        rows.append(row._replace(settings={"blocks": blocks}))
+        values = {name: found for name, found in row.values.items() if unshared != "shallow" or name.endswith("last layer")}
+        rows.append(row._replace(settings={"blocks": blocks}, values=values))
     return rows if len({row.settings["blocks"] for row in rows}) > 1 else []
 
 
@@ -125,7 +134,7 @@ def control_figure(rows: list[Row]):
     """R² and e against k; see `controls.fit_by_phases`."""
     curves: dict[str, dict[int, dict[str, list[float]]]] = {}
     for row in rows:
-        values = {name: row.values[name] for name in ("R²", "e / norm", "R², last layer", "e / norm, last layer")}
+        values = {name: row.values.get(name, []) for name in ("R²", "e / norm", "R², last layer", "e / norm, last layer")}
         curves.setdefault(row.settings["blocks"], {})[int(row.model.removeprefix("k"))] = values
     return controls.fit_by_phases(curves)
 
@@ -144,7 +153,7 @@ def main(argv=None) -> int:
         for one in found:
             header, cells = one.cells()
             (out / f"{one.name}.md").write_text(as_markdown(header, cells))
-            (out / f"{one.name}.csv").write_text(as_csv(one.rows))
+            (out / f"{one.name}.csv").write_text(one.csv())
             (out / f"{one.name}.tex").write_text(as_latex(header, cells))
             print(f"{one.name}\n\n{as_markdown(header, cells)}")
             if one.name == "controls":

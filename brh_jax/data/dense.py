@@ -18,8 +18,8 @@ IGNORED = 255
 ADE20K_CLASSES = 150
 # TFDS data sets whose masks count from 1, 0 being no label: name -> number of classes. scene_parse150 holds, for all its name,
 # the challenge's instance annotations: the 100 classes of things, in the first channel.
-_COUNTED_FROM_ONE = {"scene_parse150": 100, "ade20k": ADE20K_CLASSES}
-_MASK_FEATURES = ("annotation", "segmentation_mask", "segmentation_label", "mask")
+_COUNTED_FROM_ONE = {"scene_parse150": 100}
+_MASK_FEATURES = ("annotation", "segmentation_mask", "mask")
 _MASKS_LAYOUT = """expected
   ade20k:PATH:training or :validation, PATH with images/{training,validation}/*.jpg and
       annotations/{training,validation}/*.png, as ADEChallengeData2016 unpacks
@@ -69,12 +69,16 @@ class PairedFolders(Source):
         path, target_path = self.pairs[index]
         image = _decoded(path, lambda: Image.open(path).convert("RGB"))
         target = _decoded(target_path, lambda: self._read_target(target_path))
-        if target.shape != (image.height, image.width):
-            raise UserError(
-                f"{target_path} has {target.shape[1]} x {target.shape[0]} pixels, its image {path} {image.width} x "
-                f"{image.height}: a target must be of its image's size"
-            )
+        _check_size(target, target_path, (image.height, image.width), path)
         return {"image": image, "target": target}
+
+
+def _check_size(target, name, size, image_name):
+    if target.shape != size:
+        raise UserError(
+            f"{name} has {target.shape[1]} x {target.shape[0]} pixels, its image {image_name} {size[1]} x {size[0]}: a target "
+            "must be of its image's size"
+        )
 
 
 def _decoded(path, read: Callable):
@@ -112,8 +116,9 @@ def check_mask(values, name, num_classes: int, from_one: bool = False) -> np.nda
         UserError: a value that is no class.
     """
     values = np.asarray(values).astype(np.int64)
-    mask = np.where(values == 0, IGNORED, values - 1) if from_one else values
-    wrong = (mask != IGNORED) & ((mask < 0) | (mask >= num_classes))
+    none, first = (0, 1) if from_one else (IGNORED, 0)
+    mask = np.where(values == none, IGNORED, values - first)
+    wrong = (values != none) & ((mask < 0) | (mask >= num_classes))
     if wrong.any():
         known = f"1 to {num_classes}, and 0 for no label" if from_one else f"0 to {num_classes - 1}, and {IGNORED} for no label"
         raise UserError(
@@ -138,10 +143,9 @@ class TfdsMasks(TfdsSource):
         record = self.record(index)
         values = np.asarray(record[self._key])
         values = values[..., 0] if values.ndim == 3 else values
-        return {
-            "image": record["image"],
-            "target": check_mask(values, f"{self.name} record {index}", len(self.classes), self._from_one),
-        }
+        name = f"{self.name} record {index}"
+        _check_size(values, f"the mask of {name}", record["image"].shape[:2], "of the same record")
+        return {"image": record["image"], "target": check_mask(values, name, len(self.classes), self._from_one)}
 
 
 def _class_names(count: int, what: str) -> tuple[str, ...]:
@@ -173,7 +177,8 @@ def mask_folders(path, num_classes: int = 0) -> PairedFolders:
     listed = root / "classes.txt"
     names = tuple(line.strip() for line in listed.read_text().splitlines() if line.strip()) if listed.exists() else ()
     if root.is_dir() or num_classes:
-        names = names or _class_names(num_classes, f"masks:{path}")
+        numbers = _class_names(len(names) or num_classes, f"masks:{path}")
+        names = names or numbers
     read = functools.partial(read_mask, num_classes=len(names))
     return PairedFolders(root / "images", root / "masks", _MASKS_LAYOUT, (".png",), read, names)
 
@@ -299,7 +304,9 @@ class TfdsDepths(TfdsSource):
     def read(self, index):
         record = self.record(index)
         depth = np.asarray(record["depth"])
-        return {"image": record["image"], "target": _metres(depth[..., 0] if depth.ndim == 3 else depth)}
+        depth = depth[..., 0] if depth.ndim == 3 else depth
+        _check_size(depth, f"the depth map of {self.name} record {index}", record["image"].shape[:2], "of the same record")
+        return {"image": record["image"], "target": _metres(depth)}
 
 
 def open_depths(spec: str, *, data_dir: str = "") -> Source:

@@ -137,8 +137,8 @@ def measuring_batches(
 
     Args:
         batch_size: of all processes together.
-        num_images: at most this many, drawn at random if the source has more. With a random transform the source is gone
-            through again, with new crops, until there are as many; without one, no image comes twice.
+        num_images: at most this many, in random order, drawn at random if the source has more. With a random transform the source
+            is gone through again, with new crops, until there are as many; without one, no image comes twice.
         process: (index, count) of this process among those of the run; jax's by default.
     """
     part, count = process or (jax.process_index(), jax.process_count())
@@ -147,9 +147,8 @@ def measuring_batches(
     total = len(source) if num_images is None else num_images
     if not transform.random:
         total = min(total, len(source))
-    indices = grain.MapDataset.range(len(source)).seed(seed)
-    if total % len(source):
-        indices = indices.shuffle()
+    # In random order even where all are taken: folders come class by class, and kernel alignment is measured over groups.
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     records = _records(indices.repeat(-(-total // len(source))), source, transform)[:total]
     spare = {key: np.asarray(value)[None] for key, value in records[0].items()}  # fills up what has no record of its own
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)

@@ -100,14 +100,16 @@ def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figur
     """R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
 
     Args:
-        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs.
+        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs; none: no point.
     """
     names = list(next(iter(next(iter(curves.values())).values())))
     figure = Figure(figsize=(8.4, 2.7 * -(-len(names) // 2)), layout="constrained")
     axes = figure.subplots(-(-len(names) // 2), 2).ravel()
     for axis, name in zip(axes, names, strict=True):
         for i, (kind, by_k) in enumerate(curves.items()):
-            ks = sorted(by_k)
+            ks = sorted(k for k in by_k if len(by_k[k][name]))
+            if not ks:
+                continue
             mean = [np.mean(by_k[k][name]) for k in ks]
             spread = [np.std(by_k[k][name], ddof=1) if len(by_k[k][name]) > 1 else 0.0 for k in ks]
             places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)

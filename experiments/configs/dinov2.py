@@ -5,6 +5,8 @@
     python -m experiments.main --config=configs/dinov2.py:arch=vits14,runlocal --workdir=runs/local \\
         --config.teacher.source=weights.onnx --config.data.train=folder:photos/train --config.data.eval=folder:photos/test
 
+    python -m experiments.sweep --config=configs/dinov2.py:k=2+3+4 --workdir=runs/seeds     # the same with three seeds
+
 Arguments, separated by commas:
     arch=NAME   vits14, vitb14, vitl14, vitg14, each also with _reg (default vitb14_reg); weights come from the hub
     k=3 | k=2+3 number of phases, several joined by +
@@ -44,6 +46,12 @@ def get_config(arg: str = "") -> ConfigDict:
     if options["runlocal"]:
         _run_local(config)
     return config.lock()
+
+
+def sweep(arg: str = "") -> dict[str, dict]:
+    """Three seeds, as the paper's tables have; the argument is `get_config`'s."""
+    get_config(arg)
+    return {f"seed{seed}": {"seed": seed} for seed in range(3)}
 
 
 def _run_local(config: ConfigDict) -> None:

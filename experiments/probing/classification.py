@@ -50,6 +50,10 @@ def _train(context: Context, folder, name, encoder, train):
     if settings.cache:
         values, labels = _features(context, encoder, train, config.probe.num_train, f"probe {name}: training set")
         count, frozen = len(labels), None
+        if empty := _without_images(train, labels):
+            print(
+                f"probe {name}: no training image of {len(empty)} of {len(train.classes)} classes, {empty[0]} for one", flush=True
+            )
     else:
         train = Subset(train, config.probe.num_train, config.seed) if config.probe.num_train else train
         count, frozen = len(train), encoder
@@ -118,6 +122,10 @@ def _features(context: Context, encoder, source: Source, limit: int, label: str)
     return classification.extract_features(encoder, batches)
 
 
+def _without_images(source: Source, labels) -> list[str]:
+    return [source.classes[i] for i in np.setdiff1d(np.arange(len(source.classes)), labels)]
+
+
 def interval(values) -> list[float]:
     """95 % bootstrap interval of a mean over images."""
     if len(values) < 2:
@@ -148,7 +156,7 @@ def quick(context: Context) -> dict:
             "interval": {probe: interval(predicted == truth) for probe, predicted in found.items()},
             "strength": strength,
             "held_out": {f"{c:g}": score for c, score in scores.items()},
-            "classes_without_images": [train.classes[i] for i in np.setdiff1d(np.arange(len(train.classes)), labels)],
+            "classes_without_images": _without_images(train, labels),
         }
         print(f"quick: {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in accuracy.items()), flush=True)
     return {

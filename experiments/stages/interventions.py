@@ -95,7 +95,9 @@ def _measure(context: Context, teacher, raptors, plans, hybrids, source, head):
     flat = [plan for group in plans.values() for plan in group]
     found, labels = {name: [] for name in (*plans, *hybrids)}, []
     label = f"interventions, {len(flat) + sum(map(len, hybrids.values()))} plans"
-    for batch in context.measuring_batches(source, teacher.preprocessing, context.config.interventions, label):
+    # A classifier sees images as it was trained on them, whatever views of few images the states are measured on.
+    augment = "" if head is None else "center_crop"
+    for batch in context.measuring_batches(source, teacher.preprocessing, context.config.interventions, label, augment):
         start, valid = teacher.embed(teacher.normalize_pixels(batch["image"])), batch["valid"]
         truth = batch["label"][valid]
         effects = _by_measure(causal.apply_plans(teacher, start, flat, head=head), valid, truth)
@@ -141,7 +143,7 @@ def _head(context: Context, teacher, source):
         print(f"interventions: no classifier of {source.name} is there, so accuracies are left out", flush=True)
         return None, ""
     section = ConfigDict({"num_images": context.config.eval.num_images, "batch_size": context.config.eval.batch_size})
-    batches = context.measuring_batches(train, teacher.preprocessing, section, "class means")
+    batches = context.measuring_batches(train, teacher.preprocessing, section, "class means", "center_crop")
     return _class_means(*classification.extract_features(teacher, batches), len(source.classes)), "the nearest class mean"
 
 

@@ -241,3 +241,12 @@ def test_tfds_without_tensorflow(tmp_path):
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] % 2, batch["label"])
     with pytest.raises(UserError, match=r"is not ready in .*tfds build imagenet2012 --file_format=array_record"):
         open_source("tfds:imagenet2012:train", str(tmp_path))
+
+
+def test_sorted_folders_are_measured_in_random_order():
+    """All images once, no batch of one class: kernel alignment over groups of one class would not be that of all images."""
+    images = np.zeros((80, 8, 8, 3), np.uint8)
+    source = ArraySource(images, np.repeat(np.arange(5), 16))
+    batches = [b["label"][b["valid"]] for b in measuring_batches(source, CENTER, 16)]
+    assert sorted(np.concatenate(batches)) == sorted(np.repeat(np.arange(5), 16))
+    assert all(len(set(labels)) > 2 for labels in batches)

@@ -188,15 +188,28 @@ def test_tables_beside_the_paper(tmp_path, capsys):
             write_run(tmp_path / f"{name}-seed{seed}", seed, 3, r2 - shift, 0.8, **{"phases.method": method})
     assert tables.main([str(tmp_path), "--by=phases.method"]) == 0
     out = capsys.readouterr().out
-    assert "| phases.method | model | top-1 % | paper: top-1 % |" in out
+    assert "| phases.method | model | top-1 % | paper's DINOv2 ViT-B/14 reg: top-1 % |" in out
     assert '| "max_cut" | k3 | 80.000 ± 0.000 (2) | 83.0 ± 0.1 |' in out
     assert "about 0.73" in out
     assert "| 5-stage-2 | k3 | 80.000 ± 0.000 (2) | 83.0 |" in out
+    published = {
+        row["figure"]: row["paper"]
+        for row in csv.DictReader((tmp_path / "tables/ablation.csv").open())
+        if row["name"] == "5-stage-2"
+    }
+    assert published["probe %"] == "83.0" and published["R²"] == ""
     controls = [row for row in csv.DictReader((tmp_path / "tables/controls.csv").open()) if row["figure"] == "R²"]
     # Of each run the mean over two layers, and over cls and patches, which have half of it.
     expected = {"max cut": (0.5 + 0.7) / 2 * 3 / 8, "random contiguous": (0.4 + 0.6) / 2 * 3 / 8}
     assert {row["blocks"]: float(row["mean"]) for row in controls} == pytest.approx(expected)
     assert (tmp_path / "tables/controls.png").exists()
+    assert tables.main([str(tmp_path), "--by=name"]) == 0
+    assert "| 5-stage-2 | k3 | 80.000 ± 0.000 (2) | 83.0 ± 0.1 |" in capsys.readouterr().out  # probes: still by model
+    write_run(tmp_path / "9-shallow-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.unshared": "shallow"})
+    (shallow,) = [row for row in tables.control_rows([tmp_path]) if "shallow" in row.settings["blocks"]]
+    assert set(shallow.values) == {"R², last layer", "e / norm, last layer"}
+    assert tables.control_figure(tables.control_rows([tmp_path]))
+    shutil.rmtree(tmp_path / "9-shallow-seed0")
     write_run(tmp_path / "6-gelu-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.mlp": "gelu"})
     assert not tables.control_rows([tmp_path])  # partitions are not all that differs
 
@@ -211,6 +224,7 @@ def test_controls_are_a_study(tmp_path):
     assert list(pretrained) == [f"{kind}-seed0" for kind in kinds]
     assert pretrained["unshared-narrow-seed0"]["phases.k"] == (4, 5, 6)
     assert not any("teacher.source" in changes for changes in pretrained.values())
+    assert sweep.runs_of("configs/dinov2.py:k=2+3") == {f"seed{i}": {"seed": i} for i in range(3)}
     with pytest.raises(ValueError, match="expected numbers such as ks=2"):
         sweep.runs_of("configs/controls.py:ks=two")
 
