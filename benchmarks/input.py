@@ -49,9 +49,9 @@ def _compare(report, source, arguments):
         report.skip("DataLoader", reason)
     if torch:
         crop = CenterCrop(Preprocessing((size, size), round(size * 256 / 224)))
-        mine = np.concatenate([b["image"] for b in measuring_batches(source, crop, batch)])
+        mine = _sorted(b["image"] for b in measuring_batches(source, crop, batch))  # they come in random order
         peer = _loader(source.paths, functools.partial(center_crop, size=size), batch, 0, shuffle=False)
-        report.agree("pixels of centre crops", mine, np.concatenate([b.numpy() for b in peer]), 0)
+        report.agree("pixels of centre crops", mine, _sorted(b.numpy() for b in peer), 0)
     for workers in (int(n) for n in arguments.workers.split(",")):
         threads = 1 if workers else arguments.threads_ahead or measure.cores()
         where = f"{workers} workers" if workers else "no workers"
@@ -75,6 +75,10 @@ def _compare(report, source, arguments):
             remark = f"{np.median(starts[name]):.2f} s to the first batch"
             images = arguments.batches * batch
             report.row(name, found, images=images, against=None if name == names[0] else rates[names[0]], remark=remark)
+
+
+def _sorted(batches):
+    return np.stack(sorted((image for batch in batches for image in batch), key=lambda image: image.tobytes()))
 
 
 def _turn(make, count):

@@ -5,6 +5,10 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Steps of eight devices that are in flight together wait for one another's threads where cores are few and busy: XLA then takes a
+# collective for dead after 40 s and aborts the process. One step at a time, and with more patience.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
+os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 # What one test compiles no other of the same worker compiles again, subprocesses included. Workers have a folder each: jax writes
 # entries in place, and a worker that reads one half-written crashes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="brh_jax_compiled_"))
@@ -19,6 +23,8 @@ import pytest
 
 from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, ViTConfig
+
+assert jax.device_count() == 8  # the devices are made now: tests change XLA_FLAGS for the processes that they start
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from brh_jax.dynamics.directions import over_batches
+from brh_jax.dynamics.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 
 # Angles in radians that directions rounded to float32 do not tell from zero.
@@ -66,6 +67,8 @@ def angular_basins(
     """
     if isinstance(states, ByToken):
         directions = states
+        for of_type in directions:
+            check_values(of_type)
     else:
         check_trajectory(states, layout)
         directions = image_directions([states], layout)

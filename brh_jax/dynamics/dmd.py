@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.least_squares import NEGLIGIBLE, LeastSquares, least_squares
+from brh_jax.dynamics.system import check_values
 from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 
@@ -391,13 +392,8 @@ def _check_states(trajectory, span, layout) -> None:
     (first, last), depth = span, len(trajectory) - 1
     if last > depth:
         raise ValueError(f"span {tuple(span)} is out of range: layers are counted from 1, the trajectory has {depth}")
-    if not _finite(trajectory, first, last):
-        raise ValueError("the states hold values that are not finite: look for the layer or the image that they come from")
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _finite(trajectory, first, last):
-    return jnp.all(jnp.isfinite(trajectory[first - 1 : last + 1]))
+    for state in trajectory[first - 1 : last + 1]:
+        check_values(state)
 
 
 def _check_arguments(span, rank, ridge, layout, token) -> None:

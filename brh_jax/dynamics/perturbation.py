@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
-from brh_jax.dynamics.system import DepthSystem, check_state
+from brh_jax.dynamics.system import DepthSystem, check_state, check_values
 from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
 
 KINDS = ("isotropic", "along", "towards")
@@ -190,3 +190,5 @@ def _check_kind(kind, towards, state, num_directions, key):
             raise ValueError("one image has no other to point to: give towards=, or a batch of at least two images")
         if towards is not None and jnp.shape(towards) != state.shape:
             raise ValueError(f"towards has shape {jnp.shape(towards)}, expected that of the state, {state.shape}")
+        if towards is not None:
+            check_values(jnp.asarray(towards))

@@ -177,7 +177,7 @@ def _extrapolation(result, layout) -> dict:
     return {
         "speed": [_number(v) for v in speed],
         "norm": [_number(v) for v in norm],
-        "norm_growth": _number(result.norm_growth.mean()),
+        "norm_growth": _finite_mean(result.norm_growth),
         **counts,
     }
 
@@ -187,6 +187,11 @@ def _over_tokens(values, layout):
     total = sum(count * v for count, v in zip(layout.counts, values, strict=True) if v.size) / layout.num_tokens
     finite = np.isfinite(total)
     return np.where(finite, total, 0).sum(-1) / np.where(finite.any(-1), finite.sum(-1), np.nan)
+
+
+def _finite_mean(values) -> float | None:
+    finite = np.asarray(values)[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
 
 
 def _number(value) -> float | None:
