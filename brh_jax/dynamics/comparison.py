@@ -55,7 +55,8 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
     """A portrait as curves along depth: name -> `[points, images]`, or `[points]` for what is measured of all images together.
 
     Names are those of the measures, with the token type behind where there is one: `speed_cls`, `stable_rank_patches`,
-    `token_stable_rank_patches` (over the tokens of each image). Of the tangent images:
+    `raw_stable_rank_patches` (of raw updates), `token_stable_rank_patches` (over the tokens of each image).
+    Of the tangent images:
 
     - `growth_cls`: angle to the clean trajectory over the injected one, every token perturbed by a random vector; `recovery`: its
       last value over all tokens, one point for each size; `along`, `towards`, `from_cls`, `from_registers`, `from_patch`: the
@@ -63,9 +64,10 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
     - `exponents`, `direction_exponents`: one point for each exponent; `phase_exponents`: the largest of directions, one
       point for each phase;
     - of each layer's map of directions `gain` (largest singular value), `spectral_radius` (largest modulus of an eigenvalue),
-      `antisymmetric` (share of its squared norm), `from_identity` (|J - I| / |J|).
+      `antisymmetric` (share of its squared norm), `from_identity` (|J - I| / |J|); of its raw map `raw_gain`.
 
-    `horizon_cls` is the cosine of linear predictions on images that were not fitted to, for each phase and number of steps.
+    `horizon_cls` is the cosine of linear predictions on images that were not fitted to, for each phase and number of steps;
+    `modulus_cls` the moduli of the eigenvalues of each phase's linear model, largest first.
     """
     found = {}
 
@@ -76,7 +78,7 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
         add(name, getattr(portrait.directions, name))
     if portrait.directions.coherence.size:
         found["coherence_patches"] = portrait.directions.coherence
-    for prefix, rank in (("", portrait.rank), ("token_", portrait.token_rank)):
+    for prefix, rank in (("", portrait.rank), ("raw_", portrait.raw_rank), ("token_", portrait.token_rank)):
         if rank is not None:
             add(f"{prefix}stable_rank", rank.stable)
             add(f"{prefix}effective_rank", rank.effective)
@@ -89,6 +91,9 @@ def curves(portrait: Portrait) -> dict[str, np.ndarray]:
         horizons = [getattr(horizon, token) for horizon in portrait.horizons]
         if any(h is not None for h in horizons):
             found[f"horizon_{token}"] = np.concatenate([h.dmd.cosine for h in horizons if h is not None])
+        modes = [getattr(by_token, token) for by_token in portrait.modes]
+        if any(m is not None for m in modes):
+            found[f"modulus_{token}"] = np.concatenate([np.abs(m.eigenvalues) for m in modes if m is not None])
     if portrait.tangent is not None:
         found |= _tangent_curves(portrait.tangent, portrait.layout, portrait.partition)
     return found
@@ -129,6 +134,7 @@ def _tangent_curves(tangent: Tangent, layout: TokenLayout, partition) -> dict[st
     found["direction_exponents"] = tangent.direction_exponents.exponents.T
     found["phase_exponents"] = np.asarray(exponents_by_phase(tangent.direction_exponents, partition))[..., 0]
     found["gain"] = tangent.singular_values[..., 0]
+    found["raw_gain"] = tangent.raw_singular_values[..., 0]
     found["spectral_radius"] = np.abs(tangent.eigenvalues.values[..., 0])
     found["from_identity"] = tangent.structure.from_identity / tangent.structure.norm
     found["antisymmetric"] = (tangent.structure.antisymmetric / tangent.structure.norm) ** 2

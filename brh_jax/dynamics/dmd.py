@@ -105,6 +105,7 @@ def dmd(
     center: bool = False,
     projected: bool = True,
     clip_rank: bool = False,
+    stride: int = 1,
 ) -> DMD:
     """The linear map K that takes the states of a span of layers to the next ones, a_l = K a_{l-1}.
 
@@ -123,14 +124,18 @@ def dmd(
         projected: keep the predictions in the span of U. Else exact DMD: K = Y X^T U (S^2 + alpha)^-1 U^T, the least-squares
             map of U^T a_{l-1}; the eigenvalues are the same.
         clip_rank: take the dimension that the snapshots span where `rank` is above it, instead of refusing.
+        stride: fit only to every so many layers of the span, from its first on. With 2, of a trajectory of sub-layers, to
+            attention alone (spans from an odd layer) or to the MLP alone (from an even one).
 
     Raises:
-        ValueError: not trajectories of that layout, states that are not finite, a span that the depth does not have, a
-            negative ridge, a token type that the model lacks, or a rank above dim, above the number of pairs or above the
-            dimension that the snapshots span.
+        ValueError: not trajectories of that layout, states that are zero or not finite, a span that the depth does not have, a
+            negative ridge, a stride below one, a token type that the model lacks, or a rank above dim, above the number of pairs
+            or above the dimension that the snapshots span.
     """
     _check_arguments(span, rank, ridge, layout, token)
-    pooled = _sum(itertools.chain.from_iterable(_moments(states, span, (1,), layout, token)))
+    if stride < 1:
+        raise ValueError(f"stride must be one or more, got {stride}")
+    pooled = _sum(itertools.chain.from_iterable(_moments(states, span, (1,), layout, token, stride)))
     return _decompose(pooled, span, rank, ridge, center, projected, clip_rank)
 
 
@@ -217,7 +222,7 @@ class _LinearMap(NamedTuple):
     mean: np.ndarray
 
 
-def _moments(states, span, lags, layout, token) -> Iterator[Iterator[_Moments]]:
+def _moments(states, span, lags, layout, token, stride=1) -> Iterator[Iterator[_Moments]]:
     """For each trajectory, the moments of each state of the span that has a successor in it, of the lags that it has."""
     first, last = span
     for trajectory in _trajectories(states, span, layout):
@@ -225,7 +230,7 @@ def _moments(states, span, lags, layout, token) -> Iterator[Iterator[_Moments]]:
             trajectory = jnp.asarray(trajectory)
         yield (
             _moments_of_state(trajectory, start, np.array([p for p in lags if start + p <= last]), layout, token)
-            for start in range(first - 1, last)
+            for start in range(first - 1, last, stride)
         )
 
 

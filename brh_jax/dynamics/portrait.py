@@ -69,6 +69,7 @@ class Portrait(NamedTuple):
         partition: the phases that exponents by phase and iterated blocks are of.
         directions: of every image.
         rank: of angular updates, over all tokens of all images.
+        raw_rank: the same of raw updates.
         token_rank: of angular updates, over the tokens of each of the linear images; None without.
         turn: largest angle between the subspaces of neighbouring layers' updates, ByToken `[depth - 1]`, radians.
         basins: of the classes that have two images or more, or, where no two classes have, of clusters of the last directions of
@@ -83,6 +84,7 @@ class Portrait(NamedTuple):
     partition: Partition
     directions: Directions
     rank: UpdateRank
+    raw_rank: UpdateRank
     token_rank: UpdateRank | None
     turn: ByToken
     basins: AngularBasins | None
@@ -117,11 +119,19 @@ def portraits(
         settings: how much is measured.
 
     Raises:
-        ValueError: no images, states that do not fit the systems, or states that are zero or not finite.
+        ValueError: no systems or no images, a system without a partition, classes that are not one for each image, states that
+            do not fit the systems, or states that are zero or not finite.
     """
+    if not systems:
+        raise ValueError("no systems: expected at least one DepthSystem by its name")
     gathered = {name: _Gathered() for name in systems}
     one = next(iter(systems.values()))
     partition = partition or Partition((one.depth,))
+    if missing := [] if isinstance(partition, Partition) else [name for name in systems if name not in partition]:
+        raise ValueError(
+            f"no partition for {', '.join(missing)}: partition has {', '.join(map(str, partition))}, "
+            "one is needed for each system"
+        )
     phases = {name: partition if isinstance(partition, Partition) else partition[name] for name in systems}
     finest = max(phases.values(), key=lambda p: len(p.runs))
     for name, system in systems.items():
@@ -133,6 +143,8 @@ def portraits(
     beginning, labels, held, placed = [], [], 0, None
     for batch in first_states:
         state, classes = batch if isinstance(batch, tuple) else (batch, None)
+        if classes is not None and np.shape(classes) != (len(state),):
+            raise ValueError(f"classes have shape {np.shape(classes)}, expected ({len(state)},): one for each image of the batch")
         labels.append(classes)
         for name, system in systems.items():
             states = system.rollout(jnp.asarray(state))
@@ -163,13 +175,14 @@ class _Gathered:
     """What one pass over the images leaves of a system: measures of each image, sums, and a few whole trajectories."""
 
     def __init__(self):
-        self.directions, self.means, self.grams, self.trajectories, self.token_ranks = [], [], None, [], []
+        self.directions, self.means, self.trajectories, self.token_ranks = [], [], [], []
+        self.grams, self.raw_grams = None, None
 
     def add(self, states, layout, num_held: int):
         self.directions.append(direction_measures([states], layout))
         self.means.append(image_directions([states], layout))
-        grams = update_grams([states], layout)
-        self.grams = grams if self.grams is None else jax.tree.map(np.add, self.grams, grams)
+        self.grams = _plus(self.grams, update_grams([states], layout))
+        self.raw_grams = _plus(self.raw_grams, update_grams([states], layout, kind="raw"))
         if num_held:
             held = to_host(states[:, :num_held])
             self.trajectories.append(held)
@@ -179,6 +192,7 @@ class _Gathered:
         return {
             "directions": _join(self.directions),
             "rank": gram_rank(self.grams),
+            "raw_rank": gram_rank(self.raw_grams),
             "token_rank": _join(self.token_ranks) if self.token_ranks else None,
             "turn": _turn(self.grams, num_angles),
             "modes": tuple(_modes(self.trajectories, run, layout, rank) for run in partition.runs),
@@ -196,6 +210,10 @@ def _placed(images, like):
     except ValueError:
         return jnp.asarray(images)
     return jax.device_put(images, sharding)
+
+
+def _plus(total, more):
+    return more if total is None else jax.tree.map(np.add, total, more)
 
 
 def _join(parts):

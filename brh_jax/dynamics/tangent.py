@@ -27,6 +27,7 @@ class Tangent(NamedTuple):
         direction_exponents: of the map of directions.
         singular_values: the largest of each layer's map of directions, `[depth, images, n]`.
         singular_residuals: how far they have converged, of the same shape, see `jacobian_singular_values`.
+        raw_singular_values: of each layer's raw map, of the same shape.
         eigenvalues: the largest of each layer's map of directions, `[depth, images, n]` each.
         structure: of each layer's map of directions, `[depth, images]` each, with its standard error.
         extrapolation: of the last layer of each run of the partition, iterated beyond its place; empty where none was asked for.
@@ -38,6 +39,7 @@ class Tangent(NamedTuple):
     direction_exponents: Lyapunov
     singular_values: np.ndarray
     singular_residuals: np.ndarray
+    raw_singular_values: np.ndarray
     eigenvalues: Eigenvalues
     structure: JacobianStructure
     extrapolation: tuple[Extrapolation, ...]
@@ -59,6 +61,7 @@ def tangent_measures(system: DepthSystem, state, key, partition: Partition, sett
         direction_exponents=to_host(lyapunov_exponents(system, state, num_exponents, sphere=True)),
         singular_values=singular[0],
         singular_residuals=singular[1],
+        raw_singular_values=singular[2],
         eigenvalues=eigenvalues,
         structure=structure,
         extrapolation=tuple(
@@ -71,9 +74,10 @@ def _layer(system, state, layer: int, num_values: int, key, settings):
     """To the host one by one: on a CPU many programs in flight over several devices can wait for each other for ever."""
     singular = jacobian_singular_values(system, state, layer, num_values, sphere=True)
     singular = to_host((singular.values, singular.residual))
+    raw = to_host(jacobian_singular_values(system, state, layer, num_values).values)
     eigenvalues = to_host(jacobian_eigenvalues(system, state, layer, num_values, sphere=True))
     structure = jacobian_structure(system, state, layer, num_probes=settings.num_probes, key=key, sphere=True)
-    return singular, eigenvalues, to_host(structure)
+    return (*singular, raw), eigenvalues, to_host(structure)
 
 
 def _growth(system, state, key, settings) -> dict[str, PerturbationGrowth]:

@@ -19,6 +19,7 @@ RANKS = (
     ("stable_rank", "stable rank", "log"),
     ("effective_rank", "effective rank", "log"),
     ("participation", "participation ratio", "log"),
+    ("raw_stable_rank", "stable rank\nof raw updates", "log"),
     ("token_stable_rank", "stable rank, over the\ntokens of an image", "log"),
     ("turn", "largest angle to the\nnext layer's updates (rad)", "linear"),
 )

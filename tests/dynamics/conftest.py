@@ -1,8 +1,25 @@
 from collections.abc import Callable
 
+import jax.monitoring
 import pytest
 
 from brh_jax.dynamics import DepthSystem
+
+
+@pytest.fixture
+def traces():
+    """A list that grows with every function that jax traces."""
+    found = []
+
+    def listen(event, duration, **more):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            found.append(more.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1)(0)
+    assert found  # it listens
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_directions_of_a_stream_are_those_of_the_whole(tiny_encoder, tiny_images
     assert measured.within.patches.shape == (7,)
     assert measured.within.cls[0] == 0
     assert measured.separation.registers[0] == 1
-    chex.assert_trees_all_close(measured, angular_basins(states, labels, layout), rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(measured, angular_basins(states, labels, layout), rtol=1e-5, atol=1e-6)
 
 
 def test_equal_shapes_compile_once():
@@ -170,6 +170,9 @@ def test_too_few_images_and_bad_states():
         angular_basins(trajectory(x[:3]), None, ONE)
     with pytest.raises(ValueError, match="a token that is zero"):
         angular_basins(trajectory(0 * x), [0, 1] * 3, ONE)
+    directions = image_directions([trajectory(x)], ONE)
+    with pytest.raises(ValueError, match="not finite"):
+        angular_basins(directions._replace(cls=np.nan * directions.cls), [0, 1] * 3, ONE)
     with pytest.raises(ValueError, match="expected a trajectory"):
         angular_basins(jnp.asarray(x), [0, 1] * 3, ONE)
     # Five images in one place and one elsewhere: the second cluster has a single image.

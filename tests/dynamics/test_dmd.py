@@ -134,6 +134,21 @@ def test_the_layers_of_a_span_count_from_one():
         np.testing.assert_allclose(dmd(np.stack(states), (layer, layer), DIM).operator, operator, atol=1e-8)
 
 
+def test_a_stride_takes_one_of_two_kinds_of_layers():
+    # Attention and MLP steps in turn: each kind alone gives back its own map.
+    rng = np.random.default_rng(0)
+    kinds = [np.linalg.qr(rng.normal(size=(10, 10)))[0] * scale for scale in (0.9, 1.2)]
+    states = [rng.normal(size=(6, 7, 10))]
+    for layer in range(6):
+        states.append(states[-1] @ kinds[layer % 2].T)
+    for first, expected in zip((1, 2), kinds, strict=True):
+        model = dmd(np.stack(states), (first, 6), 10, stride=2)
+        np.testing.assert_allclose(model.operator, expected, atol=1e-10)
+    assert dmd(np.stack(states), (1, 6), 10).residual > 0.1
+    with pytest.raises(ValueError, match="stride must be one or more, got 0"):
+        dmd(np.stack(states), (1, 6), 10, stride=0)
+
+
 def test_each_type_has_its_own_map():
     states = trajectory(linear_map(SPECTRUM))
     other = linear_map(0.5 * SPECTRUM, seed=2)
@@ -192,6 +207,15 @@ def test_products_compile_once_for_all_layers_and_values():
     compiled = _products._cache_size()
     dmd(states + 1, (4, 9), 5, ridge=0.1)
     assert _products._cache_size() == compiled
+
+
+def test_predictions_and_horizons_compile_once(traces):
+    states = trajectory(linear_map(SPECTRUM), batch=5, depth=9)
+    for shift in (0, 1):
+        traces.clear()
+        dmd_predict(dmd(states + shift, (2, 8), 3), states[0] + shift, 4)
+        dmd_horizon(states + shift, states + shift, (2, 8), 3, steps=(1, 2))
+    assert not traces
 
 
 @pytest.mark.parametrize("projected", [True, False])
@@ -310,6 +334,7 @@ NO_REGISTERS = TokenLayout(1, 0, (2, 3))
         ([], {}, "no trajectories"),
         ([GOOD, GOOD[..., :8]], {}, "one width, got 10 and 8"),
         (BROKEN, {}, "not finite"),
+        (0 * GOOD, {}, "a token that is zero"),
         (GOOD, {"ridge": -1.0}, "ridge must be zero or more, got -1.0"),
         (GOOD, {"token": "cls"}, "token='cls' needs layout="),
         (GOOD, {"token": "class", "layout": LAYOUT}, "must be one of cls, registers, patches.*'class'"),

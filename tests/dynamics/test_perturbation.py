@@ -178,6 +178,7 @@ def test_compiles_once(compiles_once):
         ({"token": 7}, "token 7 is out of range"),
         ({"towards": STATE}, "towards is given, but kind is 'isotropic'"),
         ({"kind": "towards", "towards": STATE[:, :3]}, r"expected that of the state, \(2, 7, 8\)"),
+        ({"kind": "towards", "towards": np.nan * STATE}, "not finite"),
         ({"state": STATE[:1], "kind": "towards"}, "one image has no other to point to"),
         ({"state": STATE[0]}, "expected a state"),
         ({"state": 0 * STATE}, "zero"),

@@ -29,7 +29,11 @@ def turning(angle):
     """Four layers that turn every token in the plane of its first two dimensions and stretch it by 1.1."""
     turn = np.eye(6, dtype=np.float32)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return DepthSystem(jax.tree_util.Partial(lambda matrix, state, layer: 1.1 * state @ matrix.T, jnp.asarray(turn)), 4, LAYOUT)
+    return DepthSystem(jax.tree_util.Partial(stretched_turn, jnp.asarray(turn)), 4, LAYOUT)
+
+
+def stretched_turn(matrix, state, layer):
+    return 1.1 * state @ matrix.T
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +59,15 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
         np.testing.assert_allclose(portrait.directions.speed.cls, whole.speed.cls, rtol=1e-5)
         ranks = dynamics.update_rank(trajectory, LAYOUT)
         np.testing.assert_allclose(portrait.rank.stable.patches, ranks.stable.patches, rtol=1e-6)
+        raw = dynamics.update_rank(trajectory, LAYOUT, kind="raw")
+        np.testing.assert_allclose(portrait.raw_rank.stable.patches, raw.stable.patches, rtol=1e-6)
         np.testing.assert_array_equal(portrait.basins.labels, classes)
         assert portrait.tangent.growth["isotropic"].angle.cls.shape == (3, 5, 3)
         assert list(portrait.tangent.growth) == ["isotropic", "along", "towards", "cls", "patch"]
         np.testing.assert_allclose(portrait.tangent.exponents.exponents, np.log(1.1), atol=1e-5)
         np.testing.assert_allclose(portrait.tangent.direction_exponents.exponents, 0.0, atol=1e-5)
         np.testing.assert_allclose(portrait.tangent.singular_values, np.ones((4, 3, 2)), atol=1e-4)
+        np.testing.assert_allclose(portrait.tangent.raw_singular_values, np.full((4, 3, 2), 1.1), atol=1e-4)
         assert portrait.directions.speed.registers.size == 0 and portrait.modes[0].registers is None
         assert [model.span for model in (by_token.cls for by_token in portrait.modes)] == [(1, 3), (4, 4)]
         np.testing.assert_allclose(np.abs(portrait.modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
@@ -81,6 +88,8 @@ def test_curves_and_their_distance(comparison):
     assert set(comparison.distance) == set(ours) == set(theirs)
     assert ours["speed_cls"].shape == (4, 10) and ours["stable_rank_cls"].shape == (4,)
     np.testing.assert_allclose(ours["growth_cls"][0], 1.0)
+    np.testing.assert_allclose(ours["raw_gain"], 1.1, atol=1e-4)
+    np.testing.assert_allclose(ours["modulus_patches"], 1.1, rtol=1e-4)
     speeds = ours["speed_patches"].mean(-1), theirs["speed_patches"].mean(-1)
     found = comparison.distance["speed_patches"]
     assert found.absolute == pytest.approx(np.sqrt(np.mean((speeds[1] - speeds[0]) ** 2)))
@@ -127,6 +136,26 @@ def test_classes_of_one_image_are_left_out(states):
 def test_systems_that_do_not_go_together(states):
     with pytest.raises(ValueError, match="expected 3 layers, those of the partition 1-3"):
         dynamics.portrait(turning(0.1), [states[0]], key=KEY, partition=Partition((3,)), settings=SMALL)
+
+
+def test_what_is_missing(states):
+    state, classes = states
+    with pytest.raises(ValueError, match="no systems"):
+        dynamics.portraits({}, [state], key=KEY)
+    with pytest.raises(ValueError, match=r"classes have shape \(9,\), expected \(10,\)"):
+        dynamics.portrait(turning(0.1), [(state, classes[:9])], key=KEY, settings=SMALL)
+    both = {"a": turning(0.1), "b": turning(0.2)}
+    with pytest.raises(ValueError, match="no partition for b: partition has a"):
+        dynamics.portraits(both, [state], key=KEY, partition={"a": Partition((4,))}, settings=SMALL)
+
+
+def test_a_second_portrait_compiles_nothing(states, traces):
+    """Of other parameters and other states of the same shapes: every function compiles once."""
+    state, classes = states
+    dynamics.portrait(turning(0.1), [(state, classes)], key=KEY, settings=SMALL)
+    traces.clear()
+    dynamics.portrait(turning(0.3), [(state[::-1].copy(), classes[::-1])], key=jax.random.key(1), settings=SMALL)
+    assert not traces
 
 
 def test_what_is_not_finite_is_none():

@@ -64,6 +64,11 @@ def test_parameters_are_arguments_and_equal_models_compile_once(encoder):
     assert len(traces) == 1
 
 
+def test_rollouts_compile_once(compiles_once):
+    state = np.ones((2, 1, 4), np.float32)
+    compiles_once(ONE, lambda system: system.rollout(state), lambda system: system.rollout(2 * state))
+
+
 def test_any_function_is_a_system():
     system = DepthSystem(lambda state, layer: (layer + 2.0) * state, 3, ONE)
     states = system.rollout(jnp.ones((2, 1, 4)))
