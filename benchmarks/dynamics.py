@@ -15,7 +15,11 @@ from brh_jax.data.sources import open_source
 from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.models.cost import vit_flops
 
-RANKS = "update ranks over all tokens of all images"
+RANKS = {
+    "angular": "ranks of angular updates over all tokens of all images",
+    "raw": "ranks of raw updates over all tokens of all images",
+}
+ANGLES = "angles between neighbouring layers' updates"
 BASINS = "angular basins of 4 classes"
 
 
@@ -61,11 +65,12 @@ def _pass(encoder, batches) -> dict[str, float]:
     layout = encoder.layout
     measures = {
         "directions": lambda states: dynamics.direction_measures([states], layout),
-        RANKS: lambda states: dynamics.update_grams([states], layout),
-        "update ranks over the tokens of each image": lambda states: dynamics.update_rank_per_image(states, layout),
+        RANKS["angular"]: lambda states: dynamics.update_grams([states], layout),
+        RANKS["raw"]: lambda states: dynamics.update_grams([states], layout, kind="raw"),
+        "ranks of angular updates over the tokens of each image": lambda states: dynamics.update_rank_per_image(states, layout),
         BASINS: lambda states: dynamics.image_directions([states], layout),
     }
-    spent = dict.fromkeys(("forward pass", *measures), 0.0)
+    spent = dict.fromkeys(("forward pass", *measures, ANGLES), 0.0)
     kept = {name: [] for name in measures}
 
     def timed(name, function):
@@ -78,7 +83,11 @@ def _pass(encoder, batches) -> dict[str, float]:
         states = timed("forward pass", lambda batch=batch: encoder.trajectory(batch))
         for name, measured in measures.items():
             kept[name].append(timed(name, lambda measured=measured, states=states: measured(states)))
-    timed(RANKS, lambda: dynamics.gram_rank(jax.tree.map(lambda *parts: sum(parts), *kept[RANKS])))
+    for kind, name in RANKS.items():
+        grams = jax.tree.map(lambda *parts: sum(parts), *kept[name])
+        timed(name, lambda grams=grams: dynamics.gram_rank(grams))
+        if kind == "angular":
+            timed(ANGLES, lambda grams=grams: dynamics.principal_angles(grams, num_directions=4))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept[BASINS])
     labels = np.arange(joined.patches.shape[1]) % 4
     timed(BASINS, lambda: dynamics.angular_basins(joined, labels, layout))

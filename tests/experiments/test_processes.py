@@ -66,13 +66,13 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     assert one == two
 
 
-def start_two(workdir, *more) -> list[subprocess.Popen]:
-    """Two processes of four devices each, over loopback."""
+def start_two(workdir, *more, devices=4) -> list[subprocess.Popen]:
+    """Two processes of as many devices each, over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     join = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    return [start(workdir, *more, *join, f"--process_id={i}", devices=4) for i in range(2)]
+    return [start(workdir, *more, *join, f"--process_id={i}", devices=devices) for i in range(2)]
 
 
 def wait_for_rows(processes, metrics, rows):
@@ -85,7 +85,7 @@ def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
     """Stopped with two processes, ended with one of as many devices: the losses of a run that was never stopped."""
     more = ["--config.distill.log_every=1", "--config.distill.save_every=1000", "--config.stages=('teacher','phases','distill')"]
     more += ["--config.distill.stage1.steps=10", "--config.distill.stage2.steps=300", "--config.eval.num_images=20"]
-    both = start_two(tmp_path / "stopped", *more)
+    both = start_two(tmp_path / "stopped", *more, devices=2)
     metrics = tmp_path / "stopped/distill/k2/stage2/metrics.jsonl"
     wait_for_rows(both, metrics, 5)
     both[1].send_signal(signal.SIGTERM)
@@ -93,9 +93,9 @@ def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
     assert re.search(r"stage 2: stopped at step (\d+) of 300, saved; go on with", outputs[0]), outputs
     rows = read_metrics(metrics)
     assert 5 <= len(rows) < 300
-    out = finish(start(tmp_path / "stopped", *more, devices=8))
+    out = finish(start(tmp_path / "stopped", *more, devices=4))
     assert f"stage 2: going on from step {len(rows)} of 300" in out
-    finish(start(tmp_path / "whole", *more, devices=8))
+    finish(start(tmp_path / "whole", *more, devices=4))
     same_losses(tmp_path / "stopped", tmp_path / "whole", STAGES, 1e-4)
 
 
