@@ -30,6 +30,8 @@ BASINS = (
     ("accuracy", "accuracy of the\nnearest class mean", "linear"),
 )
 GROWTH = (("growth", "angle to the clean trajectory\n/ injected angle", "log"),)
+# Curves with points for each phase instead of each layer.
+_OF_PHASES = ("horizon_", "modulus_")
 # Panels of `perturbations`: name of the curve, what is perturbed.
 PERTURBATIONS = (
     ("along", "every token along its update"),
@@ -62,7 +64,7 @@ def along_depth(measures: dict[str, dict], partitions: dict[str, Partition], row
                     log_scale(axis)
             else:
                 axis.set_visible(False)
-        line[0].set_ylabel(label)
+        next(axis for axis in line if axis.get_visible()).set_ylabel(label)
     for axis, token in zip(axes[0], types, strict=True):
         axis.set_title(TOKEN_NAMES[token])
     figure.align_ylabels(axes[:, 0])
@@ -360,7 +362,10 @@ def _panels(measures, partitions, curves, scales=None) -> Figure:
 def _bands(axis, measures, key, partitions):
     order, styles = fit_order(measures), line_styles(measures)
     # A curve has a point for each state, for each layer, or between layers: the longest of them have one for each state.
-    depth = max(len(curve["mean"]) for name, curve in measures["teacher"].items() if "exponents" not in name) - 1
+    along = [
+        curve for name, curve in measures["teacher"].items() if not name.endswith("exponents") and not name.startswith(_OF_PHASES)
+    ]
+    depth = max(len(curve["mean"]) for curve in along) - 1
     for name, style in styles.items():
         if key not in measures[name]:
             continue

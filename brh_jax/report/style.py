@@ -1,7 +1,7 @@
 """What all figures share: colours, fonts, legends, scales."""
 
 from matplotlib import rc_context
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 TEACHER = "#222222"
 BASELINE = "#999999"
@@ -46,11 +46,9 @@ def log_scale(axis) -> None:
     """A logarithmic scale with plain numbers, of which there are always some."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(LogLocator(numticks=6))
-    if high / low > 1e3:
-        axis.yaxis.set_minor_locator(NullLocator())
-    else:
-        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high / low > 4 else range(1, 10)))
+    # Within less than a factor of four powers of ten may all be outside: round numbers then.
+    axis.yaxis.set_major_locator(LogLocator(numticks=6) if high / low > 4 else MaxNLocator(5))
+    axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)) if 4 < high / low <= 1e3 else NullLocator())
     for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         formatter("{x:g}")
 

@@ -22,10 +22,12 @@ def measures(types=("cls", "registers", "patches")):
         return {"mean": mean.tolist(), "low": (mean - 0.1).tolist(), "high": (mean + 0.1).tolist()}
 
     states = ("convergence", "norm", "within", "between", "silhouette", "accuracy", "growth")
-    layers = ("speed", "stable_rank", "token_stable_rank", "effective_rank", "participation", "attention_speed", "mlp_speed")
+    layers = ("speed", "stable_rank", "raw_stable_rank", "token_stable_rank", "effective_rank", "participation")
+    layers += ("attention_speed", "mlp_speed")
     one = {f"{name}_{t}": band(7) for name in states for t in types} | {f"{name}_{t}": band(6) for name in layers for t in types}
     one |= {f"{name}_{t}": {"mean": [0.1] * 5} for name in ("acceleration", "turn") for t in types}
     one |= {"coherence_patches": band(7), "gain": band(6), "from_identity": band(6), "antisymmetric": band(6)}
+    one |= {f"{name}_{t}": {"mean": [0.1] * 20} for name in ("modulus", "horizon") for t in types}  # not along depth
     one |= {"exponents": band(4), "direction_exponents": band(4), "along": band(7), "from_patch": band(7)}
     return dict.fromkeys(("teacher", "k2", "k3"), one)
 
