@@ -127,12 +127,14 @@ def portraits(
     gathered = {name: _Gathered() for name in systems}
     one = next(iter(systems.values()))
     partition = partition or Partition((one.depth,))
-    if missing := [] if isinstance(partition, Partition) else [name for name in systems if name not in partition]:
+    if isinstance(partition, Partition):
+        partition = dict.fromkeys(systems, partition)
+    if missing := [name for name in systems if name not in partition]:
         raise ValueError(
             f"no partition for {', '.join(missing)}: partition has {', '.join(map(str, partition))}, "
             "one is needed for each system"
         )
-    phases = {name: partition if isinstance(partition, Partition) else partition[name] for name in systems}
+    phases = {name: partition[name] for name in systems}
     finest = max(phases.values(), key=lambda p: len(p.runs))
     for name, system in systems.items():
         if system.depth != phases[name].depth or system.depth != one.depth or system.layout != one.layout:

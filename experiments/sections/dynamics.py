@@ -52,9 +52,9 @@ def sections(context: Context, results, folder):
         portrait.along_depth(measures, partitions, portrait.RANKS),
         "ranks",
         "Ranks of updates",
-        "Of the angular updates of all tokens of all images together, and of the raw ones, lengths and all. Then the largest "
-        "angle between the leading update directions of neighbouring layers: zero where they move tokens in the same directions, "
-        "π/2 where each has its own. The last row is of the tokens of one image, mean over images.",
+        "Of the angular updates of all tokens of all images together, of the raw ones, lengths and all, and of the angular ones "
+        "over the tokens of one image, mean over images. Last the largest angle between the leading update directions of "
+        "neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
     )
     arrays = context.workdir / "dynamics" / "arrays.npz"
     arrays = dict(np.load(arrays)) if arrays.exists() else {}
