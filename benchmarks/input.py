@@ -15,7 +15,8 @@ from PIL import Image
 from benchmarks import measure
 from brh_jax.data.pipeline import TrainingBatches, measuring_batches
 from brh_jax.data.sources import ImageFolder
-from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
+from brh_jax.preprocessing import Preprocessing
 
 
 def main(argv=None) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 
 import brh_jax
 from benchmarks import measure
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, ViTConfig, architecture
+from brh_jax.preprocessing import Preprocessing
 
 TINY = ViTConfig(
     dim=48, depth=3, num_heads=4, mlp_dim=192, patch_size=14, position_grid=(2, 2), layer_scale=True, num_registers=2,

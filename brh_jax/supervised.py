@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.models.vit import ViT, ViTConfig
-from brh_jax.training import adamw, train
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.train.loop import adamw, train
 
 
 @dataclasses.dataclass(frozen=True)

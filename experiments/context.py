@@ -12,13 +12,14 @@ import numpy as np
 
 from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import Source, open_source
-from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
 from brh_jax.errors import UserError
-from brh_jax.metrics import Progress
 from brh_jax.models import Encoder, store
-from brh_jax.parallel import is_main, shard, shard_batch, to_host, wait_for_all
 from brh_jax.phases import Partition
-from brh_jax.training import LoopSettings
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.metrics import Progress
+from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, wait_for_all
 
 
 @dataclasses.dataclass(frozen=True)

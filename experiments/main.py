@@ -39,8 +39,8 @@ def main(argv) -> None:
     logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
     profile = _steps(_PROFILE.value)
     # After the flags: a wrong flag answers at once.
-    from brh_jax import stopping
-    from brh_jax.parallel import start_processes
+    from brh_jax.train import stopping
+    from brh_jax.train.parallel import start_processes
 
     stopping.install()  # before jax: with several processes its own handler takes this one's place and tells all of them
     start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

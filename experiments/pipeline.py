@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError
-from brh_jax.metrics import clock
-from brh_jax.parallel import is_main, make_mesh, wait_for_all
+from brh_jax.train.metrics import clock
+from brh_jax.train.parallel import is_main, make_mesh, wait_for_all
 from experiments.configuration import check_config
 from experiments.context import Context, read_record, write_json
 from experiments.stages import distill, dynamics, interventions, phases, probes, report, teacher

@@ -25,14 +25,14 @@ def plan(
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
 
-    from brh_jax.data.transforms import Preprocessing
     from brh_jax.distill.trainer import STAGE2, make_update
     from brh_jax.models import Encoder, RaptorConfig, architecture, count_params
     from brh_jax.models.cost import vit_flops
     from brh_jax.models.raptor import Blocks
     from brh_jax.models.vit import ViT
-    from brh_jax.parallel import BATCH, make_mesh, shardings
     from brh_jax.phases import Partition
+    from brh_jax.preprocessing import Preprocessing
+    from brh_jax.train.parallel import BATCH, make_mesh, shardings
 
     found = architecture(arch)
     size = image_size or found.image_size

@@ -30,8 +30,8 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from brh_jax.errors import UserError
-from brh_jax.metrics import clock
-from brh_jax.stopping import Stopped
+from brh_jax.train.metrics import clock
+from brh_jax.train.stopping import Stopped
 from experiments.main import find_config
 
 

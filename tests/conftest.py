@@ -17,12 +17,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 
+from collections.abc import Callable
+
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, ViTConfig
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.system import DepthSystem
 
 assert jax.device_count() == 8  # the devices are made now: tests change XLA_FLAGS for the processes that they start
 
@@ -60,3 +64,42 @@ def tiny_images(tiny_encoder) -> np.ndarray:
     """Eight preprocessed images."""
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     return tiny_encoder.normalize_pixels(pixels)
+
+
+@pytest.fixture
+def traces():
+    """A list that grows with every function that jax traces."""
+    found = []
+
+    def listen(event, duration, **more):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            found.append(more.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1)(0)
+    assert found  # it listens
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def compiles_once() -> Callable:
+    """Asserts that a second measurement, of other values of the same shape, traces a system's step no more.
+
+    Called with the layout of the system and two functions of it.
+    """
+
+    def check(layout, first, second):
+        traces = []
+
+        def step(state, layer):
+            traces.append(1)
+            return 1.1 * state
+
+        system = DepthSystem(step, 3, layout)
+        first(system)
+        before = len(traces)
+        second(system)
+        assert len(traces) == before > 0
+
+    return check

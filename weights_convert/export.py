@@ -11,11 +11,11 @@ import pathlib
 
 import numpy as np
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder, count_params
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert import raptor
 from weights_convert.families import FAMILIES, clip, dinov2, dinov3, siglip, vit
 from weights_convert.families.rules import Family

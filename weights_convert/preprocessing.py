@@ -4,9 +4,9 @@ import dataclasses
 import json
 import math
 
-from brh_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from weights_convert.facts import Facts
 from weights_convert.families import clip
 from weights_convert.families.rules import Family

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from brh_jax.data.transforms import as_image
 from brh_jax.errors import UserError
+from brh_jax.preprocessing import as_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
 UNLABELLED = -1

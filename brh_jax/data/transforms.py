@@ -5,82 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from brh_jax.errors import UserError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
-
-
-def as_image(image) -> Image.Image:
-    """A PIL RGB image from one or from a uint8 array `[height, width]` or `[height, width, 1 or 3]`."""
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return Image.fromarray(array).convert("RGB")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """Deterministic preprocessing: resize, centre crop, then (pixels / 255 - mean) / std.
-
-    Attributes:
-        crop: (height, width) in pixels of what the model sees.
-        resize: before the crop: length of the shorter side, or (height, width) that an image is stretched to; an image is
-            stretched to `crop` itself where this is None.
-        mean, std: per channel, for pixels in 0 ... 1.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-    """
-
-    crop: tuple[int, int]
-    resize: int | tuple[int, int] | None = None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bicubic"
-
-    def __post_init__(self):
-        for field in ("crop", "mean", "std"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        if isinstance(self.resize, list | tuple):
-            object.__setattr__(self, "resize", tuple(self.resize))
-        if self.interpolation not in _FILTERS:
-            raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(_FILTERS)}")
-
-    def at_size(self, crop: tuple[int, int]) -> "Preprocessing":
-        """For another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
-        if isinstance(self.resize, tuple):
-            resize = tuple(round(r * new / old) for r, new, old in zip(self.resize, crop, self.crop, strict=True))
-        else:
-            resize = self.resize and round(self.resize * max(crop) / max(self.crop))
-        return dataclasses.replace(self, crop=tuple(crop), resize=resize)
-
-    def resize_and_crop(self, image) -> np.ndarray:
-        """An image to uint8 `[crop height, crop width, 3]`."""
-        image = as_image(image)
-        height, width = self.crop
-        if self.resize is None:
-            if image.size != (width, height):
-                image = image.resize((width, height), _FILTERS[self.interpolation])
-            return np.asarray(image)
-        if isinstance(self.resize, tuple):
-            size = self.resize[::-1]
-        else:
-            # The longer side is truncated, as torchvision and transformers do it.
-            short, long = sorted(image.size)
-            size = (self.resize, int(self.resize * long / short))
-            size = size if image.width <= image.height else size[::-1]
-        image = image.resize(size, _FILTERS[self.interpolation])
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        # PIL fills with black where the crop is larger than the image.
-        return np.asarray(image.crop((left, top, left + width, top + height)))
-
-    def normalize(self, images):
-        """uint8 `[..., 3]` to float32; works on numpy and, inside jit, on jax arrays."""
-        mean = np.asarray(self.mean, np.float32) * 255
-        scale = 1 / (np.asarray(self.std, np.float32) * 255)
-        return (images.astype(np.float32) - mean) * scale
+from brh_jax.preprocessing import FILTERS, Preprocessing, as_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +101,7 @@ class RandomCrop:
 
 def _resized(image: Image.Image, size, interpolation: str, box=None, flip: bool = False) -> np.ndarray:
     height, width = size
-    return _pixels(image.resize((width, height), _FILTERS[interpolation], box=box), flip)
+    return _pixels(image.resize((width, height), FILTERS[interpolation], box=box), flip)
 
 
 def _pixels(image: Image.Image, flip: bool) -> np.ndarray:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.dynamics.least_squares import least_squares
 from brh_jax.errors import UserError
-from brh_jax.parallel import to_host
+from brh_jax.least_squares import least_squares
 from brh_jax.phases.partition import Partition
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import to_host
 
 BASELINES = ("mean", "linear", "linear_blocks")
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
-from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout
+from brh_jax.train.parallel import to_host
 
 
 class ImageErrors(NamedTuple):

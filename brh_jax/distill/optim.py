@@ -2,7 +2,7 @@
 
 import optax
 
-from brh_jax.training import adamw
+from brh_jax.train.loop import adamw
 
 
 def optimizer(settings, *, per_block: bool, blocks):

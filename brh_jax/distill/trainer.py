@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from brh_jax.data.states import StatesBatches
 from brh_jax.distill import objectives
 from brh_jax.distill.optim import optimizer
+from brh_jax.distill.states import StatesBatches
 from brh_jax.errors import UserError
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.parallel import shard
-from brh_jax.training import accumulate, train
+from brh_jax.train.loop import accumulate, train
+from brh_jax.train.parallel import shard
 
 TEACHER_FORCING = ("annealed", "throughout")
 

@@ -45,9 +45,9 @@ from brh_jax.dynamics.rank import (
     update_rank,
     update_rank_per_image,
 )
-from brh_jax.dynamics.statistics import JumpTest, Summary, boundary_jump_test, crossing, summarize
-from brh_jax.dynamics.system import DepthSystem
 from brh_jax.dynamics.tangent import Tangent, tangent_measures
+from brh_jax.statistics import JumpTest, Summary, boundary_jump_test, crossing, summarize
+from brh_jax.system import DepthSystem
 
 __all__ = [
     "DMD",

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from brh_jax.dynamics.directions import over_batches
-from brh_jax.dynamics.system import check_values
+from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 
 # Angles in radians that directions rounded to float32 do not tell from zero.

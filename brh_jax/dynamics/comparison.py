@@ -8,9 +8,9 @@ import numpy as np
 
 from brh_jax.dynamics.lyapunov import exponents_by_phase
 from brh_jax.dynamics.portrait import Portrait, portraits
-from brh_jax.dynamics.statistics import summarize
-from brh_jax.dynamics.system import DepthSystem
 from brh_jax.dynamics.tangent import Tangent
+from brh_jax.statistics import summarize
+from brh_jax.system import DepthSystem
 from brh_jax.tokens import ByToken, TokenLayout
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.dynamics.system import check_values
-from brh_jax.parallel import to_host
+from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.train.parallel import to_host
 
 
 class Directions(NamedTuple):

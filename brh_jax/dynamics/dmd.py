@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.dynamics.least_squares import NEGLIGIBLE, LeastSquares, least_squares
-from brh_jax.dynamics.system import check_values
-from brh_jax.parallel import to_host
+from brh_jax.least_squares import NEGLIGIBLE, LeastSquares, least_squares
+from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.train.parallel import to_host
 
 _TINY = np.finfo(np.float64).tiny
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
-from brh_jax.dynamics.system import DepthSystem, check_state
+from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import ByToken, mean_by_type
 
 FATES = ("fixed point", "cycle", "leaves", "vanishes", "wanders")

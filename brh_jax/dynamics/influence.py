@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from brh_jax.dynamics.jacobian import check_span, chunk_size, jacobian_block, linearize_span, token_range
 from brh_jax.dynamics.sphere import tangential
-from brh_jax.dynamics.system import DepthSystem
+from brh_jax.system import DepthSystem
 
 
 class JacobianStructure(NamedTuple):

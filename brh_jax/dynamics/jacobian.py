@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.sphere import sphere_linearize
-from brh_jax.dynamics.system import DepthSystem, check_state
-from brh_jax.parallel import to_host
+from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import to_host
 
 
 class SingularValues(NamedTuple):

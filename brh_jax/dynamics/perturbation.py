@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
-from brh_jax.dynamics.system import DepthSystem, check_state, check_values
+from brh_jax.system import DepthSystem, check_state, check_values
 from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
 
 KINDS = ("isotropic", "along", "towards")

@@ -19,11 +19,11 @@ from brh_jax.dynamics.rank import (
     update_grams,
     update_rank_per_image,
 )
-from brh_jax.dynamics.system import DepthSystem
 from brh_jax.dynamics.tangent import Tangent, tangent_measures
-from brh_jax.parallel import to_host
 from brh_jax.phases.partition import Partition
+from brh_jax.system import DepthSystem
 from brh_jax.tokens import ByToken, TokenLayout
+from brh_jax.train.parallel import to_host
 
 # Layers ahead that linear models of a phase are held to, as far as it has as many, and their ridge: tokens of few images span
 # fewer dimensions than they have, and the free linear maps beside them would not be defined.

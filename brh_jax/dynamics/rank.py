@@ -19,8 +19,8 @@ import scipy.linalg
 import threadpoolctl
 
 from brh_jax.dynamics.directions import checked
-from brh_jax.parallel import to_host
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.train.parallel import to_host
 
 
 class UpdateRank(NamedTuple):

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import Swap
 from brh_jax.phases.partition import Partition
+from brh_jax.statistics import summarize
 
 
 class Contrast(NamedTuple):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.dynamics.system import DepthSystem, check_state
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import unchanged
 from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.probes.heads import apply_head
+from brh_jax.system import DepthSystem, check_state
 
 
 class Effects(NamedTuple):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.data.transforms import Preprocessing
-from brh_jax.dynamics.system import DepthSystem
 from brh_jax.errors import UserError
 from brh_jax.models.raptor import Raptor, RaptorConfig
 from brh_jax.models.vit import ViT, ViTConfig
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 
 

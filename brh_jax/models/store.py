@@ -13,12 +13,12 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
 from brh_jax.phases.partition import Partition
+from brh_jax.preprocessing import Preprocessing
 
 FORMAT = "brh_jax encoder"
 VERSION = 1

@@ -10,11 +10,11 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import to_host
 from brh_jax.phases.cka import alignment, hsic
 from brh_jax.phases.partition import Partition
 from brh_jax.phases.similarity import image_similarity, token_vectors
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import to_host
 
 METRICS = ("cosine", "cka")
 _GROUP = 16  # images of an unbiased HSIC

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import to_host
 from brh_jax.tokens import TokenLayout, check_trajectory
+from brh_jax.train.parallel import to_host
 
 
 def layer_similarity(states, layout: TokenLayout):

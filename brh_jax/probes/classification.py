@@ -12,8 +12,8 @@ import optax
 from brh_jax.data.pipeline import epoch_rows
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.parallel import to_host
 from brh_jax.probes.heads import apply_head, train_head, zero_head
+from brh_jax.train.parallel import to_host
 
 
 @dataclasses.dataclass(frozen=True)

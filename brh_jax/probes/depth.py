@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
-from brh_jax.parallel import to_host
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
 from brh_jax.probes.heads import apply_head, train_head, zero_head
+from brh_jax.statistics import summarize
+from brh_jax.train.parallel import to_host
 
 UPSAMPLED = 4  # the head's map is so many times as fine as the patches
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import shard, to_host
-from brh_jax.training import adamw, train
+from brh_jax.train.loop import adamw, train
+from brh_jax.train.parallel import shard, to_host
 
 
 def train_head(loss_fn: Callable, head, batches, num_steps: int, settings, *, mesh, params=None, seen_in=None, **options):

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import Selection, Source, Subset
 from brh_jax.data.transforms import RandomResizedCrop
-from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_width
 from brh_jax.probes import classification
 from brh_jax.probes.heads import choose
 from brh_jax.probes.quick import knn_predict, logistic_predict
+from brh_jax.statistics import summarize
 from experiments.context import Context, identity, settings_of
 
 _NOT_TRAINING = ("train", "eval", "num_train", "num_eval", "head", "learning_rates", "held_out")

@@ -14,10 +14,10 @@ from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import Selection, Source, Subset
 from brh_jax.data.transforms import RandomCrop, RandomResizedCrop, Resize
 from brh_jax.errors import UserError
-from brh_jax.parallel import to_host
 from brh_jax.probes import depth as depths
 from brh_jax.probes import segmentation as masks
 from brh_jax.probes.heads import choose
+from brh_jax.train.parallel import to_host
 from experiments.context import Context, identity, settings_of
 
 NUM_EXAMPLES = 4

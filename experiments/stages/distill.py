@@ -7,11 +7,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brh_jax import distill
-from brh_jax.data.states import StatesBatches, open_states
+from brh_jax.distill.states import StatesBatches, open_states
 from brh_jax.dynamics import summarize
 from brh_jax.models import RaptorConfig
 from brh_jax.models.cost import cost, describe, unshared
-from brh_jax.parallel import to_host
+from brh_jax.train.parallel import to_host
 from experiments.context import Context, identity, settings_of
 
 

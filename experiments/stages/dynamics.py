@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax import dynamics
-from brh_jax.parallel import shard_batch, to_host
 from brh_jax.phases import Partition
+from brh_jax.train.parallel import shard_batch, to_host
 from experiments.context import Context, settings_of
 
 

@@ -6,11 +6,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brh_jax import interventions as causal
-from brh_jax.dynamics.statistics import summarize
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_width
-from brh_jax.parallel import to_host
 from brh_jax.probes import classification
+from brh_jax.statistics import summarize
+from brh_jax.train.parallel import to_host
 from experiments.context import Context
 
 # All are of the last state after the final norm, and larger the worse. `error` needs labelled images.

@@ -8,10 +8,10 @@ import shlex
 
 import jax
 
-from brh_jax.metrics import clock, read_metrics
 from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.style import fit_label
+from brh_jax.train.metrics import clock, read_metrics
 from experiments.context import Context, read_record
 from experiments.sections import controls, dynamics, interventions, partitions_in, probes
 

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 import brh_jax
 from brh_jax.data.sources import Source, Subset
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
 from brh_jax.models.registry import Architecture, architecture, check_architecture
+from brh_jax.preprocessing import Preprocessing
 from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from experiments.context import Context, identity, settings_of

@@ -8,8 +8,9 @@ from PIL import Image
 
 from brh_jax.data.pipeline import TrainingBatches, measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource, ImageFolder, Subset, open_source
-from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
 from brh_jax.errors import UserError
+from brh_jax.preprocessing import Preprocessing
 
 CENTER = CenterCrop(Preprocessing((8, 8)))
 

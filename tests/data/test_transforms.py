@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 from transformers import BitImageProcessorPil
 
-from brh_jax.data.transforms import CenterCrop, Preprocessing, RandomResizedCrop
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
+from brh_jax.preprocessing import Preprocessing
 
 
 def photograph(width, height):

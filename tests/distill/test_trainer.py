@@ -11,11 +11,11 @@ from brh_jax.data.sources import ArraySource
 from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.distill import STAGE1, STAGE2, init_blocks, raptor_encoder, train_stage
 from brh_jax.errors import UserError
-from brh_jax.metrics import read_metrics
 from brh_jax.models import RaptorConfig
-from brh_jax.parallel import make_mesh
 from brh_jax.phases import Partition
-from brh_jax.training import LoopSettings
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.metrics import read_metrics
+from brh_jax.train.parallel import make_mesh
 
 THREE = Partition((3, 2, 1))
 SETTINGS = {

@@ -7,8 +7,8 @@ from sklearn.metrics import silhouette_score
 
 from brh_jax.dynamics import basins
 from brh_jax.dynamics.basins import angular_basins, image_directions
-from brh_jax.parallel import make_mesh
 from brh_jax.tokens import ByToken, TokenLayout
+from brh_jax.train.parallel import make_mesh
 
 ONE = TokenLayout(1, 0, (0, 0))
 

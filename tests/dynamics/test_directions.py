@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from brh_jax.dynamics import directions
-from brh_jax.parallel import make_mesh
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import make_mesh
 
 LAYOUT = TokenLayout(1, 2, (2, 2))
 

@@ -7,8 +7,8 @@ import pytest
 from brh_jax.dynamics import rank
 from brh_jax.dynamics.directions import over_batches
 from brh_jax.dynamics.rank import gram_rank, principal_angles, update_grams, update_rank, update_rank_per_image
-from brh_jax.parallel import make_mesh
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import make_mesh
 
 LAYOUT = TokenLayout(1, 2, (3, 3))
 PATCHES = TokenLayout(0, 0, (4, 4))

@@ -13,8 +13,8 @@ from PIL import Image
 from brh_jax import distill
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
-from brh_jax.parallel import make_mesh
 from brh_jax.report.html import FigureEntry
+from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
 from experiments.context import Context, write_json
 from experiments.sections.interventions import sections

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from brh_jax.metrics import read_metrics
+from brh_jax.train.metrics import read_metrics
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 STAGES = ("teacher/training", "distill/k2/stage1", "distill/k2/stage2")

@@ -10,12 +10,13 @@ import pytest
 
 from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import ArraySource
-from brh_jax.data.transforms import Preprocessing, RandomResizedCrop
+from brh_jax.data.transforms import RandomResizedCrop
 from brh_jax.errors import UserError
 from brh_jax.models import store
-from brh_jax.parallel import make_mesh
+from brh_jax.preprocessing import Preprocessing
 from brh_jax.supervised import SupervisedSettings, train_vit
-from brh_jax.training import LoopSettings
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

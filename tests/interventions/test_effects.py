@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.errors import UserError
 from brh_jax.interventions import apply_plans, delete, effects, repeat, replace, unchanged
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig
 from brh_jax.models.encoder import pooled_features
-from brh_jax.parallel import make_mesh, shard, shard_batch
 from brh_jax.phases import Partition
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.train.parallel import make_mesh, shard, shard_batch
 
 PARTITION = Partition((3, 2, 1))
 PLANS = (

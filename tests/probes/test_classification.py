@@ -10,10 +10,10 @@ from brh_jax.data.sources import ArraySource
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError
 from brh_jax.models import pooled_features
-from brh_jax.parallel import make_mesh
 from brh_jax.probes import classification
 from brh_jax.probes.classification import ProbeSettings
-from brh_jax.training import LoopSettings
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.parallel import make_mesh
 
 LOOP = {"loop": LoopSettings(log_every=50, save_every=1000), "label": "probe", "identity": {}}
 SETTINGS = ProbeSettings(learning_rate=0.05, warmup_steps=5, batch_size=32, cache=True)

@@ -9,10 +9,10 @@ from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import Resize
 from brh_jax.errors import UserError
-from brh_jax.parallel import make_mesh
 from brh_jax.probes import dense, segmentation
 from brh_jax.probes.segmentation import SegmentationSettings
-from brh_jax.training import LoopSettings
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.parallel import make_mesh
 
 IGNORED = 255
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import Encoder, ViT, architecture
+from brh_jax.preprocessing import Preprocessing
 from weights_convert import export
 
 ARCH = os.environ.get("BRH_JAX_TEST_MEMORY_ARCH", "vitb14")

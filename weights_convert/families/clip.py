@@ -1,7 +1,7 @@
 """CLIP's vision tower: transformers, open_clip (and OpenAI's names), timm. A norm before the first block, no patch bias."""
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts, square_grid
 from weights_convert.families.rules import (
     Family,

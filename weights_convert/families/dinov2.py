@@ -1,7 +1,7 @@
 """DINOv2 with and without registers: transformers (old and new spelling), torch hub and timm."""
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts, square_grid
 from weights_convert.families.rules import (
     Family,

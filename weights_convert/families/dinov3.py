@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models import rotary
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts
 from weights_convert.families.rules import (
     Family,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts
 
 

@@ -5,8 +5,8 @@ Features are means over patches here; the attention pooling of the source is not
 
 import re
 
-from brh_jax.data.transforms import Preprocessing
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts, square_grid
 from weights_convert.families.clip import ACTIVATIONS, activation
 from weights_convert.families.rules import (

@@ -6,8 +6,8 @@ transformers' layouts (old and new spelling), and that of timm and of the author
 import dataclasses
 import re
 
-from brh_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from brh_jax.models.vit import ViTConfig
+from brh_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from weights_convert.facts import Facts, square_grid
 from weights_convert.families.rules import (
     Family,

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brh_jax.checkpoints import Checkpoints, fingerprints
 from brh_jax.errors import UserError
-from brh_jax.parallel import make_mesh, shard
+from brh_jax.train.checkpoints import Checkpoints, fingerprints
+from brh_jax.train.parallel import make_mesh, shard
 
 WHO = {"partition": "1-3 | 4-6"}
 
@@ -156,8 +156,8 @@ import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 import jax.numpy as jnp
-from brh_jax.checkpoints import Checkpoints
-from brh_jax.parallel import make_mesh, shard, to_host
+from brh_jax.train.checkpoints import Checkpoints
+from brh_jax.train.parallel import make_mesh, shard, to_host
 
 def on(scale):
     return shard({"blocks": {"phase_1": {"mlp": {"fc2": {"kernel": scale * jnp.ones((16, 16))}}}}}, make_mesh(1, -1, 1))

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from brh_jax import stopping
-from brh_jax.checkpoints import Checkpoints
 from brh_jax.errors import UserError
-from brh_jax.hardware import memory, peak_flops
-from brh_jax.metrics import MetricsFile, Progress
-from brh_jax.parallel import shard, shard_batch
+from brh_jax.train import stopping
+from brh_jax.train.checkpoints import Checkpoints
+from brh_jax.train.hardware import memory, peak_flops
+from brh_jax.train.metrics import MetricsFile, Progress
+from brh_jax.train.parallel import shard, shard_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-from brh_jax.metrics import MetricsFile, Progress, clock, read_metrics
+from brh_jax.train.metrics import MetricsFile, Progress, clock, read_metrics
 
 
 def test_rows_after_the_step_that_a_run_goes_on_from_are_dropped(tmp_path):

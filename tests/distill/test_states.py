@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from brh_jax.data.sources import ArraySource
-from brh_jax.data.states import StatesBatches, bytes_needed, open_states
+from brh_jax.distill.states import StatesBatches, bytes_needed, open_states
 from brh_jax.errors import UserError
-from brh_jax.parallel import make_mesh
+from brh_jax.train.parallel import make_mesh
 
 
 @pytest.fixture

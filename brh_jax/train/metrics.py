@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from brh_jax.parallel import is_main
+from brh_jax.train.parallel import is_main
 
 
 class MetricsFile:

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 import numpy as np
 import tensorstore as ts
 
-from brh_jax.checkpoints import fingerprints
 from brh_jax.data.pipeline import epoch_rows, measuring_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError
-from brh_jax.metrics import Progress
 from brh_jax.models.encoder import Encoder
-from brh_jax.parallel import is_main, shard_batch, to_host, wait_for_all
+from brh_jax.train.checkpoints import fingerprints
+from brh_jax.train.metrics import Progress
+from brh_jax.train.parallel import is_main, shard_batch, to_host, wait_for_all
 
 
 def bytes_needed(teacher: Encoder, num_images: int) -> int:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import make_mesh, shard, shard_batch
+from brh_jax.train.parallel import make_mesh, shard, shard_batch
 
 
 def test_the_open_axis_takes_what_is_left():

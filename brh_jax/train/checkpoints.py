@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from brh_jax.errors import UserError
-from brh_jax.parallel import agree, is_main, wait_for_all
+from brh_jax.train.parallel import agree, is_main, wait_for_all
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.dynamics.statistics import boundary_jump_test, crossing, summarize
 from brh_jax.phases import Partition
+from brh_jax.statistics import boundary_jump_test, crossing, summarize
 from brh_jax.tokens import ByToken
 
 

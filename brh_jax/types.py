@@ -1,0 +1,19 @@
+"""Names for the arrays that pass between rooms, with their shapes; checked at run time in the tests.
+
+A shape is read once per call: `dim` is the same number in every argument of one function. Arrays are numpy's or jax's.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Integer, UInt8
+
+Array = jax.Array | np.ndarray
+
+State = Float[Array, "batch tokens dim"]
+Trajectory = Float[Array, "states batch tokens dim"]  # index 0 the embedded tokens, so `states` is depth + 1
+Images = Float[Array, "batch height width channels"]  # preprocessed
+Pixels = UInt8[Array, "batch height width channels"]  # as decoded
+Features = Float[Array, "batch features"]
+Dissimilarity = Float[Array, "depth depth"]  # between the outputs of layers
+Labels = Integer[Array, " batch"]
+Valid = Bool[Array, " batch"]  # which images of a padded batch count
