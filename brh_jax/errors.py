@@ -6,3 +6,20 @@ class UserError(ValueError):
 
     Command-line entry points print the message alone and exit with status 2.
     """
+
+
+def expect(condition: bool, name: str, value, expected: str) -> None:
+    """Raises UserError unless the condition holds: `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings."""
+    if not condition:
+        raise UserError(f"{name} is {value!r}: expected {expected}")
+
+
+def expect_positive(settings, *names: str) -> None:
+    """Raises UserError unless these fields of a settings dataclass are finite numbers above zero."""
+    for name in names:
+        expect(0 < getattr(settings, name) < float("inf"), name, getattr(settings, name), "a positive number")
+
+
+def expect_one_of(settings, name: str, choices) -> None:
+    """Raises UserError unless a field of a settings dataclass is one of the choices."""
+    expect(getattr(settings, name) in choices, name, getattr(settings, name), f"one of {', '.join(choices)}")
