@@ -159,7 +159,7 @@ def read_raptors(context: Context, compute_dtype: str = "float32") -> dict[str, 
 
 def read_blockwise(context: Context, name: str, compute_dtype: str = "float32") -> Encoder | None:
     """A Raptor as it was before its blocks were joined; None where they never were."""
-    if "stage2" not in context.result(DistillResult, "distill").raptors[name].trainings.values():
+    if f"{name}/stage2" not in context.result(DistillResult, "distill").raptors[name].trainings.values():
         return None
     return context.encoder(context.workdir / "distill" / name / "stage1" / "raptor", "distill", compute_dtype)
 
