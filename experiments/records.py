@@ -68,7 +68,9 @@ def read_record(folder: pathlib.Path) -> Record | None:
 
 def differing_settings(record: Record, settings: dict[str, Any]) -> dict[str, str]:
     """Settings that are not as they were when the stage ran -> a line that says how they differ."""
-    pairs = {name: (record.settings.get(name, "nothing"), settings.get(name, "nothing")) for name in {**record.settings, **settings}}
+    pairs = {
+        name: (record.settings.get(name, "nothing"), settings.get(name, "nothing")) for name in {**record.settings, **settings}
+    }
     return {name: f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here}
 
 

@@ -1,6 +1,6 @@
 """Results of a run: a dataclass for each stage, and results.json, which holds them all.
 
-    python -m experiments.results          prints the JSON schema of results.json
+python -m experiments.results          prints the JSON schema of results.json
 """
 
 import dataclasses

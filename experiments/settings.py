@@ -15,9 +15,35 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect_one_of
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeded:
+    """What every stage has.
+
+    Attributes:
+        seed: of everything that is drawn at random.
+    """
+
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Seeded):
+    """What every stage has that asks models.
+
+    Attributes:
+        compute_dtype: precision of matrix products, float32 or bfloat16; parameters, residual stream and losses are float32.
+    """
+
+    compute_dtype: str = "float32"
+
+    def __post_init__(self):
+        expect_one_of(self, "compute_dtype", ("float32", "bfloat16"))
+
 
 # Settings that have moved: command lines of before go on working, configuration files are told.
 MOVED = {
@@ -165,6 +191,6 @@ def _documented(kind: type) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from experiments.stages import ALL_SETTINGS
+    from experiments.pipeline import settings_kinds
 
-    print(explain(ALL_SETTINGS))
+    print(explain(settings_kinds()))

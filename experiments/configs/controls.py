@@ -63,7 +63,8 @@ def sweep(arg: str = "") -> dict[str, dict]:
 def _fits(name: str, k: int, config: ConfigDict) -> bool:
     """Whether there is something to compare: one phase cannot be drawn, and narrow layers need the parameters of many blocks."""
     if name == "unshared-narrow":
-        vit = config.teacher.get("vit") or (architecture(config.teacher.arch).config if config.teacher.arch else None)
+        arch = config.teacher.arch
+        vit = config.teacher.vit if config.teacher.source == "train" else architecture(arch).config if arch else None
         return vit is not None and 3 * k >= vit.depth
     return k > 1 or not name.startswith("random")
 

@@ -58,7 +58,8 @@ def _run_local(config: ConfigDict) -> None:
     crops = "random_resized_crop"
     config.data.update({"image_size": 112, "augment": crops, "eval_augment": crops, "threads": 2})
     config.phases.update({"num_images": 128, "batch_size": 16})
-    config.distill.update({"batch_size": 16, "log_every": 10, "save_every": 50})
+    config.distill.update({"batch_size": 16})
+    config.loop.update({"log_every": 10, "save_every": 50})
     config.distill.stage1.update({"steps": 120, "learning_rate": 1e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 60, "learning_rate": 3e-4, "warmup_steps": 5})
     config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})

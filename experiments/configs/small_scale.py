@@ -101,33 +101,34 @@ def _options(arg: str) -> tuple[str, str, int]:
 
 def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:
     size, patch = (8, 2) if data == "digits" else (28, 7)
-    config.teacher.vit = _vit(dim=64, num_heads=2, patch_size=patch)
-    config.teacher.train = _training_settings(steps=400, batch_size=64, learning_rate=2e-3, warmup_steps=40)
+    config.teacher.vit.update(_vit(dim=64, num_heads=2, patch_size=patch))
+    config.teacher.train.update(_training_settings(steps=400, batch_size=64, learning_rate=2e-3, warmup_steps=40))
     splits = ("digits:train", "digits:test") if data == "digits" else (f"idx:{folder}/train", f"idx:{folder}/t10k")
     config.data.update({"train": splits[0], "eval": splits[1], "image_size": size, "crop_scale": (0.9, 1.0), "flip": False})
-    config.distill.update({"batch_size": 32, "remat": "none", "log_every": 50, "save_every": 1000})
+    config.distill.update({"batch_size": 32, "remat": "none"})
+    config.loop.update({"log_every": 50, "save_every": 1000})
     config.distill.stage1.update({"steps": 100, "learning_rate": 2e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 10})
     config.eval.update({"num_images": 360, "batch_size": 64})
 
 
 def _on_gpu(config: ConfigDict) -> None:
-    config.teacher.vit = _vit(dim=192, num_heads=3, patch_size=4)
-    config.teacher.train = _training_settings(steps=20_000, batch_size=256, learning_rate=1e-3, warmup_steps=1000)
+    config.teacher.vit.update(_vit(dim=192, num_heads=3, patch_size=4))
+    config.teacher.train.update(_training_settings(steps=20_000, batch_size=256, learning_rate=1e-3, warmup_steps=1000))
     config.data.update({"train": "tfds:cifar100:train", "eval": "tfds:cifar100:test", "image_size": 32, "crop_scale": (0.4, 1.0)})
     config.data.threads = 16
     config.phases.num_images = 10_000
-    config.distill.update({"batch_size": 128, "remat": "none", "log_every": 200})
+    config.distill.update({"batch_size": 128, "remat": "none"})
+    config.loop.update({"log_every": 200})
     config.distill.stage1.update({"steps": 10_000, "learning_rate": 1e-3, "warmup_steps": 500})
     config.distill.stage2.update({"steps": 10_000, "learning_rate": 1e-3, "warmup_steps": 500})
     config.eval.update({"num_images": 10_000, "batch_size": 250})
 
 
-def _vit(dim: int, num_heads: int, patch_size: int) -> ConfigDict:
+def _vit(dim: int, num_heads: int, patch_size: int) -> dict:
     sizes = {"dim": dim, "depth": 12, "num_heads": num_heads, "mlp_dim": 2 * dim, "patch_size": patch_size}
-    return ConfigDict({**sizes, "drop_path": 0.0})
+    return {**sizes, "drop_path": 0.0}
 
 
-def _training_settings(**settings) -> ConfigDict:
-    whole = {**settings, "weight_decay": 0.05, "label_smoothing": 0.1, "remat": "none"}
-    return ConfigDict({**whole, "snapshots": (), "num_images": 0})
+def _training_settings(**settings) -> dict:
+    return {**settings, "weight_decay": 0.05, "label_smoothing": 0.1, "remat": "none"}

@@ -3,10 +3,10 @@
 import pathlib
 
 import numpy as np
+from experiments.context import Context
 
 from brh_jax.report import probes
 from brh_jax.report.html import FigureEntry, Table, save_figure
-from experiments.context import Context
 
 
 def sections(context: Context, results: dict, folder: pathlib.Path):

@@ -11,7 +11,7 @@ from brh_jax.models import Encoder
 from brh_jax.models.encoder import pooled_width
 from brh_jax.probes import classification
 from experiments.data import AllImages
-from experiments.settings import without_effect
+from experiments.settings import Common, without_effect
 from experiments.stage import Context
 from experiments.stages.teacher.run import TeacherResult, TeacherSettings, open_training_images, read_teacher, snapshot_folder
 
@@ -33,11 +33,9 @@ class MeasuringSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Common):
     """Sections that the stage uses."""
 
-    seed: int = 0
-    compute_dtype: str = "float32"
     teacher: TeacherSettings = TeacherSettings()
     data: AllImages = AllImages()
     eval: MeasuringSettings = MeasuringSettings()
@@ -78,7 +76,9 @@ def _measure(context: Context, settings: Settings, encoder: Encoder) -> Accuracy
         return Accuracy(None, None)
     train = open_training_images(context, data, settings.teacher.train.num_images, settings.seed)
     test = context.source(data.eval, data.data_dir)
-    return Accuracy(_share(context, settings, encoder, test, "accuracy"), _share(context, settings, encoder, train, "train accuracy"))
+    return Accuracy(
+        _share(context, settings, encoder, test, "accuracy"), _share(context, settings, encoder, train, "train accuracy")
+    )
 
 
 def _share(context: Context, settings: Settings, encoder: Encoder, source: Source, label: str) -> float | None:

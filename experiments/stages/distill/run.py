@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+from brh_jax.partition import Partition
 
 from brh_jax import distill
 from brh_jax.data.sources import Source
@@ -13,11 +14,10 @@ from brh_jax.models import Encoder, RaptorConfig
 from brh_jax.models.cost import unshared
 from brh_jax.models.layers import MLP_KINDS
 from brh_jax.models.remat import POLICIES
-from brh_jax.partition import Partition
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
 from experiments.data import TrainingImages, check_given
-from experiments.settings import flat, without_effect
+from experiments.settings import Common, flat, without_effect
 from experiments.stage import Context
 from experiments.stages.phases.run import read_partitions
 from experiments.stages.teacher.run import CostResult, cost_of, read_teacher
@@ -110,11 +110,9 @@ class DistillImages(TrainingImages):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Common):
     """Sections that the stage uses."""
 
-    seed: int = 0
-    compute_dtype: str = "float32"
     data: DistillImages = DistillImages()
     raptor: RaptorSettings = RaptorSettings()
     distill: DistillSettings = DistillSettings()
@@ -154,7 +152,9 @@ def read_raptors(context: Context, compute_dtype: str = "float32") -> dict[str, 
         context.result(DistillResult, "distill")
     result = context.results.get(DistillResult)
     folder = context.workdir / "distill"
-    return {name: context.encoder(folder / name / "raptor", "distill", compute_dtype) for name in (result.raptors if result else ())}
+    return {
+        name: context.encoder(folder / name / "raptor", "distill", compute_dtype) for name in (result.raptors if result else ())
+    }
 
 
 def read_blockwise(context: Context, name: str, compute_dtype: str = "float32") -> Encoder | None:
@@ -218,7 +218,5 @@ def _batches(context: Context, settings: Settings, source: Source, teacher: Enco
     data, size = settings.data, settings.distill.batch_size
     if not data.states_gb:
         return data.training_batches(source, teacher.preprocessing, size, seed)
-    store = open_states(
-        teacher, source, context.workdir / "states", limit_gb=data.states_gb, batch_size=size, mesh=context.mesh
-    )
+    store = open_states(teacher, source, context.workdir / "states", limit_gb=data.states_gb, batch_size=size, mesh=context.mesh)
     return StatesBatches(store, size, seed=seed)

@@ -11,7 +11,7 @@ from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
 from brh_jax.phases import METRICS, LayerSamples, Partition
 from brh_jax.types import Dissimilarity
 from experiments.data import AllImages, check_given
-from experiments.settings import without_effect
+from experiments.settings import Common, without_effect
 from experiments.stage import Context
 from experiments.stages.teacher.run import read_teacher
 
@@ -69,11 +69,9 @@ class PhaseSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Common):
     """Sections that the stage uses."""
 
-    seed: int = 0
-    compute_dtype: str = "float32"
     data: AllImages = AllImages()
     phases: PhaseSettings = PhaseSettings()
 

@@ -17,7 +17,7 @@ from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from brh_jax.train.loop import Run
 from experiments.data import TrainingImages, check_given
-from experiments.settings import flat
+from experiments.settings import Seeded, flat
 from experiments.stage import Context
 
 
@@ -96,10 +96,9 @@ class TeacherImages(TrainingImages):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Seeded):
     """Sections that the stage uses."""
 
-    seed: int = 0
     teacher: TeacherSettings = TeacherSettings()
     data: TeacherImages = TeacherImages()
 
