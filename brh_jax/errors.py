@@ -9,7 +9,8 @@ class UserError(ValueError):
 
 
 def expect(condition: bool, name: str, value, expected: str) -> None:
-    """Raises UserError unless the condition holds: `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings."""
+    """Raises UserError `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings, unless a condition "
+    "holds."""
     if not condition:
         raise UserError(f"{name} is {value!r}: expected {expected}")
 

@@ -147,10 +147,8 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
     if kept and not rerun:
         lines = dict.fromkeys(line for name in kept for line in changed[name].values())
         raise UserError(
-            f"{workdir} was made with another configuration:\n  "
-            + "\n  ".join(lines)
-            + "\nUse another --workdir, or give --rerun "
-            f"to discard what differs ({', '.join(changed)}) and run it again"
+            f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines) + "\nUse another --workdir, or give "
+            f"--rerun to discard what differs ({', '.join(changed)}) and run it again"
         )
     for name, lines in changed.items():
         if name in kept:
@@ -201,10 +199,8 @@ def _check_finished(workdir: pathlib.Path, records, settings, chosen: list[Stage
     }
     if lines:
         raise UserError(
-            f"{workdir} was made with another configuration:\n  "
-            + "\n  ".join(lines.values())
-            + f"\n--mode={mode} takes models as "
-            "they are: give it the settings that they were made with, or use another --workdir"
+            f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines.values()) + f"\n--mode={mode} takes "
+            "models as they are: give it the settings that they were made with, or use another --workdir"
         )
 
 

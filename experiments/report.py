@@ -40,7 +40,8 @@ def _lead(results: Results) -> Iterator[str]:
         accuracy = results.get(AccuracyResult)
         right = accuracy.teacher.test if accuracy else None
         yield (
-            f"Teacher: {teacher.depth} layers of width {teacher.dim}, {teacher.layout.num_cls} cls + {teacher.layout.num_registers} "
+            f"Teacher: {teacher.depth} layers of width {teacher.dim}, {teacher.layout.num_cls} cls + "
+            f"{teacher.layout.num_registers} "
             f"register + {teacher.layout.grid[0]} x {teacher.layout.grid[1]} patch tokens, {teacher.cost.params / 1e6:.1f} M "
             "parameters" + ("." if right is None else f", right about {100 * right:.1f} % of the test images.")
         )

@@ -1,8 +1,8 @@
 """Settings: each is stated once, in the dataclass that uses it, and the configuration that users change is made of all of them.
 
-A field of a stage's `Settings` is a section of the configuration: `distill: DistillSettings` is `config.distill`. Several stages may
-use one section, each the fields that it needs, through dataclasses that inherit them from one place. A field whose default is None
-is no setting, but something that the code fills in.
+A field of a stage's `Settings` is a section of the configuration: `distill: DistillSettings` is `config.distill`. Several stages
+may use one section, each the fields that it needs, through dataclasses that inherit them from one place. A field whose default is
+None is no setting, but something that the code fills in.
 
     python -m experiments.settings          prints every setting with its default and what it means
 """

@@ -27,8 +27,8 @@ R = TypeVar("R")
 class Stage:
     """A stage of a run: `experiments/stages/NAME/`, listed in `experiments/stages/__init__.py`.
 
-    Its fingerprint is made of its own settings, the content that it reads from outside the run, and the fingerprints of the stages
-    that it needs: where one of these differs, what the stage left is not taken for done.
+    Its fingerprint is made of its own settings, the content that it reads from outside the run, and the fingerprints of the
+    stages that it needs: where one of these differs, what the stage left is not taken for done.
 
     Attributes:
         name: of the stage, its folder in the work directory, and its part of results.json.
@@ -68,7 +68,8 @@ class Context:
         mesh: the devices.
         loop: how training loops run.
         results: of the stages done before.
-        outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its content.
+        outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
+            content.
         skipped: images that could not be decoded so far -> why.
         stages: names of the stages that this run is made of.
     """

@@ -2,8 +2,8 @@
 
     python -m experiments.settings          prints them all, and what each of them means
 
-Each is stated once, in the dataclass of the stage that uses it: `experiments/stages/NAME/`. Not run by itself: it names no teacher
-and no data.
+Each is stated once, in the dataclass of the stage that uses it: `experiments/stages/NAME/`. Not run by itself: it names no
+teacher and no data.
 """
 
 from ml_collections import ConfigDict

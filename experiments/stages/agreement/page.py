@@ -22,8 +22,8 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5),
         "r2",
         "R² of every state",
-        f"On {num_images} images of {spec}, from a_0 by recurrence alone. Values below -0.5 are marked by triangles. Where a token "
-        "hardly varies, R² can be very low at a cosine near one.",
+        f"On {num_images} images of {spec}, from a_0 by recurrence alone. Values below -0.5 are marked by triangles. Where a "
+        "token hardly varies, R² can be very low at a cosine near one.",
     )
     yield page.figure(
         figures.fit_per_layer(fits, "cosine", "cosine"),

@@ -28,8 +28,8 @@ class AgreementSettings(MeasuringSettings):
 
     Attributes:
         more: further sets of images that it is measured on.
-        baselines: simpler predictions beside the Raptors, fitted to the teacher's states of training images: some of mean, linear,
-            linear_blocks; see brh_jax/distill/baselines.py.
+        baselines: simpler predictions beside the Raptors, fitted to the teacher's states of training images: some of mean,
+            linear, linear_blocks; see brh_jax/distill/baselines.py.
         baseline_images: images that they are fitted to.
     """
 

@@ -32,9 +32,9 @@ class RaptorSettings:
         mlp_ratio: its hidden width, of the width of a token.
         depth_scaling: whether branches and output are scaled by a function of depth.
         layer_scale_init: gain of the residual branches at the beginning.
-        unshared: a control with the same number of parameters: narrow, every layer a block of its own, with a narrower feed-forward
-            layer (k must be large enough for the attention); shallow, k blocks applied once each, for the last state of each phase;
-            empty for shared blocks.
+        unshared: a control with the same number of parameters: narrow, every layer a block of its own, with a narrower
+            feed-forward layer (k must be large enough for the attention); shallow, k blocks applied once each, for the last state
+            of each phase; empty for shared blocks.
     """
 
     mlp: str = "swiglu"
@@ -93,8 +93,8 @@ class DistillImages(TrainingImages):
     """What Raptors are trained on.
 
     Attributes:
-        states_gb: keep the teacher's states of the training images on disk, up to so many GB; 0 runs the teacher inside the step. For
-            small sets without augmentation only: the paper's would take 13 TB.
+        states_gb: keep the teacher's states of the training images on disk, up to so many GB; 0 runs the teacher inside the step.
+            For small sets without augmentation only: the paper's would take 13 TB.
     """
 
     states_gb: float = 0.0
@@ -104,8 +104,8 @@ class DistillImages(TrainingImages):
         expect(self.states_gb >= 0, "states_gb", self.states_gb, "a size in GB, or 0")
         if self.states_gb and self.augment != "center_crop":
             raise UserError(
-                f"states_gb is {self.states_gb}: it keeps one state for each image, but config.data.augment is {self.augment}; set "
-                "config.data.augment=center_crop, or config.data.states_gb=0"
+                f"states_gb is {self.states_gb}: it keeps one state for each image, but config.data.augment is {self.augment}; "
+                "set config.data.augment=center_crop, or config.data.states_gb=0"
             )
 
 

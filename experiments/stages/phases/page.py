@@ -33,7 +33,8 @@ def _stability(page: Page, stability: list[StabilityResult]):
             figures.boundary_frequency(metrics),
             "boundaries",
             "How sure the phases are",
-            f"Share of {stability[0].num_resamples} bootstrap resamples of the images that are cut after each layer, by cosine and "
+            f"Share of {stability[0].num_resamples} bootstrap resamples of the images that are cut after each layer, by cosine "
+            "and "
             "by linear CKA of cls and mean patch. Triangles: where all images together are cut. One tall bar for each cut is a "
             "partition that other images would give too; bars of the two metrics in other places are a partition that depends on "
             "what layers are compared by.",

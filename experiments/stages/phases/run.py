@@ -26,8 +26,8 @@ class PhaseSettings:
     """How depth is cut (paper, section 2).
 
     Attributes:
-        method: max_cut, contrast_cut, recursive_bisection (k follows from threshold), random_contiguous, random_fragmented (max_cut's
-            phase lengths, dealt out), or given (lengths).
+        method: max_cut, contrast_cut, recursive_bisection (k follows from threshold), random_contiguous, random_fragmented
+            (max_cut's phase lengths, dealt out), or given (lengths).
         k: numbers of phases, such as (2, 3); a Raptor for each.
         min_length: fewest layers of a phase.
         threshold: of recursive_bisection, share of the total weight that a cut must gain.
@@ -146,8 +146,8 @@ class RandomComparison:
 
     Attributes:
         weight: of the max cut of all images.
-        rank_on_other_images: share of the contiguous partitions that the cut of one half of the images is at least as heavy as, on
-            the other half.
+        rank_on_other_images: share of the contiguous partitions that the cut of one half of the images is at least as heavy as,
+            on the other half.
         contiguous, fragmented: the random ones.
     """
 

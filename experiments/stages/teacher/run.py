@@ -66,8 +66,8 @@ class TeacherSettings:
     """Where the teacher comes from.
 
     Attributes:
-        source: hf:organisation/model, a file or folder of weights, "train" for a ViT trained here from scratch, or random:ARCH for an
-            architecture by name with random parameters, as a control.
+        source: hf:organisation/model, a file or folder of weights, "train" for a ViT trained here from scratch, or random:ARCH
+            for an architecture by name with random parameters, as a control.
         arch: refuse weights of any other architecture; empty takes what comes.
     """
 
