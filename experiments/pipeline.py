@@ -17,12 +17,12 @@ from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import is_main, make_mesh, wait_for_all
-from experiments import report
+from experiments import report, stages
 from experiments.records import Record, differing_content, differing_settings, read_record
-from experiments.results import Results, from_json, read_results, to_json, write_json
+from experiments.results import Results, from_json, to_json, write_json
+from experiments.runs import read_results
 from experiments.settings import check_names, flat, merged_defaults, read, without_effect
 from experiments.stage import Context, Stage
-from experiments.stages import STAGES
 
 MODES = ("train", "eval", "report")
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -51,19 +51,19 @@ class RunSettings:
         stages: what is run, in this order. A stage that measures is run with the one that it follows.
     """
 
-    stages: tuple[str, ...] = without_effect((*(s.name for s in STAGES if not s.follows), "report"))
+    stages: tuple[str, ...] = without_effect((*(s.name for s in stages.STAGES if not s.follows), "report"))
     mesh: MeshSettings = MeshSettings()
     loop: LoopSettings = LoopSettings()
 
     def __post_init__(self):
-        known = [*(s.name for s in STAGES), "report"]
+        known = [*(s.name for s in stages.STAGES), "report"]
         if unknown := [s for s in self.stages if s not in known]:
             raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(known)}")
 
 
 def settings_kinds() -> list[type]:
     """All settings dataclasses: the run's own and every stage's."""
-    return [RunSettings, *(stage.Settings for stage in STAGES)]
+    return [RunSettings, *(stage.Settings for stage in stages.STAGES)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     begun = time.monotonic()
     context = Context(workdir, workdir, mesh, dataclasses.replace(own.loop, profile=profile), stages=plan.chosen)
     records, results = dict(plan.records), Results()
-    for stage in STAGES:
+    for stage in stages.STAGES:
         if stage.name in plan.chosen:
             records[stage.name] = _do(stage, plan, dataclasses.replace(context, results=results), records)
         record = records[stage.name]
@@ -130,20 +130,20 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
 def read_settings(config: ConfigDict) -> tuple[RunSettings, dict[str, Any]]:
     """The run's own settings, and every stage's by name. Raises UserError at the first that is wrong."""
     check_names(config, merged_defaults(settings_kinds()))
-    return read(RunSettings, config), {stage.name: read(stage.Settings, config) for stage in STAGES}
+    return read(RunSettings, config), {stage.name: read(stage.Settings, config) for stage in stages.STAGES}
 
 
 def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun: bool) -> _Plan:
     """Looks at what is there. Raises UserError where it was trained with other settings; with `rerun` discards that."""
-    records = {stage.name: read_record(workdir / stage.name) for stage in STAGES}
-    named = [s for s in STAGES if s.name in own.stages or (s.follows in own.stages and s.follows)]
+    records = {stage.name: read_record(workdir / stage.name) for stage in stages.STAGES}
+    named = [s for s in stages.STAGES if s.name in own.stages or (s.follows in own.stages and s.follows)]
     if mode != "train":
         chosen = [s for s in named if s.measures] if mode == "eval" else []
         _check_finished(workdir, records, settings, chosen, mode)
         names = tuple(s.name for s in chosen)
         return _Plan(workdir, settings, records, names, frozenset(names))
     changed, chosen = _changed(records, settings), tuple(s.name for s in named)
-    kept = [s.name for s in STAGES if s.name in changed and not s.cheap]
+    kept = [s.name for s in stages.STAGES if s.name in changed and not s.cheap]
     if kept and not rerun:
         lines = dict.fromkeys(line for name in kept for line in changed[name].values())
         raise UserError(
@@ -166,7 +166,7 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
 def _changed(records: dict[str, Record | None], settings) -> dict[str, dict[str, str]]:
     """Stages that would not come out as they are there -> why: those that differ, and those that take something from them."""
     changed: dict[str, dict[str, str]] = {}
-    for stage in STAGES:
+    for stage in stages.STAGES:
         record, own = records[stage.name], settings[stage.name]
         if record is None:
             continue
@@ -189,10 +189,10 @@ def _check_finished(workdir: pathlib.Path, records, settings, chosen: list[Stage
     if missing or not any(record and record.done for record in records.values()):
         what = f" ({', '.join(missing)} not done)" if missing else ""
         raise UserError(f"{workdir} holds no finished run{what}: --mode={mode} needs one, made with --mode=train")
-    measuring = {name for stage in STAGES if stage.measures for name in flat(settings[stage.name])}
+    measuring = {name for stage in stages.STAGES if stage.measures for name in flat(settings[stage.name])}
     lines = {
         name: line
-        for stage in STAGES
+        for stage in stages.STAGES
         if not stage.measures and (record := records[stage.name])
         for name, line in differing_settings(record, flat(settings[stage.name])).items()
         if name not in measuring

@@ -6,9 +6,9 @@ from statistics import fmean
 
 from brh_jax.report.html import render
 from brh_jax.train.metrics import clock
+from experiments import stages
 from experiments.page import Page
 from experiments.results import Results
-from experiments.stages import STAGES
 from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult
 from experiments.stages.phases.run import PhasesResult
@@ -18,7 +18,7 @@ from experiments.stages.teacher.run import TeacherResult
 def write(workdir: pathlib.Path, results: Results, configuration: str) -> None:
     """Writes `report/index.html` of a run, and its figures beside it as files."""
     page = Page(results, workdir, workdir / "report" / "figures")
-    made = [stage.page for stage in STAGES if stage.page is not None and stage.name in results.stages]
+    made = [stage.page for stage in stages.STAGES if stage.page is not None and stage.name in results.stages]
     sections = [section for stage_page in made for section in stage_page(page)]
     teacher = results.get(TeacherResult)
     path = workdir / "report" / "index.html"

@@ -3,7 +3,6 @@
 python -m experiments.results          prints the JSON schema of results.json
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -39,21 +38,6 @@ class Results:
     def as_json(self) -> dict:
         """What results.json holds."""
         return {"schema": SCHEMA, **{name: to_json(result) for name, result in self.stages.items()}, **self.about}
-
-
-def read_results(path: pathlib.Path) -> Results:
-    """The results.json of a run.
-
-    Raises:
-        UserError: it is damaged, or of another schema.
-    """
-    from experiments.stages import STAGES
-
-    whole = read_json(path)
-    check_schema(whole, path)
-    kinds = {stage.name: stage.Result for stage in STAGES}
-    stages = {name: from_json(kinds[name], value, path) for name, value in whole.items() if name in kinds}
-    return Results(stages, {name: value for name, value in whole.items() if name not in kinds and name != "schema"})
 
 
 def check_schema(whole: Any, path: pathlib.Path) -> None:
@@ -100,15 +84,3 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
-
-
-def schema() -> dict:
-    """The JSON schema of results.json."""
-    from experiments.stages import STAGES
-
-    kind = dataclasses.make_dataclass("Results", [("schema", int), *((s.name, s.Result | None) for s in STAGES)])
-    return TypeAdapter(kind).json_schema()
-
-
-if __name__ == "__main__":
-    print(json.dumps(schema(), indent=1))
