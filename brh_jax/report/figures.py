@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, fit_order, fit_style, legend, log_scale, styled, ticks
 
 
