@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 
 from brh_jax.errors import UserError
+from brh_jax.statistics import bootstrap_draws
 
 
 class Mean(NamedTuple):
@@ -68,8 +69,7 @@ def correlation(x, y, groups, *, level: float = 0.95, num_resamples: int = 2000,
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("the values are not all finite: leave those runs out before they are correlated")
     members = [np.flatnonzero([g == name for g in groups]) for name in names]
-    rng = np.random.default_rng(seed)
-    draws = [np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))]) for _ in range(num_resamples)]
+    draws = [np.concatenate([members[i] for i in draw]) for draw in bootstrap_draws(len(names), num_resamples, seed)]
     found = []
     for measure in (_pearson, lambda a, b: _pearson(stats.rankdata(a), stats.rankdata(b))):
         value, interval = measure(x, y), None
