@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.run_statistics import mean_over_seeds
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
@@ -82,6 +83,32 @@ def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str,
     for axis, x_label in zip(axes[-1], columns.values(), strict=True):
         axis.set_xlabel(x_label)
     legend(figure, axes[0][0])
+    return figure
+
+
+@styled
+def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figure:
+    """R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
+
+    Args:
+        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs; none: no point.
+    """
+    names = list(next(iter(next(iter(curves.values())).values())))
+    figure = Figure(figsize=(8.4, 2.7 * -(-len(names) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // 2), 2).ravel()
+    for axis, name in zip(axes, names, strict=True):
+        for i, (kind, by_k) in enumerate(curves.items()):
+            ks = sorted(k for k in by_k if len(by_k[k][name]))
+            if not ks:
+                continue
+            mean = [np.mean(by_k[k][name]) for k in ks]
+            spread = [np.std(by_k[k][name], ddof=1) if len(by_k[k][name]) > 1 else 0.0 for k in ks]
+            places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)
+            axis.errorbar(places, mean, spread, fmt="o-", ms=4, lw=1.2, capsize=3, color=colour(i), label=kind)
+        axis.set_xlabel("number of phases k")
+        axis.set_ylabel(name if "layer" in name else f"{name}, mean of layers")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(figure, axes[0])
     return figure
 
 
