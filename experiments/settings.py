@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from brh_jax.errors import UserError, expect_one_of
+from brh_jax.errors import UserError, expect, expect_one_of
 
 T = TypeVar("T")
 
@@ -30,6 +30,9 @@ class Seeded:
 
     seed: int = 0
 
+    def __post_init__(self):
+        expect(self.seed >= 0, "seed", self.seed, "0 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class Common(Seeded):
@@ -42,6 +45,7 @@ class Common(Seeded):
     compute_dtype: str = "float32"
 
     def __post_init__(self):
+        super().__post_init__()
         expect_one_of(self, "compute_dtype", ("float32", "bfloat16"))
 
 
