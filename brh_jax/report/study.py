@@ -1,6 +1,8 @@
 """Figures of a study over many runs, from arrays: curves over seeds, groups side by side, one measure against another."""
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -12,7 +14,7 @@ _MARKERS = "osD^v"
 
 @styled
 def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str, *, legend: str = "", columns: int = 3) -> Figure:
-    """Measures along x: a dot for each run, a line through the means, a band of their 95 % intervals over seeds.
+    """Draws measures along x: a dot for each run, a line through the means, a band of their 95 % intervals over seeds.
 
     Args:
         panels: measure -> name of a line -> x -> values of the runs there.
@@ -42,7 +44,7 @@ def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str,
 
 @styled
 def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) -> Figure:
-    """Measures in groups of runs: a dot for each run, a bar at the mean with its 95 % interval.
+    """Draws measures in groups of runs: a dot for each run, a bar at the mean with its 95 % interval.
 
     Args:
         panels: measure -> group -> values of its runs.
@@ -63,8 +65,10 @@ def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) ->
 
 
 @styled
-def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str, str], columns: dict[str, str], notes) -> Figure:
-    """Every measure of `rows` against every one of `columns`, a dot for each run.
+def against_each_other(
+    points: dict[str, dict[str, np.ndarray]], rows: dict[str, str], columns: dict[str, str], notes: dict[tuple[str, str], str]
+) -> Figure:
+    """Draws every measure of `rows` against every one of `columns`, a dot for each run.
 
     Args:
         points: group -> measure -> `[runs]`.
@@ -88,7 +92,7 @@ def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str,
 
 @styled
 def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figure:
-    """R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
+    """Draws R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
 
     Args:
         curves: kind -> k -> figure of merit (an even number of them) -> values of the runs; none: no point.
@@ -112,7 +116,7 @@ def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figur
     return figure
 
 
-def _grid(panels, columns: int):
+def _grid(panels: dict[str, dict], columns: int) -> tuple[Figure, np.ndarray]:
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.1 * columns + 1.0, 2.5 * lines + 0.1), layout="constrained")
@@ -122,7 +126,7 @@ def _grid(panels, columns: int):
     return figure, axes
 
 
-def _limits(axis, values) -> None:
+def _limits(axis: Axes, values: list[float]) -> None:
     """Room for the runs; intervals may go beyond."""
     low, high = min(values), max(values)
     room = 0.12 * (high - low) or 0.05
@@ -133,6 +137,4 @@ def _limits(axis, values) -> None:
 
 def _shade(place: int, count: int):
     """From light to dark, for lines with an order."""
-    from matplotlib import colormaps
-
     return colormaps["viridis_r"](0.1 + 0.85 * place / max(count - 1, 1))
