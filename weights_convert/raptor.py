@@ -16,7 +16,7 @@ from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.models.vit import ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
 from weights_convert.families.rules import first_layer, fused_attention, linear, norm, vector
 from weights_convert.sources import Source

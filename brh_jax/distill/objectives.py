@@ -6,7 +6,7 @@ import numpy as np
 
 from brh_jax.distill.losses import layer_losses, token_weights
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 

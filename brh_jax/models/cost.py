@@ -10,7 +10,7 @@ from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, count_params
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 

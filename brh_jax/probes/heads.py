@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from brh_jax.errors import UserError
+from brh_jax.statistics import bootstrap_counts
 from brh_jax.train.loop import adamw, train
 from brh_jax.train.parallel import shard, to_host
 
@@ -107,8 +108,7 @@ def bootstrap_interval(counts, statistic: Callable, *, seed: int = 0, num_resamp
     """
     counts = np.asarray(counts, np.float64)
     flat, num_images = counts.reshape(len(counts), -1), len(counts)
-    rng = np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(num_images, size=num_images), minlength=num_images) for _ in range(num_resamples))
+    draws = bootstrap_counts(num_images, num_resamples, seed)
     found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -5,7 +5,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, log_scale, styled
 
 INTRA, INTER = colour(0), colour(1)

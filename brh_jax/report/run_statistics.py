@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from brh_jax.statistics import bootstrap_draws
+
 
 class Mean(NamedTuple):
     """Attributes: mean, bounds of its interval (None of a single value), number of values."""
@@ -72,8 +74,7 @@ def correlation(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("the values are not all finite: leave those runs out before they are correlated")
     members = [np.flatnonzero([g == name for g in groups]) for name in names]
-    rng = np.random.default_rng(seed)
-    draws = [np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))]) for _ in range(num_resamples)]
+    draws = [np.concatenate([members[i] for i in draw]) for draw in bootstrap_draws(len(names), num_resamples, seed)]
     found = []
     for measure in (_pearson, lambda a, b: _pearson(stats.rankdata(a), stats.rankdata(b))):
         value, interval = measure(x, y), None
