@@ -140,7 +140,7 @@ def with_teacher(encoder: Encoder, teacher: Encoder) -> Encoder:
     Raises:
         UserError: a teacher of another width or depth.
     """
-    if not isinstance(teacher.config, ViTConfig):
+    if teacher.config.kind != "vit":
         raise UserError(f"the teacher {teacher.name} is a Raptor: expected the ViT that it was distilled from")
     ours, theirs = (encoder.dim, encoder.depth), (teacher.dim, teacher.depth)
     if ours != theirs:

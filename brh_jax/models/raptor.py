@@ -51,6 +51,20 @@ class RaptorConfig:
             )
 
     @property
+    def kind(self) -> str:
+        """What a folder of weights calls it."""
+        return "raptor"
+
+    @property
+    def vit(self) -> ViTConfig:
+        """The architecture whose embedding, tokens and final norm the model has: its teacher's."""
+        return self.teacher
+
+    def module(self, dtype: Any = None, **options) -> "Raptor":
+        """The flax module; options are its attributes."""
+        return Raptor(self, dtype, **options)
+
+    @property
     def depth(self) -> int:
         return self.teacher.depth
 

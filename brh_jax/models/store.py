@@ -47,7 +47,7 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "kind": "vit" if isinstance(encoder.config, ViTConfig) else "raptor",
+        "kind": encoder.config.kind,
         "name": encoder.name,
         "config": dataclasses.asdict(encoder.config),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
