@@ -1,4 +1,4 @@
-"""Cutting depth into phases: exact optima of two objectives, the recursive bisection, and random controls.
+"""Cutting depth into phases: exact optima of two objectives, the recursive bisection, and random partitions.
 
 The objectives are different and may give different partitions of one matrix; a result should name the one it used.
 """

@@ -17,19 +17,32 @@ from experiments.stages.teacher.run import TeacherResult, TeacherSettings, open_
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuringSettings:
+class BatchSettings:
+    """How many images are measured at a time.
+
+    Attributes:
+        batch_size: images at a time.
+    """
+
+    batch_size: int = without_effect(64)
+
+    def __post_init__(self):
+        expect_positive(self, "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuringSettings(BatchSettings):
     """How many images are measured on.
 
     Attributes:
         num_images: images to measure on.
-        batch_size: images at a time.
     """
 
     num_images: int = 10_000
-    batch_size: int = without_effect(64)
 
     def __post_init__(self):
-        expect_positive(self, "num_images", "batch_size")
+        super().__post_init__()
+        expect_positive(self, "num_images")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,28 +1,29 @@
 """Figures of probes, from arrays."""
 
 import numpy as np
+from jaxtyping import Float, Integer, UInt8
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from brh_jax.report.style import BASELINE, TEACHER, colour, fit_order, styled
+from brh_jax.data.dense import IGNORED
+from brh_jax.report.style import BASELINE, TEACHER, colour, order_of, styled
+from brh_jax.types import Array
+from experiments.interval import Interval, edges
+
+Images = UInt8[Array, "images height width 3"]
+Masks = Integer[Array, "images height width"]
+Metres = Float[Array, "images height width"]
 
 
 @styled
 def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
     """Accuracy of linear probes by model, with binomial 95 % intervals."""
-    names = list(accuracies)
-    values = np.array([accuracies[n] for n in names])
+    values = np.array(list(accuracies.values()))
     # Wilson's interval: stays within 0 ... 1 also for accuracies near one.
     z = 1.96
     centre = (values + z**2 / (2 * num_images)) / (1 + z**2 / num_images)
     half = z * np.sqrt(values * (1 - values) / num_images + z**2 / (4 * num_images**2)) / (1 + z**2 / num_images)
-    figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
-    axis = figure.subplots()
-    order = fit_order(accuracies)
-    colours = [TEACHER if n == "teacher" else colour(order[n]) for n in names]
-    axis.bar(names, values, color=colours, width=0.6)
-    errors = np.clip([values - (centre - half), centre + half - values], 0, None)
-    axis.errorbar(names, values, errors, fmt="none", ecolor=BASELINE, capsize=3)
+    figure, axis = _bars(list(accuracies), values, centre - half, centre + half)
     for i, value in enumerate(values):
         axis.text(i, 0.03, f"{100 * value:.1f} %", ha="center", color="white", fontsize=8)
     axis.set_ylim(0, 1)
@@ -31,35 +32,34 @@ def probe_accuracy(accuracies: dict[str, float], num_images: int) -> Figure:
 
 
 @styled
-def score_bars(scores: dict[str, tuple[float, float, float]], label: str) -> Figure:
+def score_bars(scores: dict[str, Interval], label: str) -> Figure:
     """A score by model with its interval.
 
     Args:
-        scores: model -> (score, low, high).
         label: of the axis.
     """
-    names = list(scores)
-    values, low, high = np.array([scores[name] for name in names]).T
-    figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
-    axis = figure.subplots()
-    order = fit_order(scores)
-    axis.bar(names, values, color=[TEACHER if n == "teacher" else colour(order[n]) for n in names], width=0.6)
-    axis.errorbar(names, values, np.clip([values - low, high - values], 0, None), fmt="none", ecolor=BASELINE, capsize=3)
+    values, low, high = edges(list(scores.values()))
+    figure, axis = _bars(list(scores), values, low, high)
     for i, value in enumerate(values):
         axis.annotate(f"{value:.3f}", (i, 0), (0, 4), textcoords="offset points", ha="center", color="white", fontsize=8)
     axis.set_ylabel(label)
     return figure
 
 
-@styled
-def segmentation_examples(images, targets, predictions: dict[str, np.ndarray], num_classes: int, ignored: int = 255) -> Figure:
-    """A row for each image: itself, the true mask and every model's; unlabelled pixels are white.
+def _bars(names: list[str], values, low, high):
+    """A figure of bars with their intervals, and its axis."""
+    figure = Figure(figsize=(1.0 + 1.0 * len(names), 2.8), layout="constrained")
+    axis, order = figure.subplots(), order_of(names)
+    axis.bar(names, values, color=[TEACHER if n == "teacher" else colour(order[n]) for n in names], width=0.6)
+    axis.errorbar(names, values, np.clip([values - low, high - values], 0, None), fmt="none", ecolor=BASELINE, capsize=3)
+    return figure, axis
 
-    Args:
-        images: uint8 `[n, height, width, 3]`.
-        targets: classes `[n, height, width]`.
-        predictions: model -> classes `[n, height, width]`.
-    """
+
+@styled
+def segmentation_examples(
+    images: Images, targets: Masks, predictions: dict[str, Masks], num_classes: int, ignored: int = IGNORED
+) -> Figure:
+    """A row for each image: itself, the true mask and every model's; unlabelled pixels are white."""
     colours = class_colours(num_classes)
 
     def painted(mask):
@@ -70,12 +70,12 @@ def segmentation_examples(images, targets, predictions: dict[str, np.ndarray], n
 
 
 @styled
-def depth_examples(images, targets, predictions: dict[str, np.ndarray]) -> Figure:
+def depth_examples(images: Images, targets: Metres, predictions: dict[str, Metres]) -> Figure:
     """A row for each image: itself, the true depth and every model's; white where there is no measurement.
 
     Args:
-        images: uint8 `[n, height, width, 3]`.
-        targets, predictions: metres `[n, height, width]`, 0 for no measurement.
+        targets: 0 for no measurement.
+        predictions: by model.
     """
     measured = targets[targets > 0]
     low, high = (float(measured.min()), float(measured.max())) if measured.size else (0.0, 1.0)
