@@ -21,6 +21,12 @@ def expect_positive(settings, *names: str) -> None:
         expect(0 < getattr(settings, name) < float("inf"), name, getattr(settings, name), "a positive number")
 
 
+def expect_not_negative(settings, *names: str) -> None:
+    """Raises UserError unless these fields of a settings dataclass are finite numbers, zero or above."""
+    for name in names:
+        expect(0 <= getattr(settings, name) < float("inf"), name, getattr(settings, name), "0 or more")
+
+
 def expect_one_of(settings, name: str, choices) -> None:
     """Raises UserError unless a field of a settings dataclass is one of the choices."""
     expect(getattr(settings, name) in choices, name, getattr(settings, name), f"one of {', '.join(choices)}")

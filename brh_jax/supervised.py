@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from brh_jax.errors import expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models.cost import vit_flops
-from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
+from brh_jax.models.encoder import Encoder, boxed_params, init_params, pooled_features, pooled_width
+from brh_jax.models.remat import POLICIES
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.train.loop import adamw, train
+from brh_jax.train.loop import Run, adamw, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +33,25 @@ class SupervisedSettings:
     label_smoothing: float = 0.1
     remat: str = "dots"
 
+    def __post_init__(self):
+        expect_positive(self, "steps", "batch_size", "learning_rate", "clip_norm")
+        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+        expect(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share, from 0 to below 1")
+        expect_one_of(self, "remat", tuple(POLICIES))
+
 
 def train_vit(
     config: ViTConfig,
     preprocessing: Preprocessing,
     num_classes: int,
-    batches,
+    batches: Any,
     settings: SupervisedSettings,
+    run: Run,
     *,
     seed: int,
-    mesh,
     name: str,
     snapshots: tuple[int, ...] = (),
     keep: Callable[[int, Encoder], None] | None = None,
-    **options,
 ) -> Encoder:
     """Trains a ViT with a linear classifier on [cls, mean patch] of its last state.
 
@@ -50,7 +59,6 @@ def train_vit(
         batches: TrainingBatches of uint8 images and labels.
         snapshots: numbers of steps after which `keep(step, encoder)` is called, 0 for the untrained ViT. The learning rate does
             not know of them: it falls over the whole training.
-        options: see `training.train`.
 
     Returns:
         The trained ViT, its classifier as `head`.
@@ -79,12 +87,11 @@ def train_vit(
         trained = optax.apply_updates(state["trained"], updates)
         return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
 
-    trained = {
-        "vit": jax.jit(module.init)(init_key, image)["params"],
-        "head": {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)},
-    }
+    head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
+    trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
-    options |= {"batch_size": settings.batch_size, "flops_per_image": {"student": 3 * vit_flops(config, layout)}}
+    boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}
+    specs = nn.get_partition_spec({"trained": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})
 
     def encoder(state, name):
         return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
@@ -92,6 +99,15 @@ def train_vit(
     def keeper(number):
         return lambda state: keep(number, encoder(state, f"{name}, step {number} of {settings.steps}"))
 
-    visits = {number: keeper(number) for number in snapshots}
-    state = train(step, state, batches, num_steps=settings.steps, mesh=mesh, visits=visits, **options)
+    state = train(
+        step,
+        state,
+        batches,
+        run,
+        num_steps=settings.steps,
+        batch_size=settings.batch_size,
+        specs=specs,
+        flops_per_image={"student": 3 * vit_flops(config, layout)},
+        visits={number: keeper(number) for number in snapshots},
+    )
     return encoder(state, name)

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from brh_jax.errors import UserError
+from experiments.settings import renamed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :argument.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/NAME of the configuration by default.")
@@ -89,9 +90,19 @@ def _config_path(argv) -> str:
     return "run"
 
 
+def _moved(item: str) -> str:
+    """A flag for a setting that has moved since, at its new place, aloud."""
+    name, equals, value = item.partition("=")
+    place = renamed(name.removeprefix("--config.")) if name.startswith("--config.") else None
+    if place is None:
+        return item
+    print(f"{name} is --config.{place} now", file=sys.stderr)
+    return f"--config.{place}{equals}{value}"
+
+
 def _parse(argv):
     """absl's parser, with the configuration file found first and every fault as one message."""
-    argv = list(argv)
+    argv = [_moved(item) for item in argv]
     for i, item in enumerate(argv):
         if item.startswith(("--config=", "-config=")):
             name, _, value = item.partition("=")
@@ -110,7 +121,7 @@ def _parse(argv):
         given = [a for a in argv if a.startswith("--config.")]
         raise UserError(
             f"unknown setting {key} among {' '.join(given)}: the settings are those of the configuration file; "
-            "experiments/configs/default.py lists and explains them all"
+            "python -m experiments.settings lists and explains them all"
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None

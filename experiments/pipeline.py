@@ -1,66 +1,90 @@
-"""The stages of a run, in order, each from and to the work directory, each skipped when it is done."""
+"""A run: the stages in order, each from and to the work directory, each skipped when it is done."""
 
+import dataclasses
+import importlib.metadata
 import json
 import pathlib
+import platform
+import shlex
 import shutil
 import time
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError
+from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import is_main, make_mesh, wait_for_all
-from experiments.configuration import check_config
-from experiments.context import Context, read_record, write_json
-from experiments.stages import distill, dynamics, interventions, phases, probes, report, teacher
+from experiments import report, stages
+from experiments.records import Record, differing_content, differing_settings, read_record
+from experiments.results import Results, from_json, to_json, write_json
+from experiments.runs import read_results
+from experiments.settings import check_names, flat, merged_defaults, read, without_effect
+from experiments.stage import Context, Stage
 
-
-class Stage(NamedTuple):
-    """A stage: what it does, and the sections of the configuration that its results depend on."""
-
-    function: object
-    depends: tuple[str, ...]
-
-
-_PROBES = ("probe", "segmentation", "depth", "quick")
-_DISTILL = ("seed", "compute_dtype", "teacher", "data", "phases", "raptor", "distill", "eval")
-STAGES = {
-    "teacher": Stage(teacher.run, ("seed", "teacher", "data", "eval")),
-    "phases": Stage(phases.run, ("seed", "compute_dtype", "teacher", "data", "eval", "phases")),
-    "distill": Stage(distill.run, _DISTILL),
-    "probes": Stage(probes.run, (*_DISTILL, *_PROBES)),
-    "interventions": Stage(interventions.run, (*_DISTILL, "probe", "interventions")),
-    "dynamics": Stage(dynamics.run, (*_DISTILL, "dynamics")),
-    "report": Stage(report.run, ()),
-}
-# Settings that change how a run goes, not what comes out.
-_WITHOUT_EFFECT = {
-    "data.threads",
-    "data.workers",
-    "data.data_dir",
-    "distill.log_every",
-    "distill.save_every",
-    "distill.keep_last",
-    "distill.keep_best",
-    "distill.remat",
-}
 MODES = ("train", "eval", "report")
-# What --mode=eval measures again, from models that stay as they are, and the settings that it may be given anew.
-_MEASURING = ("distill", "probes", "interventions", "dynamics")
-_MEASURED_WITH = ("eval.", "interventions.", "dynamics.", "data.eval", "compute_dtype", "mesh.")
-_MEASURED_WITH += tuple(f"{probe}.{name}" for probe in _PROBES for name in ("eval", "num_eval"))
+_PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> dict:
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The devices of a run.
+
+    Attributes:
+        data: ways that batches are split; -1 for all devices that are left.
+        fsdp: ways that batches and parameters are split.
+        tensor: ways that heads and hidden widths are split.
+    """
+
+    data: int = without_effect(-1)
+    fsdp: int = without_effect(1)
+    tensor: int = without_effect(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What belongs to no stage.
+
+    Attributes:
+        stages: what is run, in this order. A stage that measures is run with the one that it follows.
+    """
+
+    stages: tuple[str, ...] = without_effect((*(s.name for s in stages.STAGES if not s.follows), "report"))
+    mesh: MeshSettings = MeshSettings()
+    loop: LoopSettings = LoopSettings()
+
+    def __post_init__(self):
+        known = [*(s.name for s in stages.STAGES), "report"]
+        if unknown := [s for s in self.stages if s not in known]:
+            raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(known)}")
+
+
+def settings_kinds() -> list[type]:
+    """All settings dataclasses: the run's own and every stage's."""
+    return [RunSettings, *(stage.Settings for stage in stages.STAGES)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A run before it begins: its settings by stage, what stages left there, and what is to be done."""
+
+    workdir: pathlib.Path
+    settings: dict[str, Any]
+    records: dict[str, Record | None]
+    chosen: tuple[str, ...]  # stages to do, where they are not done
+    again: frozenset[str]  # stages to do whatever is there
+
+
+def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> Results:
     """Runs the stages that `config.stages` names and returns what results.json holds.
 
     Args:
-        config: as configs/default.py describes it.
-        workdir: made if it is not there; stages done in it with this configuration are skipped.
+        config: as configs/default.py has it.
+        workdir: made if it is not there; stages done in it with these settings are skipped.
         mode: train, everything that is not done; eval, measure finished models again; report, the page alone.
-        rerun: discard stages made with another configuration, rather than refuse.
+        rerun: discard what was trained with other settings, rather than refuse.
         command: for the record.
         profile: (first, last) step of every training to trace, or None.
 
@@ -70,121 +94,180 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     workdir = pathlib.Path(workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give a folder as --workdir")
-    unknown = [s for s in config.stages if s not in STAGES]
-    if unknown:
-        raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(STAGES)}")
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
-    check_config(config)
     if rerun and mode != "train":
-        raise UserError(f"--rerun discards what another configuration made, --mode={mode} makes nothing: leave one of them out")
-    stages = tuple(config.stages) if mode == "train" else ("report",)
-    if mode == "eval":
-        stages = tuple(s for s in config.stages if s in (*_MEASURING, "report"))
-    _check_workdir(config, workdir, rerun, mode)
-    mesh = make_mesh(**config.mesh)
-    context = Context(config, workdir, mesh, tuple(command), profile, finished=mode == "eval")
+        raise UserError(f"--rerun discards what other settings made, --mode={mode} makes nothing: leave one of them out")
+    own, settings = read_settings(config)
+    plan = _planned(workdir, own, settings, mode, rerun)
+    mesh = make_mesh(**vars(own.mesh))
+    page = "report" in own.stages or mode == "report"
     print(
-        f"{workdir}: {', '.join(stages)} on {len(jax.devices())} {jax.devices()[0].device_kind} device(s)"
-        + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        f"{workdir}: {', '.join((*plan.chosen, *(['report'] if page else [])))} on {len(jax.devices())} "
+        f"{jax.devices()[0].device_kind} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
         flush=True,
     )
     begun = time.monotonic()
-    for name, stage in STAGES.items():
-        if name == "report" and is_main():  # the last one
-            write_json(workdir / "results.json", report.results_of(context))
-        if name in stages:
-            _run_stage(name, stage, context, again=mode == "eval")
+    context = Context(workdir, workdir, mesh, dataclasses.replace(own.loop, profile=profile), stages=plan.chosen)
+    records, results = dict(plan.records), Results()
+    for stage in stages.STAGES:
+        if stage.name in plan.chosen:
+            records[stage.name] = _do(stage, plan, dataclasses.replace(context, results=results), records)
+        record = records[stage.name]
+        if record is not None and record.done:
+            results.stages[stage.name] = from_json(stage.Result, record.result, workdir / stage.name / "record.json")
+    if is_main():
+        results.about = _about(config, command, records)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "results.json", results.as_json())
+        if page:
+            report.write(workdir, results, str(config))
     print(f"all stages: {clock(time.monotonic() - begun)}")
     wait_for_all("results are written")
-    return json.loads((workdir / "results.json").read_text())
+    return read_results(workdir / "results.json")
 
 
-def _run_stage(name: str, stage: Stage, context, again: bool) -> None:
-    folder = context.workdir / name
-    record = read_record(folder)
-    wait_for_all(f"{name}: what is there has been read")
-    if record.get("done") and stage.depends and not again:
-        print(f"{name}: done before, skipped", flush=True)
-        return
+def read_settings(config: ConfigDict) -> tuple[RunSettings, dict[str, Any]]:
+    """The run's own settings, and every stage's by name. Raises UserError at the first that is wrong."""
+    check_names(config, merged_defaults(settings_kinds()))
+    return read(RunSettings, config), {stage.name: read(stage.Settings, config) for stage in stages.STAGES}
+
+
+def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun: bool) -> _Plan:
+    """Looks at what is there. Raises UserError where it was trained with other settings; with `rerun` discards that."""
+    records = {stage.name: read_record(workdir / stage.name) for stage in stages.STAGES}
+    named = [s for s in stages.STAGES if s.name in own.stages or (s.follows in own.stages and s.follows)]
+    if mode != "train":
+        chosen = [s for s in named if s.measures] if mode == "eval" else []
+        _check_finished(workdir, records, settings, chosen, mode)
+        names = tuple(s.name for s in chosen)
+        return _Plan(workdir, settings, records, names, frozenset(names))
+    changed, chosen = _changed(records, settings), tuple(s.name for s in named)
+    kept = [s.name for s in stages.STAGES if s.name in changed and not s.cheap]
+    if kept and not rerun:
+        lines = dict.fromkeys(line for name in kept for line in changed[name].values())
+        raise UserError(
+            f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines) + "\nUse another --workdir, or give "
+            f"--rerun to discard what differs ({', '.join(changed)}) and run it again"
+        )
+    for name, lines in changed.items():
+        if name in kept:
+            print(f"{name}: made with another configuration, discarded", flush=True)
+            if is_main():
+                shutil.rmtree(workdir / name)
+        else:
+            again = "measured again" if name in chosen else "not shown, as config.stages leaves it out"
+            print(f"{name}: {again} ({'; '.join(lines.values())})", flush=True)
+        records[name] = None
+    wait_for_all("the work directory has been looked at")
+    return _Plan(workdir, settings, records, chosen, frozenset(changed))
+
+
+def _changed(records: dict[str, Record | None], settings) -> dict[str, dict[str, str]]:
+    """Stages that would not come out as they are there -> why: those that differ, and those that take something from them."""
+    changed: dict[str, dict[str, str]] = {}
+    for stage in stages.STAGES:
+        record, own = records[stage.name], settings[stage.name]
+        if record is None:
+            continue
+        lines = differing_settings(record, flat(own))
+        lines |= differing_content(record, getattr(getattr(own, "data", None), "data_dir", ""))
+        for name, then in record.needs.items():
+            needed = records[name]
+            if name in changed:
+                lines |= changed[name]
+            elif needed is not None and needed.fingerprint != then:
+                lines[name] = f"{name}: another one there than here"
+        if lines:
+            changed[stage.name] = lines
+    return changed
+
+
+def _check_finished(workdir: pathlib.Path, records, settings, chosen: list[Stage], mode: str) -> None:
+    """Raises UserError unless what the chosen stages need is there, made as the settings say but for those of measuring."""
+    missing = dict.fromkeys(name for stage in chosen for name in stage.needs if not (records[name] and records[name].done))
+    if missing or not any(record and record.done for record in records.values()):
+        what = f" ({', '.join(missing)} not done)" if missing else ""
+        raise UserError(f"{workdir} holds no finished run{what}: --mode={mode} needs one, made with --mode=train")
+    measuring = {name for stage in stages.STAGES if stage.measures for name in flat(settings[stage.name])}
+    lines = {
+        name: line
+        for stage in stages.STAGES
+        if not stage.measures and (record := records[stage.name])
+        for name, line in differing_settings(record, flat(settings[stage.name])).items()
+        if name not in measuring
+    }
+    if lines:
+        raise UserError(
+            f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines.values()) + f"\n--mode={mode} takes "
+            "models as they are: give it the settings that they were made with, or use another --workdir"
+        )
+
+
+def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record | None]) -> Record:
+    """Runs a stage unless it is done, and keeps its record."""
+    folder, before = plan.workdir / stage.name, records[stage.name]
+    needs = {name: r.fingerprint for name in (*stage.needs, *stage.uses) if (r := records[name]) is not None and r.done}
+    again = stage.name in plan.again or (before is not None and before.done and before.needs != needs)
+    wait_for_all(f"{stage.name}: what is there has been read")
+    if before and before.done and not again:
+        print(f"{stage.name}: done before, skipped", flush=True)
+        return before
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --workdir") from None
-    # Measured again, a stage stays what it was trained as; a failure leaves the figures that there were.
-    depends = record["config"] if again and record else dependencies(context.config, stage.depends)
+    settings = plan.settings[stage.name]
     # An attempt that stopped counts towards the stage's time, unless it was killed outright.
-    spent, begun = 0.0 if record.get("done") else record.get("seconds", 0.0), time.monotonic()
+    spent, begun = before.seconds if before and not again else 0.0, time.monotonic()
+    record = Record(flat(settings), needs=needs)
 
-    def keep(**more):
-        seconds = spent + time.monotonic() - begun
-        if is_main():
-            write_json(folder / "record.json", {"config": depends, "seconds": seconds, **more})
-        return seconds
+    def keep(**changes) -> Record:
+        kept = dataclasses.replace(record, seconds=spent + time.monotonic() - begun, **changes)
+        # What is measured again keeps its old record until the new one is whole.
+        if is_main() and (kept.done or not again):
+            kept.write(folder)
+        return kept
 
-    if not again:
-        keep(done=False)
+    def outside(what: str, fingerprint: str) -> None:
+        if record.outside.setdefault(what, fingerprint) != fingerprint:
+            raise UserError(f"{what} has changed while it was in use: let it be, and run the same command again")
+        keep()
+
+    keep()
+    skipped: dict[str, str] = {}
     try:
-        # The page is made by one process; everything else is done by all together.
-        summary = stage.function(context, folder) if stage.depends or is_main() else {}
+        result = stage.run(dataclasses.replace(context, folder=folder, outside=outside, skipped=skipped), settings)
     except BaseException as error:
-        if again:
-            raise
-        keep(done=False)
-        if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"]:
+        keep()
+        if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"] and not again:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
-    seconds = keep(done=True, summary=summary)
-    wait_for_all(f"{name}: done")
-    print(f"{name}: {clock(seconds)}", flush=True)
+    done = keep(done=True, result=to_json(result), skipped=skipped)
+    wait_for_all(f"{stage.name}: done")
+    print(f"{stage.name}: {clock(done.seconds)}", flush=True)
+    return done
 
 
-def dependencies(config: ConfigDict, sections) -> dict:
-    """The settings that a stage's results depend on, flat: `section.name` -> value."""
-    flat = {}
+def _about(config: ConfigDict, command, records: dict[str, Record | None]) -> dict:
+    """Of results.json, what is of no single stage: with which settings, where and how long."""
+    done = {name: record for name, record in records.items() if record and record.done}
+    device = jax.devices()[0]
+    return {
+        "skipped_images": {image: why for record in done.values() for image, why in record.skipped.items()},
+        "seconds": {name: round(record.seconds, 1) for name, record in done.items()},
+        "config": json.loads(config.to_json()),
+        "environment": {
+            "command": shlex.join(command),
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {len(jax.devices())} x {device.device_kind}",
+            **{name: _version(name) for name in _PACKAGES},
+        },
+    }
 
-    def add(prefix, value):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{prefix}.{key}", inner)
-        elif prefix not in _WITHOUT_EFFECT:
-            flat[prefix] = value
 
-    whole = json.loads(config.to_json())
-    for section in sections:
-        add(section, whole[section])
-    return flat
-
-
-def _check_workdir(config, workdir, rerun, mode) -> None:
-    """Refuses, or with `rerun` discards, stages that another configuration made."""
-    differing, faults = [], {}
-    if mode != "train" and not read_record(workdir / "teacher").get("done"):
-        raise UserError(f"{workdir} holds no finished run: --mode={mode} needs one, made with --mode=train")
-    if mode == "eval" and (missing := [s for s in ("phases", "distill") if not read_record(workdir / s).get("done")]):
-        raise UserError(
-            f"{workdir}: {', '.join(missing)} not finished; --mode=eval measures finished models, run --mode=train first"
-        )
-    for name, stage in STAGES.items():
-        record = read_record(workdir / name)
-        if not record or not stage.depends:
-            continue
-        now, then = dependencies(config, stage.depends), record["config"]
-        changed = [k for k in {**then, **now} if then.get(k, "nothing") != now.get(k, "nothing")]
-        if mode != "train":
-            changed = [k for k in changed if not k.startswith(_MEASURED_WITH)]
-        if changed:
-            differing.append(name)
-            faults |= {k: f"{k}: {then.get(k, 'nothing')} there, {now.get(k, 'nothing')} here" for k in changed}
-    if differing and not rerun:
-        listed = "\n  ".join(faults.values())
-        raise UserError(
-            f"{workdir} was made with another configuration:\n  {listed}\n"
-            f"Use another --workdir, or give --rerun to discard what differs ({', '.join(differing)}) and run it again"
-        )
-    wait_for_all("the work directory has been checked")
-    for name in differing:
-        print(f"{name}: made with another configuration, discarded", flush=True)
-        if is_main():
-            shutil.rmtree(workdir / name)
-    wait_for_all("the work directory is ready")
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"

@@ -48,7 +48,7 @@ class Report(NamedTuple):
         """For people."""
         c, layout = encoder.config, encoder.layout
         height, width = encoder.preprocessing.crop
-        vit = c if isinstance(c, ViTConfig) else c.teacher
+        vit = c.vit
         position = "rotary positions" if vit.rope_periods else "positions {} x {}".format(*vit.position_grid)
         lines = [
             f"{self.source}: {self.family} ({self.format}), {self.tensors} tensors, {count_params(encoder.params):,} parameters",

@@ -58,7 +58,7 @@ def write(encoder: Encoder, folder) -> pathlib.Path:
     Raises:
         UserError: something else is there, or no transformers class computes this ViT.
     """
-    if isinstance(encoder.config, ViTConfig):
+    if encoder.config.kind == "vit":
         family, about = _writer(encoder.config)
         tensors = _vit_tensors(encoder.params, encoder.config, family)
         about |= {
@@ -192,7 +192,7 @@ def _processor(p: Preprocessing) -> dict:
 def _card(encoder: Encoder, about: dict) -> str:
     """The model card."""
     c = encoder.config
-    if isinstance(c, ViTConfig):
+    if c.kind == "vit":
         what = f"A vision transformer: {c.depth} layers, width {c.dim}, {c.num_heads} heads, patches of {c.patch_size} pixels."
         also = f"It is also a `{about['architectures'][0]}` of transformers: `AutoModel.from_pretrained(name)`.\n\n"
     else:

@@ -2,20 +2,21 @@
 
 from brh_jax.distill.baselines import BASELINES, fit_baselines
 from brh_jax.distill.evaluation import ImageErrors, TrajectoryFit, evaluate, repeat_state
-from brh_jax.distill.objectives import init_blocks
-from brh_jax.distill.trainer import STAGE1, STAGE2, StageSettings, raptor_encoder, train_stage
+from brh_jax.distill.objectives import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks
+from brh_jax.distill.trainer import raptor_encoder, train_blocks
 
 __all__ = [
     "BASELINES",
-    "STAGE1",
-    "STAGE2",
+    "Blockwise",
+    "BlockwiseSettings",
     "ImageErrors",
-    "StageSettings",
+    "Joint",
+    "JointSettings",
     "TrajectoryFit",
     "evaluate",
     "fit_baselines",
     "init_blocks",
     "raptor_encoder",
     "repeat_state",
-    "train_stage",
+    "train_blocks",
 ]

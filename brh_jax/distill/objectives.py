@@ -1,81 +1,192 @@
-"""What the two stages of distillation minimise, from one teacher pass (paper, section 4)."""
+"""What distillation minimises, from one teacher pass (paper, section 4): two objectives behind one signature.
+
+`Blockwise` trains each block on its own phase from the teacher's states, all side by side (the paper's stage 1); `Joint` rolls
+the joined blocks out from a_0 (its stage 2).
+"""
+
+import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.distill.losses import layer_losses, token_weights
+from brh_jax.distill.losses import LOSSES, token_weights
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
+from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
+from brh_jax.types import Array, Trajectory
+
+TEACHER_FORCING = ("annealed", "throughout")
 
 
-def teacher_forcing_share(step, num_steps: int, annealed: float):
-    """lambda: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
-    return jnp.clip(1.0 - step / max(annealed * num_steps, 1.0), 0.0, 1.0)
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """How blocks train; the defaults are the paper's.
+
+    Attributes:
+        steps: number of optimiser steps.
+        learning_rate: the largest.
+        final_learning_rate: that it falls to, by a cosine.
+        warmup_steps: steps over which it rises from zero.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of a gradient.
+        noise: standard deviation of Gaussian noise on the states that blocks start from.
+        loss: a key of `losses.LOSSES`.
+        token_weights: of (cls, registers, patches) in the loss, () for the plain mean; of Blockwise for the last block alone.
+    """
+
+    steps: int = 312_500
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 10_000
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    noise: float = 0.0
+    loss: str = "mse"
+    token_weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "token_weights", tuple(self.token_weights))
+        expect_positive(self, "learning_rate", "clip_norm")
+        expect_not_negative(self, "steps", "final_learning_rate", "warmup_steps", "weight_decay", "noise")
+        expect_one_of(self, "loss", LOSSES)
+        if len(self.token_weights) not in (0, 3):
+            raise UserError(
+                f"token_weights is {self.token_weights}: expected three, of cls, registers, patches, or () for the plain mean"
+            )
 
 
-def by_phase(values, partition: Partition, modelled=True):
+@dataclasses.dataclass(frozen=True)
+class BlockwiseSettings(TrainingSettings):
+    """How blocks train side by side.
+
+    Attributes:
+        teacher_forcing: "annealed", giving way to autoregression, or "throughout" for teacher forcing alone.
+        annealed: share of the steps over which it gives way.
+    """
+
+    token_weights: tuple[float, ...] = (0.34, 0.33, 0.33)
+    teacher_forcing: str = "annealed"
+    annealed: float = 0.25
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_one_of(self, "teacher_forcing", TEACHER_FORCING)
+        expect(0 <= self.annealed <= 1, "annealed", self.annealed, "a share of the steps, from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSettings(TrainingSettings):
+    """How joined blocks train."""
+
+    token_weights: tuple[float, ...] = (0.45, 0.10, 0.45)
+
+
+class Objective(Protocol):
+    """What is minimised.
+
+    Attributes:
+        settings: how it is.
+        per_block: whether gradients are clipped block by block: blocks that are trained side by side must not share a norm.
+    """
+
+    settings: Any
+    per_block: bool
+
+    def variant(self, step: int) -> bool:
+        """What of the objective is compiled for this step, a static argument of `loss`."""
+
+    def loss(
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
+
+
+def _with_noise(states: Trajectory, size: float, key: jax.Array) -> Trajectory:
+    return states + size * jax.random.normal(key, states.shape, states.dtype) if size else states
+
+
+@dataclasses.dataclass(frozen=True)
+class Blockwise:
+    """Each block on its own phase: share * teacher forcing + (1 - share) * autoregression, the share annealed from 1 to 0.
+
+    Blocks start from the teacher's states, so a block's loss depends on no other block: the gradient of the sum is the gradient
+    of each. The last block's loss has the settings' token weights, the others' the plain mean.
+    """
+
+    settings: BlockwiseSettings = BlockwiseSettings()
+    per_block = True
+
+    def variant(self, step: int) -> bool:
+        """Whether the teacher-forced pass is taken at all."""
+        own = self.settings
+        return own.teacher_forcing == "throughout" or step < own.annealed * own.steps
+
+    def share(self, step: Array) -> jax.Array:
+        """The weight of teacher forcing: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
+        if self.settings.teacher_forcing == "throughout":
+            return jnp.ones(())
+        return jnp.clip(1.0 - step / max(self.settings.annealed * self.settings.steps, 1.0), 0.0, 1.0)
+
+    def losses(
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, inputs: Trajectory, share: Array, forced: bool
+    ) -> jax.Array:
+        """The loss of each block, `[k]`; `inputs` are what the blocks start from, without `forced` by autoregression alone."""
+        partition = module.config.partition
+        plain, last = token_weights(layout), token_weights(layout, self.settings.token_weights)
+        weights = np.where(np.equal(partition.labels, partition.k - 1)[:, None], last, plain)
+
+        def of(method: str) -> jax.Array:
+            predicted = module.apply({"params": params}, inputs, layout.grid, method=method)
+            return by_phase(LOSSES[self.settings.loss](predicted, states[1:], weights), partition, module.config.modelled)
+
+        if self.settings.teacher_forcing == "throughout":
+            return of("teacher_forced")
+        rolled = of("rollout_runs")
+        return share * of("teacher_forced") + (1.0 - share) * rolled if forced else rolled
+
+    def loss(
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The sum of the blocks' losses, and each of them."""
+        inputs, share = _with_noise(states, self.settings.noise, key), self.share(step)
+        each = self.losses(module, params, states, layout, inputs, share, variant)
+        named = {f"loss_phase_{phase + 1}": each[phase] for phase in range(module.config.partition.k)}
+        return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """The joined blocks rolled out from a_0 to a_L, every state compared."""
+
+    settings: JointSettings = JointSettings()
+    per_block = False
+
+    def variant(self, step: int) -> bool:
+        """There is but one."""
+        return False
+
+    def loss(
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean of the layers' losses."""
+        start = _with_noise(states, self.settings.noise, key)[0]
+        predicted = module.apply({"params": params}, start, layout.grid, method="rollout")[1:]
+        losses = LOSSES[self.settings.loss](predicted, states[1:], token_weights(layout, self.settings.token_weights))
+        loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
+        return loss, {"loss": loss}
+
+
+def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.Array:
     """Mean over the layers of each phase, `[depth] -> [k]`; over those that are `modelled`, `[depth]`, where some are not."""
     member = np.equal.outer(np.arange(partition.k), partition.labels) & np.asarray(modelled)
     return jnp.asarray(member / member.sum(1, keepdims=True), values.dtype) @ values
 
 
-def stage1_losses(
-    blocks: Blocks,
-    params,
-    states,
-    layout: TokenLayout,
-    last_block_weights,
-    share,
-    *,
-    forced: bool = True,
-    rolled: bool = True,
-    inputs=None,
-):
-    """The loss of each block on its own phase: share * teacher forcing + (1 - share) * autoregression.
-
-    Blocks start from the teacher's states, so a block's loss depends on no other block: the gradient of the sum is the
-    gradient of each.
-
-    Args:
-        blocks: the module; `params` its parameters.
-        states: the teacher's trajectory `[depth + 1, batch, tokens, dim]`.
-        last_block_weights: token weights of the last phase, or None; the others take the plain mean.
-        share: weight of teacher forcing.
-        forced, rolled: False leaves the teacher-forced pass out, where `share` is zero, or the autoregressive one,
-            where it is one.
-        inputs: what the blocks start from, if not `states` (noise added, say).
-
-    Returns:
-        `[k]`.
-    """
-    partition = blocks.config.partition
-    plain, last = token_weights(layout), token_weights(layout, last_block_weights)
-    weights = np.where(np.equal(partition.labels, partition.k - 1)[:, None], last, plain)
-    inputs = states if inputs is None else inputs
-
-    def losses(method):
-        predicted = blocks.apply({"params": params}, inputs, layout.grid, method=method)
-        return by_phase(layer_losses(predicted, states[1:], weights), partition, blocks.config.modelled)
-
-    if not rolled:
-        return losses("teacher_forced")
-    autoregressive = losses("rollout_runs")
-    if not forced:
-        return autoregressive
-    return share * losses("teacher_forced") + (1.0 - share) * autoregressive
-
-
-def stage2_loss(blocks: Blocks, params, states, layout: TokenLayout, weights, *, start=None):
-    """The joined blocks rolled out from a_0 (or `start`) to a_L, every state compared: a scalar."""
-    start = states[0] if start is None else start
-    predicted = blocks.apply({"params": params}, start, layout.grid, method="rollout")[1:]
-    losses = layer_losses(predicted, states[1:], token_weights(layout, weights))
-    return jnp.mean(losses[np.flatnonzero(blocks.config.modelled)])
-
-
-def init_blocks(config: RaptorConfig, layout: TokenLayout, key):
+def init_blocks(config: RaptorConfig, layout: TokenLayout, key: jax.Array) -> Any:
     """Fresh parameters of the shared blocks."""
     state = jnp.zeros((1, layout.num_tokens, config.dim))
-    return jax.jit(lambda key: Blocks(config).init(key, state, layout.grid, method="rollout"))(key)["params"]
+    return jax.jit(lambda key: init_params(Blocks(config), key, state, layout.grid, method="rollout"))(key)

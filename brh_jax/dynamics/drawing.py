@@ -10,7 +10,7 @@ from brh_jax.dynamics.comparison import curves
 from brh_jax.dynamics.measure import Picture, Shown, styled
 from brh_jax.dynamics.measures import MEASURES
 from brh_jax.dynamics.portrait import Portrait
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 
 
 def shown(portraits: Mapping[str, Portrait], partitions: Mapping[str, Partition] | None = None) -> Shown:

@@ -14,7 +14,7 @@ import numpy as np
 
 from brh_jax.curves import Band, Curve
 from brh_jax.errors import expect, expect_positive
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Labels, RandomKey, State, Trajectory

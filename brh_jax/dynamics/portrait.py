@@ -10,7 +10,7 @@ import numpy as np
 
 from brh_jax.dynamics.measure import Measure, PortraitSettings, Seen
 from brh_jax.dynamics.measures import MEASURES
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host

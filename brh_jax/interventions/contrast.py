@@ -4,20 +4,21 @@ Layers that lie closer together swap more easily whatever their phase, and layer
 over swaps mixes the two. Here swaps are compared within strata of equal distance |i - j| only (paper, section 7).
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import Swap
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.statistics import summarize
 
 
-class Contrast(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Contrast:
     """Swaps across phases against swaps within them.
 
     Attributes:
@@ -38,7 +39,8 @@ class Contrast(NamedTuple):
     num_inter: int
 
 
-class BoundaryTest(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class BoundaryTest:
     """The difference at equal distance under the phase boundaries that were found, among those of other places for them.
 
     Attributes:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import jax
 
 from brh_jax.errors import UserError
-from brh_jax.models.encoder import Encoder, count_params
+from brh_jax.models.encoder import Encoder, ModelConfig, count_params
 from brh_jax.models.raptor import RaptorConfig
-from brh_jax.models.vit import ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 
@@ -32,13 +31,13 @@ def cost(encoder: Encoder) -> Cost:
     )
 
 
-def vit_flops(config: ViTConfig | RaptorConfig, layout: TokenLayout) -> int:
+def vit_flops(config: ModelConfig, layout: TokenLayout) -> int:
     """Operations of the blocks for one image."""
     tokens, dim = layout.num_tokens, config.dim
     matrices = 3 if config.mlp == "swiglu" else 2
     linear = 2 * tokens * (4 * dim * dim + matrices * dim * config.mlp_dim)
     attention = 4 * tokens * tokens * dim
-    return getattr(config, "applications", config.depth) * (linear + attention)
+    return config.applications * (linear + attention)
 
 
 def block_params(config: RaptorConfig) -> int:
@@ -63,7 +62,7 @@ def unshared(config: RaptorConfig) -> RaptorConfig:
         least = math.ceil(depth * (fixed + per_hidden) / block_params(config))
         raise UserError(
             f"{depth} unshared layers of width {config.dim} cannot have the parameters of {k} shared blocks, attention alone "
-            f"takes more: it needs k = {least} or more, or config.raptor.unshared=shallow, k unshared blocks applied once each"
+            f"takes more: it needs k = {least} or more, or k unshared blocks applied once each (once=True)"
         )
     return dataclasses.replace(each, mlp_dim=int(hidden))
 

@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from brh_jax.errors import UserError
-from brh_jax.models.raptor import Raptor, RaptorConfig
+from brh_jax.models.raptor import Raptor
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.parallel import shard
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method", "grid"))
@@ -39,9 +43,36 @@ class _Layer:
         return jax.lax.cond(layer % 2 == 0, apply("attention"), apply("mlp"), state)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
-    """A ViT or a Raptor with its parameters.
+class ModelConfig(Protocol):
+    """What ViTConfig and RaptorConfig have in common.
+
+    Attributes:
+        kind: "vit" or "raptor".
+        vit: the architecture whose embedding, tokens and final norm the model has.
+        depth, dim: number of layers, width of a token.
+        mlp, mlp_dim: feed-forward layer of its blocks.
+        applications: how many times a block is applied to an image.
+    """
+
+    mlp: str
+    mlp_dim: int
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def vit(self) -> ViTConfig: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def applications(self) -> int: ...
+    def layout(self, height: int, width: int) -> TokenLayout: ...
+    def module(self, dtype: Any = None, **options) -> Any: ...
+
+
+class Encoder(flax.struct.PyTreeNode, eq=False):
+    """A ViT or a Raptor with its parameters: a pytree, so that it can be an argument of a jitted function.
 
     Attributes:
         config: ViTConfig or RaptorConfig.
@@ -52,17 +83,17 @@ class Encoder:
         dtype: precision of the matrix products (None: that of the parameters).
     """
 
-    config: ViTConfig | RaptorConfig
-    params: Any
-    preprocessing: Preprocessing
-    name: str = "encoder"
+    config: Any = flax.struct.field(pytree_node=False)
+    params: Any = flax.struct.field()
+    preprocessing: Preprocessing = flax.struct.field(pytree_node=False)
+    name: str = flax.struct.field(pytree_node=False, default="encoder")
     head: Any = None
-    dtype: Any = None
+    dtype: Any = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def module(self) -> ViT | Raptor:
         """The flax module."""
-        return (ViT if isinstance(self.config, ViTConfig) else Raptor)(self.config, self.dtype)
+        return self.config.module(self.dtype)
 
     @property
     def depth(self) -> int:
@@ -123,9 +154,14 @@ class Encoder:
         layer = _Layer(self.module, self.layout.grid, sublayers)
         return DepthSystem(jax.tree_util.Partial(layer, self.params), self.depth * (2 if sublayers else 1), self.layout)
 
-    def replace(self, **changes) -> "Encoder":
-        """A copy with other fields."""
-        return dataclasses.replace(self, **changes)
+    def on(self, mesh: Mesh) -> "Encoder":
+        """A copy with its parameters laid over a mesh, see `train.parallel.SPLIT`."""
+        specs = {name: part for name, part in param_specs(self.module, self.image_shape()).items() if name in self.params}
+        return self.replace(params=shard(self.params, mesh, specs))
+
+    def image_shape(self) -> jax.ShapeDtypeStruct:
+        """The shape of one image of the encoder's size."""
+        return jax.ShapeDtypeStruct((1, *self.preprocessing.crop, self.config.vit.channels), jnp.float32)
 
     def at_size(self, size) -> "Encoder":
         """A copy for images of another size, an int or (height, width); resizing keeps its ratio to the crop.
@@ -146,8 +182,8 @@ class Encoder:
 
     def _check(self, images):
         images = jnp.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != self._channels:
-            raise UserError(f"images must be [batch, height, width, {self._channels}], got {tuple(images.shape)}")
+        if images.ndim != 4 or images.shape[-1] != self.config.vit.channels:
+            raise UserError(f"images must be [batch, height, width, {self.config.vit.channels}], got {tuple(images.shape)}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
                 f"images must be preprocessed floats, got {images.dtype}: call encoder.normalize_pixels(images) first, "
@@ -156,9 +192,20 @@ class Encoder:
         self.layout_for(images.shape[1], images.shape[2])
         return images
 
-    @property
-    def _channels(self) -> int:
-        return (self.config if isinstance(self.config, ViTConfig) else self.config.teacher).channels
+
+def init_params(module: nn.Module, key: jax.Array, *args, **options) -> Any:
+    """Fresh parameters of a flax module as plain arrays; `args` and `options` as its `init` takes them."""
+    return nn.meta.unbox(module.init(key, *args, **options))["params"]
+
+
+def boxed_params(module: nn.Module, *args, **options) -> Any:
+    """Shapes of a module's parameters in boxes that name their dimensions, which `optax` takes for parameters too."""
+    return jax.eval_shape(lambda key, *args: module.init(key, *args, **options), jax.random.key(0), *args)["params"]
+
+
+def param_specs(module: nn.Module, *args, **options) -> Any:
+    """The names of the dimensions of a module's parameters, a PartitionSpec each."""
+    return nn.get_partition_spec(boxed_params(module, *args, **options))
 
 
 def pooled_features(features, layout: TokenLayout):

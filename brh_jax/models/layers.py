@@ -1,5 +1,6 @@
 """The layers that ViT and Raptor blocks are made of. Normalisation and softmax run in the residual stream's precision."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,14 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 MLP_KINDS = (*ACTIVATIONS, "swiglu")
+
+
+_KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+
+
+def named(init: Callable, *names: str | None) -> Callable:
+    """An initialiser that names the dimensions of its array, for `train.parallel` to split them by."""
+    return nn.with_logical_partitioning(init, names)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -53,7 +62,14 @@ class Attention(nn.Module):
         """[batch, tokens, dim] -> [batch, tokens, dim]; `rotations` of the patches' queries and keys, see `rotary`."""
         dim = x.shape[-1]
         head_dim = dim // self.num_heads
-        qkv = Dense((3, self.num_heads, head_dim), use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(
+            (3, self.num_heads, head_dim),
+            use_bias=self.qkv_bias,
+            dtype=self.dtype,
+            kernel_init=named(_KERNEL, "embed", None, "heads", None),
+            bias_init=named(_BIAS, None, "heads", None),
+            name="qkv",
+        )(x)
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
         if rotations is not None:
@@ -65,7 +81,8 @@ class Attention(nn.Module):
             logits = jnp.einsum(f"bhqd,bhkd->{axes}", q * head_dim**-0.5, k, preferred_element_type=x.dtype)
             weights = nn.softmax(logits, axis=axes.index("k")).astype(v.dtype)
             out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v)
-        return Dense(dim, axis=(-2, -1), dtype=self.dtype, name="proj")(jnp.moveaxis(out, 1, 2))
+        kernel_init = named(_KERNEL, "heads", None, "embed")
+        return Dense(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))
 
 
 def fused_attention(q, k, v, implementation: str = "cudnn"):
@@ -91,11 +108,16 @@ class Mlp(nn.Module):
         """[batch, tokens, dim] -> [batch, tokens, dim]."""
         dim = x.shape[-1]
         if self.kind in ACTIVATIONS:
-            hidden = ACTIVATIONS[self.kind](Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x))
+            hidden = ACTIVATIONS[self.kind](self._first((self.hidden_dim,))(x))
         else:
-            gate_and_value = Dense((2, self.hidden_dim), dtype=self.dtype, name="fc1")(x)
+            gate_and_value = self._first((2, self.hidden_dim))(x)
             hidden = nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
-        return Dense(dim, dtype=self.dtype, name="fc2")(hidden)
+        return Dense(dim, dtype=self.dtype, kernel_init=named(_KERNEL, "hidden", "embed"), name="fc2")(hidden)
+
+    def _first(self, features: tuple[int, ...]) -> Dense:
+        gates = (None,) * (len(features) - 1)
+        inits = {"kernel_init": named(_KERNEL, "embed", *gates, "hidden"), "bias_init": named(_BIAS, *gates, "hidden")}
+        return Dense(features, dtype=self.dtype, **inits, name="fc1")
 
 
 class LayerScale(nn.Module):

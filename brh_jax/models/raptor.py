@@ -11,7 +11,7 @@ from brh_jax.errors import UserError
 from brh_jax.models import layers
 from brh_jax.models.remat import rematerialize
 from brh_jax.models.vit import Embedding, ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 
@@ -49,6 +49,20 @@ class RaptorConfig:
             raise UserError(
                 f"the partition {self.partition} covers {self.partition.depth} layers, the teacher has {self.teacher.depth}"
             )
+
+    @property
+    def kind(self) -> str:
+        """What a folder of weights calls it."""
+        return "raptor"
+
+    @property
+    def vit(self) -> ViTConfig:
+        """The architecture whose embedding, tokens and final norm the model has: its teacher's."""
+        return self.teacher
+
+    def module(self, dtype: Any = None, **options) -> "Raptor":
+        """The flax module; options are its attributes."""
+        return Raptor(self, dtype, **options)
 
     @property
     def depth(self) -> int:

@@ -71,6 +71,25 @@ class ViTConfig:
                 f"unknown position_resampling {self.position_resampling!r}: expected one of " + ", ".join(position.RESAMPLINGS)
             )
 
+    @property
+    def kind(self) -> str:
+        """What a folder of weights calls it."""
+        return "vit"
+
+    @property
+    def vit(self) -> "ViTConfig":
+        """The architecture whose embedding, tokens and final norm the model has: its own."""
+        return self
+
+    @property
+    def applications(self) -> int:
+        """How many times a block is applied to an image."""
+        return self.depth
+
+    def module(self, dtype: Any = None, **options) -> "ViT":
+        """The flax module; options are its attributes."""
+        return ViT(self, dtype, **options)
+
     def layout(self, height: int, width: int) -> TokenLayout:
         """The tokens of an image of height x width pixels.
 
@@ -129,11 +148,13 @@ class Embedding(nn.Module):
 
         patches = images[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, rows * columns, p * p * channels)
-        patches = nn.Dense(cfg.dim, dtype=self.dtype, name="patch")(patches)
+        kernel_init = layers.named(nn.initializers.lecun_normal(), None, "embed")
+        patches = nn.Dense(cfg.dim, dtype=self.dtype, kernel_init=kernel_init, name="patch")(patches)
         # The residual stream starts here, in the precision of the parameters.
         patches = patches.astype(self.get_variable("params", "patch")["bias"].dtype)
         if cfg.position_grid is not None:
-            table = self.param("patch_position", init, (*cfg.position_grid, cfg.dim))
+            named = layers.named(init, None, None, "embed")
+            table = self.param("patch_position", named, (*cfg.position_grid, cfg.dim))
             patches += position.resample(table, (rows, columns), cfg.position_resampling).reshape(1, rows * columns, cfg.dim)
 
         tokens = []
@@ -224,6 +245,7 @@ class ViT(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
             length=self.config.depth,
+            metadata_params={nn.PARTITION_NAME: None},
         )
         _, outputs = scan(self.blocks, state, None)
         return jnp.concatenate([state[None], outputs])

@@ -1,8 +1,8 @@
 """Linear classification of [LN(cls), mean LN(patches)] on a frozen encoder (paper, section 9)."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,14 @@ import numpy as np
 import optax
 
 from brh_jax.data.pipeline import epoch_rows
-from brh_jax.errors import UserError
+from brh_jax.data.sources import Source
+from brh_jax.errors import UserError, expect_not_negative, expect_positive
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.probes.heads import apply_head, train_head, zero_head
+from brh_jax.models.head import apply_head, zero_head
+from brh_jax.probes.heads import train_head
+from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Features, Labels, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +38,24 @@ class ProbeSettings:
     clip_norm: float = 1.0
     cache: bool = False
 
+    def __post_init__(self):
+        expect_positive(self, "epochs", "batch_size", "learning_rate", "clip_norm")
+        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
 
-def encode(encoder: Encoder, params, images):
-    """uint8 images `[batch, h, w, 3]` to probe features `[batch, features]`; called inside jit, parameters as an argument."""
-    states = encoder.module.apply({"params": params}, encoder.normalize_pixels(images))
-    final = encoder.module.apply({"params": params}, states[-1], method="normalize")
-    return pooled_features(final, encoder.layout)
+
+@jax.jit
+def encode(encoder: Encoder, images: Pixels) -> Features:
+    """uint8 images to probe features."""
+    variables = {"params": encoder.params}
+    states = encoder.module.apply(variables, encoder.normalize_pixels(images))
+    return pooled_features(encoder.module.apply(variables, states[-1], method="normalize"), encoder.layout)
 
 
 def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
     """Features `[n, features]` and labels `[n]` of all images in `measuring_batches`."""
-    compute = jax.jit(functools.partial(encode, encoder))
     features, labels = [], []
     for batch in batches:
-        features.append(to_host(compute(encoder.params, batch["image"]))[batch["valid"]])
+        features.append(to_host(encode(encoder, batch["image"]))[batch["valid"]])
         labels.append(batch["label"][batch["valid"]])
     return np.concatenate(features), np.concatenate(labels)
 
@@ -55,7 +63,7 @@ def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, n
 class CachedBatches(Iterator):
     """Endless shuffled epochs over features held in memory by every process; batch n is the same whenever it is asked for."""
 
-    def __init__(self, features, labels, batch_size: int, seed: int):
+    def __init__(self, features: Features, labels: Labels, batch_size: int, seed: int):
         self.features, self.labels, self.seed = features, labels, seed
         self.batch_size = min(batch_size, len(labels))
         self.step = 0
@@ -72,56 +80,55 @@ class CachedBatches(Iterator):
 
 def train_probe(
     encoder: Encoder | None,
-    batches,
+    batches: Any,
     num_features: int,
     num_classes: int,
     num_steps: int,
     settings: ProbeSettings,
+    run: Run,
     *,
-    mesh,
-    head=None,
-    **options,
-):
+    batch_size: int,
+    head: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains `{"kernel": [features, classes], "bias": [classes]}` by cross-entropy.
 
     Args:
         encoder: computes features of `batch["image"]` in the step; None where batches hold `features`.
+        batch_size: of all processes together.
         head: what to start from, a published classifier say; zeros by default.
-        options: see `training.train`.
     """
 
-    def loss_fn(head, params, batch):
-        features = batch["features"] if encoder is None else encode(encoder, params, batch["image"])
+    def loss_fn(head, encoder, batch):
+        features = batch["features"] if encoder is None else encode(encoder, batch["image"])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(apply_head(head, features), batch["label"]))
 
     head = zero_head(num_features, num_classes) if head is None else head
-    params = None if encoder is None else encoder.params
-    return train_head(loss_fn, head, batches, num_steps, settings, mesh=mesh, params=params, **options)[0]
+    return train_head(loss_fn, head, batches, num_steps, settings, run, batch_size=batch_size, encoder=encoder)[0]
 
 
-def hits(head, features, labels) -> np.ndarray:
+def hits(head: dict[str, Any], features: Features, labels: Labels) -> np.ndarray:
     """Of each image whether its largest logit is the label's, bool `[n]`."""
     return np.argmax(np.asarray(apply_head(head, features)), -1) == labels
 
 
-def accuracy(head, features, labels) -> float:
+def accuracy(head: dict[str, Any], features: Features, labels: Labels) -> float:
     """Share of images whose largest logit is the label's."""
     return float(np.mean(hits(head, features, labels)))
 
 
-def check_labels(source, what: str) -> None:
+def check_labels(source: Source) -> None:
     """Raises UserError unless the source has at least two classes."""
     if len(source.classes) < 2:
         raise UserError(
-            f"{what} {source.name} has {len(source.classes)} classes: a probe needs labelled images (sub-folders named after "
-            "their class, or a labelled data set); leave config.probe.train empty to go without a probe"
+            f"{source.name} has {len(source.classes)} classes: labelled images are needed (sub-folders named after their class, "
+            "or a labelled data set)"
         )
 
 
-def check_same_classes(train, evaluation, section: str) -> None:
+def check_same_classes(train: Source, evaluation: Source) -> None:
     """Raises UserError unless both sources have the same labelled classes; names those that one lacks."""
-    for source, name in ((train, "train"), (evaluation, "eval")):
-        check_labels(source, f"{section}.{name}")
+    for source in (train, evaluation):
+        check_labels(source)
     if train.classes != evaluation.classes:
         lacking = [
             f"no {', '.join(missing[:5])} in {two.name}"
@@ -129,6 +136,6 @@ def check_same_classes(train, evaluation, section: str) -> None:
             if (missing := sorted(set(one.classes) - set(two.classes)))
         ]
         raise UserError(
-            f"{section}.train and {section}.eval have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
+            f"{train.name} and {evaluation.name} have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
             "the same classes, none of them without images"
         )

@@ -4,28 +4,29 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.models.encoder import Encoder
-from brh_jax.models.vit import ViTConfig
+from brh_jax.types import Array, Pixels
+
+Amounts = tuple[tuple[int, int], tuple[int, int]]  # of pixels before and after rows, and columns
 
 
-def pad_amounts(encoder: Encoder, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def pad_amounts(encoder: Encoder, height: int, width: int) -> Amounts:
     """Pixels to add before and after rows and columns, so that both sides are multiples of the patch; the image stays central."""
-    config = encoder.config if isinstance(encoder.config, ViTConfig) else encoder.config.teacher
-    missing = [-size % config.patch_size for size in (height, width)]
+    missing = [-size % encoder.config.vit.patch_size for size in (height, width)]
     return tuple((size // 2, size - size // 2) for size in missing)
 
 
-def pad_target(target, amounts, value):
+def pad_target(target: Array, amounts: Amounts, value: float) -> jax.Array:
     """A target `[batch, height, width]` onto the canvas of its padded image."""
     return jnp.pad(target, ((0, 0), *amounts), constant_values=value)
 
 
-def unpad(values, amounts):
+def unpad(values: Array, amounts: Amounts) -> Array:
     """What of `[batch, height, width]` belongs to the image itself."""
     (top, bottom), (left, right) = amounts
     return values[:, top : values.shape[1] - bottom, left : values.shape[2] - right]
 
 
-def token_maps(encoder: Encoder, params, images):
+def token_maps(encoder: Encoder, images: Pixels) -> tuple[jax.Array, jax.Array]:
     """Tokens after the final norm of images of any size, padded with the mean colour; called inside jit.
 
     Args:
@@ -37,13 +38,14 @@ def token_maps(encoder: Encoder, params, images):
     pixels = encoder.normalize_pixels(images)
     amounts = pad_amounts(encoder, *images.shape[1:3])
     pixels = jnp.pad(pixels, ((0, 0), *amounts, (0, 0)))
-    states = encoder.module.apply({"params": params}, pixels)
-    final = encoder.module.apply({"params": params}, states[-1], method="normalize")
+    variables = {"params": encoder.params}
+    states = encoder.module.apply(variables, pixels)
+    final = encoder.module.apply(variables, states[-1], method="normalize")
     layout = encoder.layout_for(*pixels.shape[1:3])
     by_token = layout.split(final)
     return by_token.patches.reshape(len(images), *layout.grid, -1), by_token.cls
 
 
-def enlarge(values, height: int, width: int):
+def enlarge(values: Array, height: int, width: int) -> jax.Array:
     """Bilinear interpolation of `[batch, rows, columns, ...]`, as torch's interpolate(align_corners=False)."""
     return jax.image.resize(values, (len(values), height, width, *values.shape[3:]), "linear", antialias=False)

@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect_not_negative, expect_positive
 from brh_jax.models.encoder import Encoder
+from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
-from brh_jax.probes.heads import apply_head, train_head, zero_head
+from brh_jax.probes.heads import train_head
 from brh_jax.statistics import summarize
+from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Pixels
 
 UPSAMPLED = 4  # the head's map is so many times as fine as the patches
 
@@ -55,6 +58,8 @@ class DepthSettings:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        expect_positive(self, "epochs", "batch_size", "learning_rate", "clip_norm")
+        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
         for field in ("crop_size", "eval_size", "eval_crop"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
@@ -67,7 +72,7 @@ class DepthSettings:
                 0 <= first < last <= size for (first, last), size in zip((rows, columns), self.eval_size, strict=True)
             ):
                 raise UserError(
-                    f"config.depth.eval_crop {tuple(self.eval_crop)} does not lie in images of {tuple(self.eval_size)}: expected "
+                    f"eval_crop is {tuple(self.eval_crop)}: it does not lie in images of {tuple(self.eval_size)}, expected "
                     "(first row, last row, first column, last column), or () for the whole image"
                 )
 
@@ -105,7 +110,9 @@ class DepthScores(NamedTuple):
     num_without: int
 
 
-def train_depth(encoder: Encoder, batches, num_steps: int, settings: DepthSettings, *, mesh, **options):
+def train_depth(
+    encoder: Encoder, batches: Any, num_steps: int, settings: DepthSettings, run: Run, *, batch_size: int
+) -> dict[str, Any]:
     """Trains [LN(patch), LN(cls)] -> bins of depth on silog_weight * SI-log + cross-entropy.
 
     The cross-entropy is that of the bin of valid pixels only. (The authors build bins with 255 as the value to ignore and train
@@ -114,31 +121,31 @@ def train_depth(encoder: Encoder, batches, num_steps: int, settings: DepthSettin
 
     Args:
         batches: of `image` uint8 and `target`, depth in metres of that size, 0 for no measurement.
-        options: see `training.train`.
+        batch_size: of all processes together.
 
     Returns:
         The head {"kernel": [features, bins], "bias": [bins]}.
     """
 
-    def loss_fn(head, params, batch):
+    def loss_fn(head, encoder, batch):
         amounts = pad_amounts(encoder, *batch["target"].shape[1:])
         target = pad_target(batch["target"], amounts, 0)
-        logits = bin_logits(encoder, params, head, batch["image"])
+        logits = bin_logits(encoder, head, batch["image"])
         predicted = enlarge(expected_depth(logits, settings), *target.shape[1:])
         silog = scale_invariant_log(predicted, target, settings)
         return settings.silog_weight * silog + bin_cross_entropy(logits, target, settings)
 
     head = zero_head(encoder.dim * (2 if encoder.layout.num_cls else 1), settings.num_bins)
-    return train_head(loss_fn, head, batches, num_steps, settings, mesh=mesh, params=encoder.params, **options)[0]
+    return train_head(loss_fn, head, batches, num_steps, settings, run, batch_size=batch_size, encoder=encoder)[0]
 
 
-def bin_logits(encoder: Encoder, params, head, images):
+def bin_logits(encoder: Encoder, head: dict[str, Any], images: Pixels) -> jax.Array:
     """Logits of the bins on a map four times as fine as the patches, `[batch, 4 rows, 4 columns, bins]`; inside jit.
 
     The head is linear and the weights of the interpolation sum to one: it is applied before the upsampling, which is then of
     `bins` numbers rather than of two tokens.
     """
-    patches, cls = token_maps(encoder, params, images)
+    patches, cls = token_maps(encoder, images)
     if cls.shape[1]:
         everywhere = jnp.broadcast_to(cls[:, None, None, 0], patches.shape)
         patches = jnp.concatenate([patches, everywhere], -1)
@@ -146,12 +153,12 @@ def bin_logits(encoder: Encoder, params, head, images):
     return enlarge(apply_head(head, patches), UPSAMPLED * rows, UPSAMPLED * columns)
 
 
-def expected_depth(logits, settings: DepthSettings):
+def expected_depth(logits: Array, settings: DepthSettings):
     """Mean of the bins' centres under the softmax, `[..., bins] -> [...]` in metres."""
     return jax.nn.softmax(logits) @ settings.centres
 
 
-def scale_invariant_log(predicted, target, settings: DepthSettings):
+def scale_invariant_log(predicted: Array, target: Array, settings: DepthSettings) -> jax.Array:
     """sqrt(mean g^2 - variance_focus (mean g)^2) over the valid pixels of a batch, g = log predicted - log true."""
     valid = settings.valid(target)
     ratio = jnp.where(valid, jnp.log(jnp.maximum(predicted, 1e-6)) - jnp.log(jnp.where(valid, target, 1.0)), 0.0)
@@ -160,7 +167,7 @@ def scale_invariant_log(predicted, target, settings: DepthSettings):
     return jnp.sqrt(jnp.sum(ratio**2) / count - settings.variance_focus * (jnp.sum(ratio) / count) ** 2 + 1e-8)
 
 
-def bin_cross_entropy(logits, target, settings: DepthSettings):
+def bin_cross_entropy(logits: Array, target: Array, settings: DepthSettings) -> jax.Array:
     """Mean over the valid pixels, ground truth taken from the nearest pixel; 0 without any."""
     nearest = jax.image.resize(target, (len(target), *logits.shape[1:3]), "nearest")
     valid = settings.valid(nearest)
@@ -170,21 +177,21 @@ def bin_cross_entropy(logits, target, settings: DepthSettings):
     return jnp.sum(losses * valid) / jnp.maximum(valid.sum(), 1)
 
 
-def predictor(encoder: Encoder, settings: DepthSettings):
+def predictor(encoder: Encoder, settings: DepthSettings) -> Callable:
     """A function from a head and uint8 images to depth in metres at their size, `[batch, height, width]`."""
 
     @jax.jit
-    def predict(params, head, images):
+    def predict(encoder, head, images):
         height, width = images.shape[1:3]
         amounts = pad_amounts(encoder, height, width)
-        depth = expected_depth(bin_logits(encoder, params, head, images), settings)
+        depth = expected_depth(bin_logits(encoder, head, images), settings)
         return unpad(enlarge(depth, height + sum(amounts[0]), width + sum(amounts[1])), amounts)
 
-    return functools.partial(predict, encoder.params)
+    return functools.partial(predict, encoder)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def image_errors(predicted, target, settings: DepthSettings):
+def image_errors(predicted: Array, target: Array, settings: DepthSettings) -> jax.Array:
     """Per image, over its valid pixels in the crop: their number, mean squared error, mean |error| / truth, share within 1.25.
 
     Args:
@@ -225,7 +232,7 @@ def evaluate_depth(predict: Callable, settings: DepthSettings, batches: Iterable
     return depth_scores(np.concatenate(found) if found else np.zeros((0, 4)))
 
 
-def depth_scores(errors) -> DepthScores:
+def depth_scores(errors: np.ndarray) -> DepthScores:
     """Scores from `image_errors` of all images, `[images, 4]`.
 
     Raises:

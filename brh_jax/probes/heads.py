@@ -1,7 +1,8 @@
 """What all probes share: training a linear head on a frozen encoder, choosing its learning rate, intervals over images."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,34 @@ import numpy as np
 import optax
 
 from brh_jax.errors import UserError
-from brh_jax.train.loop import adamw, train
-from brh_jax.train.parallel import shard, to_host
+from brh_jax.models.encoder import Encoder
+from brh_jax.statistics import bootstrap_counts
+from brh_jax.train.loop import Run, adamw, train
+from brh_jax.train.parallel import to_host
 
 
-def train_head(loss_fn: Callable, head, batches, num_steps: int, settings, *, mesh, params=None, seen_in=None, **options):
+def train_head(
+    loss_fn: Callable,
+    head: Any,
+    batches: Any,
+    num_steps: int,
+    settings: Any,
+    run: Run,
+    *,
+    batch_size: int,
+    encoder: Encoder | None = None,
+    seen_in: Callable | None = None,
+) -> tuple[Any, Any]:
     """Trains a head by AdamW with clipped gradients.
 
     Args:
-        loss_fn: (head, params, batch) -> loss.
+        loss_fn: (head, encoder, batch) -> loss.
         head: what to start from, a pytree.
-        settings: has `clip_norm` and what `training.adamw` wants.
-        params: of the frozen encoder, handed to `loss_fn`.
+        settings: has `clip_norm` and what `train.loop.adamw` wants.
+        batch_size: of all processes together.
+        encoder: the frozen encoder, handed to `loss_fn`.
         seen_in: batch -> bool `[classes]`, which of them the batch holds; gathered over all batches, also of a run that was
             stopped and goes on.
-        options: see `training.train`.
 
     Returns:
         The head, and what was seen (None without `seen_in`).
@@ -32,35 +46,25 @@ def train_head(loss_fn: Callable, head, batches, num_steps: int, settings, *, me
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, params, batch):
-        loss, grads = jax.value_and_grad(loss_fn)(state["head"], params, batch)
+    def update(state, encoder, batch):
+        loss, grads = jax.value_and_grad(loss_fn)(state["head"], encoder, batch)
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["head"])
         found = {"head": optax.apply_updates(state["head"], updates), "opt_state": opt_state}
         if seen_in is not None:
             found["seen"] = state["seen"] | seen_in(batch)
         return found, {"loss": loss}
 
-    params = None if params is None else shard(params, mesh)
+    placed = encoder and encoder.on(run.mesh)
 
     def step(state, batch, index):
-        return update(state, params, batch)
+        return update(state, placed, batch)
 
     head = jax.tree.map(jnp.copy, head)  # the loop donates its state
     state = {"head": head, "opt_state": optimiser.init(head)}
     if seen_in is not None:
         state["seen"] = jnp.zeros(head["bias"].shape, bool)
-    state = to_host(train(step, state, batches, num_steps=num_steps, mesh=mesh, **options))
+    state = to_host(train(step, state, batches, run, num_steps=num_steps, batch_size=batch_size))
     return state["head"], state.get("seen")
-
-
-def zero_head(num_features: int, num_outputs: int) -> dict:
-    """A linear head that gives zeros."""
-    return {"kernel": jnp.zeros((num_features, num_outputs)), "bias": jnp.zeros(num_outputs)}
-
-
-def apply_head(head, features):
-    """`[..., features] -> [..., outputs]`."""
-    return features @ head["kernel"] + head["bias"]
 
 
 def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +80,7 @@ def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndar
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def choose(candidates, count: int, share: float, seed: int, score: Callable) -> tuple[float, dict[float, float]]:
+def choose(candidates: Sequence[float], count: int, share: float, seed: int, score: Callable) -> tuple[float, dict[float, float]]:
     """The setting that does best on a held-out part of the training set; the test set has no say.
 
     Args:
@@ -95,7 +99,9 @@ def choose(candidates, count: int, share: float, seed: int, score: Callable) -> 
     return max(scores, key=scores.get), scores
 
 
-def bootstrap_interval(counts, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95):
+def bootstrap_interval(
+    counts: Any, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap over images of a statistic of summed counts (Efron and Tibshirani 1993, section 13.3).
 
     Args:
@@ -107,8 +113,7 @@ def bootstrap_interval(counts, statistic: Callable, *, seed: int = 0, num_resamp
     """
     counts = np.asarray(counts, np.float64)
     flat, num_images = counts.reshape(len(counts), -1), len(counts)
-    rng = np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(num_images, size=num_images), minlength=num_images) for _ in range(num_resamples))
+    draws = bootstrap_counts(num_images, num_resamples, seed)
     found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,14 @@ import numpy as np
 import optax
 
 from brh_jax.data.dense import IGNORED
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect_not_negative, expect_positive
 from brh_jax.models.encoder import Encoder
+from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
-from brh_jax.probes.heads import apply_head, bootstrap_interval, train_head, zero_head
+from brh_jax.probes.heads import bootstrap_interval, train_head
+from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,10 @@ class SegmentationSettings:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
 
+    def __post_init__(self):
+        expect_positive(self, "image_size", "epochs", "batch_size", "learning_rate", "clip_norm")
+        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+
 
 class SegmentationScores(NamedTuple):
     """Agreement of predicted masks with the truth.
@@ -59,20 +66,29 @@ class SegmentationScores(NamedTuple):
     num_images: int
 
 
-def train_segmentation(encoder: Encoder, batches, num_classes: int, num_steps: int, settings, *, mesh, **options):
+def train_segmentation(
+    encoder: Encoder,
+    batches: Any,
+    num_classes: int,
+    num_steps: int,
+    settings: SegmentationSettings,
+    run: Run,
+    *,
+    batch_size: int,
+) -> tuple[dict[str, Any], np.ndarray]:
     """Trains LN(patch) -> classes by cross-entropy at the size of the image, IGNORED pixels left out.
 
     Args:
         batches: of `image` uint8 and `target`, masks of that size.
-        options: see `training.train`.
+        batch_size: of all processes together.
 
     Returns:
         The head {"kernel": [dim, classes], "bias": [classes]}, and which classes the training saw, bool `[classes]`.
     """
 
-    def loss_fn(head, params, batch):
+    def loss_fn(head, encoder, batch):
         amounts = pad_amounts(encoder, *batch["target"].shape[1:])
-        return cross_entropy(segment(encoder, params, head, batch["image"]), pad_target(batch["target"], amounts, IGNORED))
+        return cross_entropy(segment(encoder, head, batch["image"]), pad_target(batch["target"], amounts, IGNORED))
 
     def seen_in(batch):
         return jnp.bincount(batch["target"].ravel(), length=IGNORED + 1)[:num_classes] > 0
@@ -83,41 +99,41 @@ def train_segmentation(encoder: Encoder, batches, num_classes: int, num_steps: i
         batches,
         num_steps,
         settings,
-        mesh=mesh,
-        params=encoder.params,
+        run,
+        batch_size=batch_size,
+        encoder=encoder,
         seen_in=seen_in,
-        **options,
     )
 
 
-def segment(encoder: Encoder, params, head, images):
+def segment(encoder: Encoder, head: dict[str, Any], images: Pixels) -> jax.Array:
     """Logits `[batch, height, width, classes]` of uint8 images, on the canvas padded to a multiple of the patch; inside jit."""
-    patches, _ = token_maps(encoder, params, images)
+    patches, _ = token_maps(encoder, images)
     amounts = pad_amounts(encoder, *images.shape[1:3])
     height, width = (size + sum(pad) for size, pad in zip(images.shape[1:3], amounts, strict=True))
     return enlarge(apply_head(head, patches), height, width)
 
 
-def cross_entropy(logits, target):
+def cross_entropy(logits: Array, target: Array) -> jax.Array:
     """Mean over the labelled pixels of a batch; 0 where there are none."""
     labelled = target != IGNORED
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(labelled, target, 0).astype(jnp.int32))
     return jnp.sum(losses * labelled) / jnp.maximum(labelled.sum(), 1)
 
 
-def predictor(encoder: Encoder):
+def predictor(encoder: Encoder) -> Callable:
     """A function from a head and uint8 images to masks of predicted classes, uint8 `[batch, height, width]`."""
 
     @jax.jit
-    def predict(params, head, images):
-        classes = jnp.argmax(segment(encoder, params, head, images), -1).astype(jnp.uint8)
+    def predict(encoder, head, images):
+        classes = jnp.argmax(segment(encoder, head, images), -1).astype(jnp.uint8)
         return unpad(classes, pad_amounts(encoder, *images.shape[1:3]))
 
-    return functools.partial(predict, encoder.params)
+    return functools.partial(predict, encoder)
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def pixel_counts(predicted, target, num_classes: int):
+def pixel_counts(predicted: Array, target: Array, num_classes: int) -> jax.Array:
     """Of each image and class the pixels that are right, predicted and true: what of its confusion matrix mIoU needs.
 
     Args:
@@ -139,14 +155,14 @@ def pixel_counts(predicted, target, num_classes: int):
     return jax.vmap(one)(predicted, target)
 
 
-def iou_of(counts) -> np.ndarray:
+def iou_of(counts: np.ndarray) -> np.ndarray:
     """Intersection over union `[classes]` of summed `pixel_counts`, `[3, classes]`; NaN where the union is empty."""
     right, predicted, true = np.asarray(counts, np.float64)
     union = predicted + true - right
     return np.divide(right, union, out=np.full(len(union), np.nan), where=union > 0)
 
 
-def mean_iou(counts) -> float:
+def mean_iou(counts: np.ndarray) -> float:
     """Mean over the classes that are in the prediction or the truth; NaN where there are none."""
     iou = iou_of(counts)
     return float(iou[np.isfinite(iou)].mean()) if np.isfinite(iou).any() else float("nan")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from brh_jax.curves import AXES, Band
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.report.style import TOKEN_NAMES, legend, line_styles, log_scale, styled, ticks
 
 Bands = Mapping[

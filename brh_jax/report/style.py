@@ -14,8 +14,6 @@ COLOURS = (
     "#56b4e9",
 )  # Okabe-Ito: told apart without red and green
 TOKEN_NAMES = {"cls": "cls", "registers": "registers", "patches": "patches"}
-# Predictions of a trajectory without a Raptor: what they are called, and how they are drawn.
-_SIMPLE = {"identity": ("first state repeated", "-"), "mean": ("mean state", "--"), "linear": ("linear maps of a_0", ":")}
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -58,39 +56,15 @@ def legend(figure, axis) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 
+def order_of(names) -> dict[str, int]:
+    """Number of each Raptor among the models, in alphabetical order, so that it keeps its colour."""
+    return {name: i for i, name in enumerate(sorted(set(names) - {"teacher"}))}
+
+
 def line_styles(names) -> dict[str, dict]:
     """Line of each model, the teacher's in black."""
-    order = fit_order(names)
+    order = order_of(names)
     return {n: {"color": TEACHER, "lw": 1.8} if n == "teacher" else {"color": colour(order[n]), "lw": 1.4} for n in names}
-
-
-def fit_label(name: str) -> str:
-    """What a prediction of the trajectory is called: `k3_stage1` is `k3, stage 1`, `linear_k3` is `linear blocks, k3`."""
-    if name in _SIMPLE:
-        return _SIMPLE[name][0]
-    if name.startswith("linear_"):
-        return f"linear blocks, {name.removeprefix('linear_')}"
-    return name.replace("_stage1", ", stage 1")
-
-
-def fit_order(names) -> dict[str, int]:
-    """Number of each Raptor among the names, so that it keeps its colour; its stages and linear blocks share it."""
-
-    def base(name):
-        return name.removesuffix("_stage1").removeprefix("linear_")
-
-    raptors = [n for n in names if n != "teacher" and n not in _SIMPLE]
-    number = {n: i for i, n in enumerate(sorted({base(n) for n in raptors}))}
-    return {n: number[base(n)] for n in raptors}
-
-
-def fit_style(name: str, order: dict[str, int]) -> dict:
-    """How a prediction is drawn; `order` from `fit_order`."""
-    if name in _SIMPLE:
-        return {"color": BASELINE, "lw": 1.2, "ls": _SIMPLE[name][1], "label": fit_label(name)}
-    thin = {"_stage1": "--", "linear_": ":"}
-    dashes = next((dash for part, dash in thin.items() if part in name), None)
-    return {"color": colour(order[name]), "lw": 1.1 if dashes else 1.8, "ls": dashes or "-", "label": fit_label(name)}
 
 
 def ticks(first: int, last: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The one training loop: resumable, with metrics and a progress line; what a step does is the caller's."""
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, expect_positive
 from brh_jax.train import stopping
 from brh_jax.train.checkpoints import Checkpoints
 from brh_jax.train.hardware import memory, peak_flops
@@ -23,49 +25,70 @@ class LoopSettings:
     """How a loop runs, without effect on what comes out.
 
     Attributes:
-        log_every, save_every: steps between rows of metrics and between checkpoints.
-        keep_last, keep_best: checkpoints that are kept; best by the training loss since the one before.
-        tensorboard: whether metrics go to TensorBoard too.
+        log_every: steps between rows of metrics.
+        save_every: steps between checkpoints.
+        keep_last: checkpoints that are kept, the last ones.
+        keep_best: and those of the lowest training loss since the one before.
+        tensorboard: whether metrics go to TensorBoard too, beside metrics.jsonl.
         profile: (first, last) step to trace with jax's profiler into `profile/`, or None.
     """
 
-    log_every: int = 10
-    save_every: int = 1000
+    log_every: int = 50
+    save_every: int = 5000
     keep_last: int = 2
     keep_best: int = 1
     tensorboard: bool = False
     profile: tuple[int, int] | None = None
 
+    def __post_init__(self):
+        expect_positive(self, "log_every", "save_every", "keep_last")
+        expect(self.keep_best >= 0, "keep_best", self.keep_best, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training: where it is kept, whose it is, and how it goes.
+
+    Attributes:
+        folder: gets `checkpoints/`, `metrics.jsonl` and what `loop` asks for.
+        identity: what a checkpoint belongs to, as JSON; one with another identity is refused.
+        mesh: the devices.
+        label: what runs, for people.
+        loop: how the loop runs.
+        stop_after: stop at this step, checkpoint saved, as a run that was killed would (for tests).
+    """
+
+    folder: pathlib.Path
+    identity: dict[str, Any]
+    mesh: Mesh
+    label: str
+    loop: LoopSettings = LoopSettings()
+    stop_after: int | None = None
+
 
 def train(
     step: Callable,
     state: Any,
-    batches,
+    batches: Any,
+    run: Run,
     *,
     num_steps: int,
-    folder,
-    identity: dict,
-    mesh,
-    label: str,
     batch_size: int,
+    specs: Any = None,
     flops_per_image: dict[str, float] | None = None,
     visits: dict[int, Callable] | None = None,
-    stop_after: int | None = None,
-    loop: LoopSettings = LoopSettings(),
-):
+) -> Any:
     """Runs `state, metrics = step(state, batch, index)` until `num_steps`, going on from the newest checkpoint if there is one.
 
     Args:
         step: jitted, its first argument donated; metrics is a flat dictionary of scalars with a `loss`.
-        state: what is trained, a pytree; laid over the mesh by `parallel.RULES`.
+        state: what is trained, a pytree.
         batches: an iterator with `seek(step)`.
-        folder: gets `checkpoints/`, `metrics.jsonl` and what `loop` asks for.
-        identity: see Checkpoints.
         batch_size: of all processes together.
+        specs: how the state's arrays are split over the mesh, see `parallel.shard`; None for whole on every device.
         flops_per_image: of a step, by who spends them ("teacher", "student"), where that is known.
         visits: number of steps done -> function called with the state then; 0 is the start. A run that goes on from a checkpoint
             before such a step calls it again, with the same state.
-        stop_after: stop at this step, checkpoint saved, as a run that was killed would (for tests).
 
     Returns:
         The state after the last step.
@@ -74,67 +97,100 @@ def train(
         UserError: the loss is not finite; the last good checkpoint stays.
         Stopped: the run was told to stop; the state is saved.
     """
-    state, visits = shard(state, mesh), visits or {}
+    state, visits, loop = shard(state, run.mesh, specs), visits or {}, run.loop
     kept = {"keep_last": loop.keep_last, "keep_best": loop.keep_best}
-    with Checkpoints(folder / "checkpoints", identity, **kept) as checkpoints:
-        restored = checkpoints.restore(state)
-        start = 0
-        if restored is not None:
-            start, state = restored
-            if start < num_steps:
-                print(f"{label}: going on from step {start} of {num_steps}", flush=True)
+    with Checkpoints(run.folder / "checkpoints", run.identity, **kept) as checkpoints:
+        start, state = checkpoints.restore(state) or (0, state)
+        if 0 < start < num_steps:
+            print(f"{run.label}: going on from step {start} of {num_steps}", flush=True)
         batches.seek(start)
-        end = num_steps if stop_after is None else min(stop_after, num_steps)
-        metrics_file = MetricsFile(folder / "metrics.jsonl", resume_step=start, tensorboard=loop.tensorboard)
-        progress = Progress(label, num_steps, per_step=batch_size)
-        pending, waited, since_save = [], 0.0, []
-        trace = _Trace(loop.profile, folder / "profile")
-        begun = time.monotonic()
+        end = num_steps if run.stop_after is None else min(run.stop_after, num_steps)
+        metrics, trace = (
+            _Metrics(run, start, num_steps, batch_size, flops_per_image),
+            _Trace(loop.profile, run.folder / "profile"),
+        )
         if start == 0 and 0 in visits:
             visits[0](state)
         with stopping.training():
             for index in range(start, end):
                 trace.before(index + 1, state)
-                asked = time.monotonic()
-                batch = shard_batch(next(batches), mesh)
-                # Steps are computed behind the loop's back: it waited for images only if the last one is done by now.
-                if not pending or pending[-1]["loss"].is_ready():
-                    waited += time.monotonic() - asked
-                state, metrics = step(state, batch, index)
-                pending.append(metrics)
+                batch = metrics.wait(lambda: shard_batch(next(batches), run.mesh))
+                state, values = step(state, batch, index)
                 done = index + 1
                 if done in visits:  # before the checkpoint: what is saved has been visited
                     visits[done](state)
                 stopped = stopping.requested()
                 saving = done % loop.save_every == 0 or done == end or stopped
+                metrics.add(values)
                 if done == start + 1 or done % loop.log_every == 0 or saving:
-                    rows, pending = jax.device_get(pending), []
-                    means = {k: float(np.mean([row[k] for row in rows])) for k in metrics}
-                    if not np.isfinite(means["loss"]):
-                        raise UserError(
-                            f"{label}: the loss is {means['loss']} between steps {done - len(rows)} and {done}; "
-                            "the last good checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
-                        )
-                    since_save += [row["loss"] for row in rows]
-                    rate = progress.update(done, f"loss {means['loss']:.4f}")
-                    now = time.monotonic()
-                    row = means | _speed(rate, flops_per_image) | {"input_wait": waited / max(now - begun, 1e-9)} | memory()
-                    metrics_file.write(done, row)
-                    waited, begun = 0.0, now
-                if saving and not bool(_finite(state)):
-                    raise UserError(
-                        f"{label}: the parameters are not finite after step {done}, though the loss still was; the last good "
-                        "checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
-                    )
+                    metrics.write(done)
                 if saving:
-                    checkpoints.save(done, state, float(np.mean(since_save)))
-                    since_save = []
+                    _check_finite(state, run.label, done)
+                    checkpoints.save(done, state, metrics.loss_since_save())
                 if stopped:
                     trace.stop(state)
-                    raise stopping.Stopped(f"{label}: stopped at step {done} of {num_steps}, saved")
+                    raise stopping.Stopped(f"{run.label}: stopped at step {done} of {num_steps}, saved")
         trace.stop(state)
-        metrics_file.close()
+        metrics.close()
     return state
+
+
+class _Metrics:
+    """What a loop tells of itself: metrics of steps are fetched together, since fetching one waits for it."""
+
+    def __init__(self, run: Run, start: int, num_steps: int, batch_size: int, flops_per_image: dict[str, float] | None):
+        self._label, self._flops = run.label, flops_per_image or {}
+        self._file = MetricsFile(run.folder / "metrics.jsonl", resume_step=start, tensorboard=run.loop.tensorboard)
+        self._progress = Progress(run.label, num_steps, per_step=batch_size)
+        self._pending: list[dict] = []
+        self._since_save: list[float] = []
+        self._waited, self._begun = 0.0, time.monotonic()
+
+    def wait(self, get: Callable):
+        """What `get` gives, on the clock."""
+        asked = time.monotonic()
+        batch = get()
+        # Steps are computed behind the loop's back: it waited for images only if the last one is done by now.
+        if not self._pending or self._pending[-1]["loss"].is_ready():
+            self._waited += time.monotonic() - asked
+        return batch
+
+    def add(self, values: dict) -> None:
+        """Takes note of a step."""
+        self._pending.append(values)
+
+    def write(self, done: int) -> None:
+        """A row of means since the last one. Raises UserError if the loss is not finite."""
+        rows, self._pending = jax.device_get(self._pending), []
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        if not np.isfinite(means["loss"]):
+            raise UserError(
+                f"{self._label}: the loss is {means['loss']} between steps {done - len(rows)} and {done}; the last good "
+                "checkpoint is kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+            )
+        self._since_save += [row["loss"] for row in rows]
+        rate = self._progress.update(done, f"loss {means['loss']:.4f}")
+        now = time.monotonic()
+        waited = {"input_wait": self._waited / max(now - self._begun, 1e-9)}
+        self._file.write(done, means | _speed(rate, self._flops) | waited | memory())
+        self._waited, self._begun = 0.0, now
+
+    def loss_since_save(self) -> float:
+        """Mean training loss since this was last asked for."""
+        losses, self._since_save = self._since_save, []
+        return float(np.mean(losses))
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+def _check_finite(state: Any, label: str, done: int) -> None:
+    if not bool(_finite(state)):
+        raise UserError(
+            f"{label}: the parameters are not finite after step {done}, though the loss still was; the last good checkpoint is "
+            "kept. Lower the learning rate, lengthen the warm-up, or look at the data"
+        )
 
 
 @jax.jit
@@ -144,10 +200,10 @@ def _finite(state):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])) if numbers else jnp.array(True)
 
 
-def _speed(rate, flops_per_image) -> dict:
+def _speed(rate: float | None, flops_per_image: dict[str, float]) -> dict:
     if not rate:
         return {}
-    flops = {who: rate * count for who, count in (flops_per_image or {}).items()}
+    flops = {who: rate * count for who, count in flops_per_image.items()}
     found = {"images_per_second": rate} | {f"{who}_tflops": count / 1e12 for who, count in flops.items()}
     if flops and (peak := peak_flops()):
         found["mfu"] = sum(flops.values()) / peak
@@ -178,7 +234,7 @@ class _Trace:
             print(f"profile of steps {self.window[0]} to {self.window[1]}: {self.folder}", flush=True)
 
 
-def accumulate(grad_fn: Callable, batch, pieces: int):
+def accumulate(grad_fn: Callable, batch: Any, pieces: int) -> Any:
     """Mean gradients and metrics over a batch that goes through in `pieces`, one after the other.
 
     Args:
@@ -198,7 +254,7 @@ def accumulate(grad_fn: Callable, batch, pieces: int):
     return jax.lax.scan(add, zeros, split)[0]
 
 
-def adamw(settings, num_steps: int):
+def adamw(settings: Any, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9).
 
     Args:

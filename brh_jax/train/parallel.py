@@ -5,8 +5,8 @@ batches; `fsdp` splits batches and parameters (gathered as they are used); `tens
 """
 
 import os
-import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,8 @@ from brh_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# Path of a parameter -> how the dimensions of a layer's own array are split, `...` for those between. A ViT's layers are stacked
-# along a leading axis, which is whole. The first rule that fits counts; what none fits, and dimensions that do not divide, are
-# whole on every device. Optimiser states have their parameter's path at the end of theirs.
-RULES = (
-    (r"attn/qkv/kernel", ("fsdp", None, "tensor", None)),  # [dim, 3, heads, head_dim]
-    (r"attn/qkv/bias", (None, "tensor", None)),
-    (r"attn/proj/kernel", ("tensor", None, "fsdp")),  # [heads, head_dim, dim]
-    (r"mlp/fc1/kernel", ("fsdp", ..., "tensor")),  # [dim, hidden], and [dim, 2, hidden] where it is gated
-    (r"mlp/fc1/bias", (..., "tensor")),  # [hidden], and [2, hidden]
-    (r"mlp/fc2/kernel", ("tensor", "fsdp")),  # [hidden, dim]
-    (r"patch/kernel", (None, "fsdp")),
-    (r"patch_position", (None, None, "fsdp")),
-)
+# Models name the dimensions of their parameters (`nn.with_logical_partitioning` beside each); these are split, all others whole.
+SPLIT = {"embed": "fsdp", "heads": "tensor", "hidden": "tensor"}
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
@@ -54,31 +43,27 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def shardings(tree, mesh: Mesh):
-    """The layout of every leaf of parameters or of a training state, by RULES.
+def shardings(tree: Any, mesh: Mesh, specs: Any = None) -> Any:
+    """The layout of every leaf of parameters or of a training state.
 
     Args:
         tree: arrays or anything with a shape.
+        specs: names of the dimensions of every leaf, a PartitionSpec of keys of SPLIT and None; dimensions that the mesh does not
+            divide are whole on every device. None: everything is.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, mesh)), tree)
+    if specs is None:
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, P()), tree)
+    return jax.tree.map(lambda leaf, spec: NamedSharding(mesh, _split(leaf.shape, spec, mesh)), tree, specs)
 
 
-def _spec(path, shape, mesh: Mesh) -> P:
-    name = "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path)
-    for pattern, split in RULES:
-        if re.search(pattern + "$", name):
-            stacked = (None,) if "blocks/" in name and "phase_" not in name else ()
-            if ... in split:
-                at = split.index(...)
-                split = (*split[:at], *(None,) * (len(shape) - len(stacked) - len(split) + 1), *split[at + 1 :])
-            split = (*stacked, *split)
-            return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, split, strict=True)))
-    return P()
+def _split(shape: tuple[int, ...], spec: P, mesh: Mesh) -> P:
+    axes = (SPLIT.get(name) for name in spec)
+    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, axes, strict=False)))
 
 
-def shard(tree, mesh: Mesh):
-    """Parameters or a training state onto the mesh by RULES; every process gives the same values."""
-    return jax.tree.map(_put, tree, shardings(tree, mesh))
+def shard(tree: Any, mesh: Mesh, specs: Any = None) -> Any:
+    """Parameters or a training state onto the mesh, as `shardings` says; every process gives the same values."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh, specs))
 
 
 def _put(leaf, sharding):

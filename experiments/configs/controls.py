@@ -24,6 +24,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from brh_jax.models.registry import architecture
+from experiments.configs import number, numbers, split_argument
 
 _KINDS = {
     "max-cut": {"phases.method": "max_cut"},
@@ -63,7 +64,8 @@ def sweep(arg: str = "") -> dict[str, dict]:
 def _fits(name: str, k: int, config: ConfigDict) -> bool:
     """Whether there is something to compare: one phase cannot be drawn, and narrow layers need the parameters of many blocks."""
     if name == "unshared-narrow":
-        vit = config.teacher.get("vit") or (architecture(config.teacher.arch).config if config.teacher.arch else None)
+        arch = config.teacher.arch
+        vit = config.teacher.vit if config.teacher.source == "train" else architecture(arch).config if arch else None
         return vit is not None and 3 * k >= vit.depth
     return k > 1 or not name.startswith("random")
 
@@ -71,20 +73,6 @@ def _fits(name: str, k: int, config: ConfigDict) -> bool:
 def _options(arg: str) -> tuple[str, str, tuple[int, ...], int]:
     """Base configuration, its own argument, numbers of phases, number of seeds."""
     bases = {path.stem for path in pathlib.Path(__file__).parent.glob("*.py")} - {"__init__", "default", "controls"}
-    items = [item for item in arg.split(",") if item]
+    found, items = split_argument(arg, ks="1+2+3+4+5+6", seeds="3")
     base = items.pop(0) if items and items[0] in bases else "quickstart"
-    found = {"ks": "1+2+3+4+5+6", "seeds": "3"}
-    for item in list(items):
-        name, _, value = item.partition("=")
-        if name in found:
-            found[name] = value
-            items.remove(item)
-    try:
-        ks, seeds = tuple(int(k) for k in found["ks"].split("+")), int(found["seeds"])
-    except ValueError:
-        ks, seeds = (), 0
-    if seeds < 1 or not ks or min(ks) < 1:
-        raise ValueError(
-            f"configs/controls.py: ks={found['ks']} and seeds={found['seeds']}: expected numbers such as ks=2+3 and seeds=3"
-        )
-    return base, ",".join(items), ks, seeds
+    return base, ",".join(items), numbers("ks", found["ks"], "phases"), number("seeds", found["seeds"], "seeds")

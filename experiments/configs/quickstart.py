@@ -8,16 +8,17 @@ Expect: teacher above 95 %, phases of 4 + 8 and about 3 + 4 + 5 layers, R² of t
 
 from ml_collections import ConfigDict
 
+from brh_jax.errors import UserError
 from experiments.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The quickstart. Takes no argument."""
     if arg:
-        raise ValueError(f"configs/quickstart.py takes no argument, got {arg!r}")
+        raise UserError(f"configs/quickstart.py takes no argument, got {arg!r}")
     config = default.get_config().unlock()
     config.teacher.source = "train"
-    config.teacher.vit = ConfigDict(
+    config.teacher.vit.update(
         {
             "dim": 64,
             "depth": 12,
@@ -28,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "drop_path": 0.1,
         }
     )
-    config.teacher.train = ConfigDict(
+    config.teacher.train.update(
         {
             "steps": 600,
             "batch_size": 64,
@@ -51,7 +52,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.phases.update({"k": (2, 3), "num_images": 360})
     config.data.threads = 1  # images of 8 x 8 pixels: more threads only wait for each other
-    config.distill.update({"batch_size": 64, "remat": "full", "log_every": 20, "save_every": 200})
+    config.distill.update({"batch_size": 64, "remat": "full"})
+    config.loop.update({"log_every": 20, "save_every": 200})
     config.distill.stage1.update({"steps": 200, "learning_rate": 2e-3, "warmup_steps": 20})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20})
     config.eval.update({"num_images": 360, "baseline_images": 360})

@@ -1,12 +1,12 @@
 """Dynamics on the page."""
 
 import numpy as np
+from experiments.context import Context
 
 from brh_jax.report import portrait
 from brh_jax.report.html import FigureEntry, Table, save_figure
 from brh_jax.report.style import TOKEN_NAMES
 from brh_jax.tokens import TokenLayout
-from experiments.context import Context
 from experiments.sections import partitions_in
 
 _STATISTICS = {

@@ -1,1 +1,13 @@
-"""What each stage does: `run(context, folder)` reads earlier stages, writes its own folder and returns its figures."""
+"""The stages of a run, in order: one folder each, and one line here."""
+
+from experiments.stages import accuracy, agreement, distill, interventions, phases, probes, teacher
+
+STAGES = (
+    teacher.STAGE,
+    accuracy.STAGE,
+    phases.STAGE,
+    distill.STAGE,
+    agreement.STAGE,
+    probes.STAGE,
+    interventions.STAGE,
+)

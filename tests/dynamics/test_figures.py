@@ -5,7 +5,7 @@ from brh_jax.curves import Band
 from brh_jax.dynamics.drawing import draw, pictures
 from brh_jax.dynamics.measure import Shown
 from brh_jax.dynamics.measures.basins import projections
-from brh_jax.phases import Partition
+from brh_jax.partition import Partition
 from brh_jax.report.html import save_figure
 from brh_jax.tokens import TokenLayout
 

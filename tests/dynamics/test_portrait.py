@@ -9,7 +9,7 @@ from brh_jax import dynamics
 from brh_jax.dynamics import DepthSystem, PortraitSettings
 from brh_jax.dynamics.drawing import pictures
 from brh_jax.errors import UserError
-from brh_jax.phases import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 LAYOUT = TokenLayout(1, 0, (1, 2))

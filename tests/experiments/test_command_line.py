@@ -28,6 +28,7 @@ def command(*arguments, cwd):
         ([], "no configuration: give --config"),
         (["--config=configs/nothing.py"], "configs/default.py, configs/dinov2.py, configs/quickstart.py"),
         (["--config=configs/quickstart.py", "--config.distill.stepz=3"], "unknown setting"),
+        (["--config=configs/quickstart.py", "--config.seed=-1"], "config.seed is -1: expected 0 or more"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
         (["--config=configs/quickstart.py", "--wrkdir=x"], "wrkdir"),
         (["--config=configs/quickstart.py", "extra"], "unexpected extra"),
@@ -86,3 +87,11 @@ def test_a_broken_pipe_of_stages_says_which_is_missing(tmp_path):
     result = command(f"--config={TINY}", "--workdir=run", "--config.stages=('distill',)", cwd=tmp_path)
     assert result.returncode == 2
     assert "put teacher before this stage in config.stages" in result.stderr
+
+
+def test_settings_that_have_moved_work_at_their_old_place(tmp_path):
+    run = (f"--config={TINY}", "--workdir=run", "--config.stages=('teacher',)", "--config.distill.log_every=1")
+    result = command(*run, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--config.distill.log_every is --config.loop.log_every now" in result.stderr
+    assert len((tmp_path / "run/teacher/training/metrics.jsonl").read_text().splitlines()) == 10

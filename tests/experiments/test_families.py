@@ -8,6 +8,9 @@ import pytest
 
 import brh_jax
 from experiments import pipeline
+from experiments.stages.agreement import AgreementResult
+from experiments.stages.dynamics import DynamicsResult
+from experiments.stages.probes import ProbesResult
 from weights_convert.__main__ import main as convert_main
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -31,9 +34,9 @@ def test_phases_losses_probes_and_dynamics(family, tokens, tmp_path):
     config.distill.stage1.steps = config.distill.stage2.steps = 4
     config.probe.epochs = 1
     results = pipeline.run(config.lock(), tmp_path / "run")
-    assert {name for name, values in results["distill"]["fits"]["k2"]["r2"].items() if values} == tokens
-    assert {key.split("_")[1] for key in results["dynamics"]["measures"]["k2"] if key.startswith("speed")} == tokens
-    assert 0 <= results["probes"]["accuracy"]["k2"] <= 1
+    assert set(results.get(AgreementResult).fits["k2"].r2) == tokens
+    assert {band.token for name, band in results.get(DynamicsResult).measures["k2"].items() if name.startswith("speed")} == tokens
+    assert 0 <= results.get(ProbesResult).linear.models["k2"].accuracy.value <= 1
     raptor = brh_jax.load(tmp_path / "run")
     assert raptor.layout == brh_jax.load(tmp_path / "teacher").layout
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results.as_json()

@@ -2,17 +2,28 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 import brh_jax
+from brh_jax import distill
 from brh_jax.errors import UserError
+from brh_jax.models import store
 from experiments import pipeline
 from experiments.configs import default
-from experiments.stages import distill as distill_stage
+from experiments.records import read_record
+from experiments.stages import STAGES
+from experiments.stages.accuracy import AccuracyResult
+from experiments.stages.agreement import AgreementResult
+from experiments.stages.distill import DistillResult
+from experiments.stages.dynamics import DynamicsResult
+from experiments.stages.phases import PhasesResult
+from experiments.stages.phases.run import PhaseSettings, partitions_of
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -36,38 +47,40 @@ def done(tmp_path_factory):
 
 def test_results_hold_every_figure(done):
     workdir, results = done
-    assert results == json.loads((workdir / "results.json").read_text())
-    assert set(results["phases"]["partitions"]) == {"2", "3"}
-    assert sum(results["phases"]["partitions"]["3"]["lengths"]) == 4
-    fits = results["distill"]["fits"]
+    assert results.as_json() == json.loads((workdir / "results.json").read_text())
+    phases, agreement, distilled = (results.get(kind) for kind in (PhasesResult, AgreementResult, DistillResult))
+    assert set(phases.partitions) == {2, 3} and sum(phases.partitions[3].lengths) == phases.finest.depth == 4
+    fits = agreement.fits
     assert set(fits) == {"identity", "mean", "linear", "linear_k2", "linear_k3", "k2_stage1", "k2", "k3_stage1", "k3"}
+    assert {name for name, fit in fits.items() if fit.kind == "baseline"} == {"identity", "mean", "linear"}
+    assert fits["k3_stage1"].kind == "blockwise" and fits["linear_k2"].raptor == fits["k2"].raptor == "k2"
     for fit in fits.values():
-        for measure in ("r2", "cosine", "error", "relative_error"):
-            assert {t: len(v) for t, v in fit[measure].items()} == {"cls": 4, "registers": 4, "patches": 4}
-        assert len(fit["error_all"]) == 4
-        assert fit["num_images"] == 40
-        overall = fit["overall"]["relative_error_all"]
-        assert overall["low"] < overall["mean"] < overall["high"]
-        assert overall["mean"] == pytest.approx(np.mean(fit["relative_error_all"]), abs=1e-5)
-        assert (np.array(fit["intervals"]["error_cls"]["low"]) <= fit["error"]["cls"]).all()
-    more = results["distill"]["more"]["digits:train"]
-    assert set(more["fits"]) == set(fits) and more["fits"]["k2"]["r2"] != fits["k2"]["r2"]
-    errors = np.load(workdir / "distill" / "errors.npz")
-    np.testing.assert_allclose(errors["k3/relative_error_patches"].mean(1), fits["k3"]["relative_error"]["patches"], atol=1e-5)
-    assert set(results["phases"]["bootstrap"]) == {"cosine", "cka"} and set(results["phases"]["random"]) == {"2", "3", "4"}
-    assert set(results["probes"]["accuracy"]) == {"teacher", "k2", "k3"}
-    assert set(results["seconds"]) == {"teacher", "phases", "distill", "probes", "interventions", "dynamics"}
-    found = results["dynamics"]
-    assert (found["num_images"], found["tangent_images"]) == (20, 8)
-    assert len(found["measures"]["k3"]["speed_cls"]["mean"]) == len(found["measures"]["k3"]["attention_speed_cls"]["mean"]) == 4
-    assert set(found["distance"]) == {"k2", "k3"} and found["distance"]["k2"]["speed_cls"]["relative"] > 0
-    assert set(found["findings"]) == set(found["modes"]) == set(found["extrapolation"]) == {"teacher", "k2", "k3"}
-    assert [len(found["extrapolation"][k]) for k in ("teacher", "k2", "k3")] == [3, 2, 3]
-    assert all(sum(run["fate"].values()) == 8 for runs in found["extrapolation"].values() for run in runs.values())
-    assert results["environment"]["command"].endswith("--config=tiny.py'") or "tiny.py" in results["environment"]["command"]
-    cost = results["distill"]["costs"]
-    assert cost["k3"]["block_params"] == 1.5 * cost["k2"]["block_params"]
-    assert cost["k3"]["block_bits"] == 32 * cost["k3"]["block_params"]
+        lengths = {"cls": 4, "registers": 4, "patches": 4}
+        assert {t: len(v) for t, v in fit.r2.items()} == {t: len(v) for t, v in fit.cosine.items()} == lengths
+        for measure in ("error", "relative_error"):
+            assert {t: len(v) for t, v in getattr(fit, measure).items()} == lengths | {"all": 4}
+        assert fit.num_images == 40
+        overall = fit.overall["relative_error"]["all"]
+        assert overall.low < overall.value < overall.high
+        assert overall.value == pytest.approx(np.mean(fit.relative_error["all"]), abs=1e-5)
+        assert (np.array(fit.edges["error"]["cls"].low) <= fit.error["cls"]).all()
+    more = agreement.sets["digits:train"]
+    assert set(more) == set(fits) and more["k2"].r2 != fits["k2"].r2
+    errors = np.load(workdir / "agreement" / "errors.npz")
+    np.testing.assert_allclose(errors["k3/relative_error_patches"].mean(1), fits["k3"].relative_error["patches"], atol=1e-5)
+    assert {(one.metric, one.k) for one in phases.stability} == {("cosine", 2), ("cosine", 3), ("cka", 2), ("cka", 3)}
+    assert [one.k for one in phases.random] == [2, 3, 4]
+    assert set(results.about["seconds"]) == {stage.name for stage in STAGES}
+    assert "tiny.py" in results.about["environment"]["command"]
+    k2, k3 = (distilled.raptors[name].cost for name in ("k2", "k3"))
+    assert k3.block_params == 1.5 * k2.block_params and k3.block_bits == 32 * k3.block_params
+    assert 0 < results.get(AccuracyResult).teacher.test <= 1
+
+
+def test_results_hold_the_dynamics(done):
+    _, results = done
+    dynamics = results.get(DynamicsResult)
+    assert (dynamics.num_images, dynamics.tangent_images) == (20, 8)
 
 
 def test_the_page_and_the_figures_are_there(done):
@@ -94,26 +107,79 @@ def test_the_page_and_the_figures_are_there(done):
     assert names == fit | dynamics | {"swaps", "swaps_by_distance", "layer_effects", "hybrids"}
 
 
+def files(workdir, *stages):
+    """Of every file of these stages, when it was written."""
+    return {path: path.stat().st_mtime_ns for stage in stages for path in (workdir / stage).rglob("*") if path.is_file()}
+
+
 def test_a_second_run_skips_what_is_done(done, capsys):
     workdir, results = done
-    before = (workdir / "distill" / "record.json").stat().st_mtime_ns
+    names = [stage.name for stage in STAGES]
+    before = files(workdir, *names)
     again = pipeline.run(complete(), workdir)
     out = capsys.readouterr().out
-    for stage in ("teacher", "phases", "distill", "probes", "dynamics"):
-        assert f"{stage}: done before, skipped" in out
-    assert (workdir / "distill" / "record.json").stat().st_mtime_ns == before
-    assert again["distill"] == results["distill"]
+    assert all(f"{name}: done before, skipped" in out for name in names)
+    assert files(workdir, *names) == before
+    assert again.stages == results.stages
 
 
 def test_another_configuration_is_refused_and_nothing_lost(done):
     workdir, _ = done
     config = complete().unlock()
     config.distill.stage1.steps = 9
-    with pytest.raises(
-        UserError, match=r"distill.stage1.steps: 8 there, 9 here\n.*--rerun to discard .*distill, probes, interventions, dynamics"
-    ):
+    names = "distill, agreement, probes, interventions, dynamics"
+    with pytest.raises(UserError, match=rf"distill.stage1.steps: 8 there, 9 here\n.*--rerun to discard .*\({names}\)"):
         pipeline.run(config, workdir)
     assert (workdir / "distill" / "k3" / "raptor" / "model.safetensors").exists()
+
+
+def test_further_images_are_measured_and_nothing_else_is_done(done, capsys):
+    """Of all that is done, `eval.more` and `eval.baselines` concern the agreement alone."""
+    workdir, results = done
+    others = [stage.name for stage in STAGES if stage.name != "agreement"]
+    before = files(workdir, *others)
+    config = complete().unlock()
+    config.eval.update({"more": (), "baselines": ("mean",)})
+    again = pipeline.run(config, workdir)
+    out = capsys.readouterr().out
+    assert "agreement: measured again (eval.more: ['digits:train'] there, [] here" in out
+    assert all(f"{name}: done before, skipped" in out for name in others)
+    assert files(workdir, *others) == before
+    agreement, first = again.get(AgreementResult), results.get(AgreementResult)
+    assert list(agreement.sets) == ["digits:test"] and "linear" not in agreement.fits
+    assert agreement.fits["k3"] == first.fits["k3"]
+    assert pipeline.run(complete(), workdir).get(AgreementResult) == first
+
+
+def test_other_weights_at_the_same_path_reach_every_later_stage(done, tmp_path, capsys):
+    workdir, _ = done
+    weights = tmp_path / "weights"
+    shutil.copytree(workdir / "teacher" / "model", weights)
+    config = tiny.get_config().unlock()
+    config.stages = ("teacher", "phases", "distill")
+    config.teacher.source = str(weights)
+    config.phases.k = (2,)
+    first = pipeline.run(config, tmp_path / "run")
+    assert "teacher: done before, skipped" in (pipeline.run(config, tmp_path / "run") and capsys.readouterr().out)
+    other = brh_jax.load(weights)
+    store.save(other.replace(params=jax.tree.map(lambda p: 1.1 * p, other.params)), weights)
+    with pytest.raises(
+        UserError, match=rf"weights {weights}: its content has changed since\n.*teacher, accuracy, phases, distill"
+    ):
+        pipeline.run(config, tmp_path / "run")
+    again = pipeline.run(config, tmp_path / "run", rerun=True)
+    out = capsys.readouterr().out
+    assert "done before" not in out and "distill k=2 stage 2" in out
+    assert again.get(AgreementResult).fits["k2"] != first.get(AgreementResult).fits["k2"]
+    shutil.rmtree(weights)  # what was made of it stays
+    assert pipeline.run(config, tmp_path / "run").stages == again.stages
+
+
+def test_a_run_of_before_is_refused_with_one_message(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "record.json").write_text('{"config": {"seed": 0}, "done": true, "seconds": 1.0, "summary": {}}')
+    with pytest.raises(UserError, match="record.json was written by an older brh_jax .*use another --workdir, or remove"):
+        pipeline.run(tiny.get_config(), tmp_path)
 
 
 def test_a_run_loads_as_an_encoder(done):
@@ -135,38 +201,36 @@ def test_killed_after_stage_one_a_run_ends_with_the_same_parameters(done, tmp_pa
     class Killed(BaseException):
         pass
 
-    real = distill_stage.distill.train_stage
+    real = distill.train_blocks
 
-    def dies_in_stage_two(stage, *args, **kwargs):
-        if stage == 2:
+    def dies_in_stage_two(objective, *args, **kwargs):
+        if isinstance(objective, distill.Joint):
             raise Killed
-        return real(stage, *args, **kwargs)
+        return real(objective, *args, **kwargs)
 
-    monkeypatch.setattr(distill_stage.distill, "train_stage", dies_in_stage_two)
+    monkeypatch.setattr(distill, "train_blocks", dies_in_stage_two)
     config = tiny.get_config().unlock()
     config.stages = ("teacher", "phases", "distill")
     with pytest.raises(Killed):
         pipeline.run(config, tmp_path)
     assert not (tmp_path / "distill" / "k2" / "raptor").exists()
-    assert not json.loads((tmp_path / "distill" / "record.json").read_text())["done"]
-    monkeypatch.setattr(distill_stage.distill, "train_stage", real)
+    assert not read_record(tmp_path / "distill").done
+    monkeypatch.setattr(distill, "train_blocks", real)
     again = pipeline.run(config, tmp_path)
     chex.assert_trees_all_equal(brh_jax.load(tmp_path, k=2).params, whole)
-    for name, fit in again["distill"]["fits"].items():
-        assert fit == results["distill"]["fits"][name]
+    for name, fit in again.get(AgreementResult).fits.items():
+        assert fit == results.get(AgreementResult).fits[name]
 
 
 def test_rerun_discards_what_differs_and_keeps_the_rest(tmp_path):
     config = tiny.get_config().unlock()
     config.stages = ("teacher", "phases")
     pipeline.run(config, tmp_path)
-    teacher = (tmp_path / "teacher" / "record.json").read_text()
+    before = files(tmp_path, "teacher", "accuracy")
     config.phases.k = (4,)
     results = pipeline.run(config, tmp_path, rerun=True)
-    assert (tmp_path / "teacher" / "record.json").read_text() == teacher
-    assert list(results["phases"]["partitions"]) == ["4"] and results["distill"] == {}
-    record = json.loads((tmp_path / "phases" / "record.json").read_text())
-    assert list(record["summary"]["partitions"]) == ["4"]
+    assert files(tmp_path, "teacher", "accuracy") == before
+    assert list(results.get(PhasesResult).partitions) == [4] and results.get(DistillResult) is None
 
 
 @pytest.mark.parametrize(
@@ -180,12 +244,9 @@ def test_rerun_discards_what_differs_and_keeps_the_rest(tmp_path):
     ],
 )
 def test_every_method_of_partition(done, method, text):
-    from experiments.stages.phases import partitions_of
-
     _, results = done
-    config = tiny.get_config().unlock()
-    config.phases.update({"method": method, "lengths": (3, 1)})
-    found = partitions_of(np.asarray(results["phases"]["dissimilarity"]), config.phases)
+    settings = PhaseSettings(method=method, lengths=(3, 1), k=(2, 3))
+    found = partitions_of(np.asarray(results.get(PhasesResult).dissimilarity), settings)
     assert all(p.depth == 4 and p.k == k for k, p in found.items())
     if text:
         assert str(found[2]) == text

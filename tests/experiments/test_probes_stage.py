@@ -13,12 +13,15 @@ from PIL import Image
 from brh_jax import distill
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
-from brh_jax.phases import Partition
+from brh_jax.partition import Partition
 from brh_jax.train.parallel import make_mesh
-from experiments.configuration import check_config
-from experiments.context import Context
-from experiments.sections import probes as sections
-from experiments.stages import probes
+from experiments import pipeline
+from experiments.page import Page
+from experiments.results import Results, from_json, to_json
+from experiments.stage import Context
+from experiments.stages.distill.run import DistillResult, RaptorResult
+from experiments.stages.probes import ProbesResult, merits, page, run
+from experiments.stages.teacher.run import cost_of
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -52,55 +55,74 @@ def complete(root):
     config.segmentation.update({"train": f"{masks}/train", "eval": f"{masks}/test", "image_size": 8, **shared, "epochs": 8})
     config.depth.update({"train": f"{depth}/train", "eval": f"{depth}/test", "num_bins": 16, **shared, "epochs": 6})
     config.depth.update({"crop_size": (8, 8), "eval_size": (12, 16), "eval_crop": (1, 11, 1, 15), "num_eval": 18})
-    config.quick.update({"train": "digits:train", "eval": "digits:test", "num_train": 96, "num_eval": 48, "neighbours": (5, 20)})
-    config.quick.strengths = (0.1, 1.0)
+    config.feature_probe.update(
+        {"train": "digits:train", "eval": "digits:test", "num_train": 96, "num_eval": 48, "neighbours": (5, 20)}
+    )
+    config.feature_probe.strengths = (0.1, 1.0)
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Given(Context):
-    """A run whose models are there already."""
-
-    models: dict = dataclasses.field(default_factory=dict)
-
-    def encoders(self):
-        return self.models
+def settings_of(config):
+    return pipeline.read_settings(config)[1]["probes"]
 
 
 @pytest.fixture(scope="module")
-def context(folders, tiny_encoder, tmp_path_factory):
+def context(tiny_encoder, tmp_path_factory):
+    """A run whose models are there already."""
     config = RaptorConfig(tiny_encoder.config, Partition((4, 2)), mlp_dim=32)
     blocks = distill.init_blocks(config, tiny_encoder.layout, jax.random.key(0))
-    models = {"teacher": tiny_encoder, "k2": distill.raptor_encoder(config, blocks, tiny_encoder, "Raptor")}
-    mesh = make_mesh(devices=jax.devices()[:1])
-    return Given(complete(folders).lock(), tmp_path_factory.mktemp("run"), mesh, models=models)
+    raptor, workdir = distill.raptor_encoder(config, blocks, tiny_encoder, "Raptor"), tmp_path_factory.mktemp("run")
+    context = Context(workdir, workdir / "probes", make_mesh(devices=jax.devices()[:1]))
+    context.save(tiny_encoder, workdir / "teacher" / "model", {})
+    context.save(raptor, workdir / "distill" / "k2" / "raptor", {})
+    raptors = DistillResult({"k2": RaptorResult(2, "1-4 | 5-6", cost_of(raptor), {})})
+    return dataclasses.replace(context, results=Results({"distill": raptors}))
 
 
 @pytest.fixture(scope="module")
-def found(context):
-    return json.loads(json.dumps(probes.run(context, context.workdir / "probes"), allow_nan=False))
+def found(context, folders):
+    """As it is read from results.json."""
+    written = json.dumps(to_json(run(context, settings_of(complete(folders)))), allow_nan=False)
+    return from_json(ProbesResult, json.loads(written), context.workdir)
 
 
 def test_every_probe_of_every_model(context, found):
     models = {"teacher", "k2"}
-    assert set(found["accuracy"]) == set(found["interval"]) == set(found["held_out"]) == models
-    assert found["learning_rate"]["teacher"] in (1e-4, 1e-2) and set(found["held_out"]["teacher"]) == {"0.0001", "0.01"}
-    masks, depth, quick = found["segmentation"], found["depth"], found["quick"]
-    assert set(masks["models"]) == set(depth["models"]) == set(quick["models"]) == models
-    assert (masks["num_train"], masks["num_eval"], depth["num_eval"], quick["num_eval"]) == (40, 20, 18, 48)
-    assert masks["classes"] == ["ground", "square"]
-    for one in masks["models"].values():
-        assert 0 <= one["low"] <= one["miou"] <= one["high"] <= 1 and len(one["iou"]) == 2
-    assert masks["models"]["teacher"]["miou"] > 0.6
-    for one in depth["models"].values():
-        assert one["rmse"] < 2 and one["num_without"] == 0
-    assert set(quick["models"]["k2"]["accuracy"]) == {"5-NN", "20-NN", "logistic"}
-    with np.load(context.workdir / "probes" / "depth" / "examples.npz") as arrays:
+    linear, masks, depth, quick = found.linear, found.segmentation, found.depth, found.feature_probe
+    assert set(linear.models) == set(masks.models) == set(depth.models) == set(quick.models) == models
+    for probe in linear.models.values():
+        assert probe.accuracy.low <= probe.accuracy.value <= probe.accuracy.high
+        assert probe.learning_rate.value in (1e-4, 1e-2) and set(probe.learning_rate.held_out) == {1e-4, 1e-2}
+        assert probe.accuracy_of_given_head is None
+    assert (linear.num_train, linear.num_eval, linear.head) == (64, 40, "")
+    assert (masks.num_train, masks.num_eval, depth.num_eval, quick.num_eval) == (40, 20, 18, 48)
+    assert (masks.classes, masks.unseen) == (["ground", "square"], [])
+    for probe in masks.models.values():
+        assert 0 <= probe.miou.low <= probe.miou.value <= probe.miou.high <= 1 and len(probe.iou) == 2
+    assert masks.models["teacher"].miou.value > 0.6
+    for probe in depth.models.values():
+        assert probe.rmse.value < 2 and probe.num_without == 0
+    assert set(quick.models["k2"].nearest) == {5, 20} and set(quick.models["k2"].strength.held_out) == {0.1, 1.0}
+    with np.load(context.folder / "depth" / "examples.npz") as arrays:
         assert arrays["predictions/k2"].shape == arrays["targets"].shape == (4, 12, 16)
+    with np.load(context.folder / "k2" / "head.npz") as head:
+        assert head["kernel"].shape == (32, 10) and list(head["classes"]) == [str(n) for n in range(10)]
+
+
+def test_merits_are_of_every_model(found):
+    teacher = merits(found)["teacher"]
+    assert set(merits(found)) == {"teacher", "k2"} and set(teacher) == {"probe %", "top-1 %", "mIoU %", "RMSE"}
+    assert teacher["probe %"] == teacher["top-1 %"] == 100 * found.linear.models["teacher"].accuracy.value
+    assert teacher["mIoU %"] == 100 * found.segmentation.models["teacher"].miou.value
+    linear = found.linear.models
+    given = {name: dataclasses.replace(probe, accuracy_of_given_head=0.5) for name, probe in linear.items()}
+    started = dataclasses.replace(found.linear, head="published.pth", models=given)
+    assert merits(ProbesResult(linear=started))["k2"]["head as it is %"] == 50
+    assert merits(ProbesResult()) == {}
 
 
 def test_the_page_shows_them(context, found, tmp_path):
-    shown = list(sections.sections(context, {"probes": found}, tmp_path))
+    shown = list(page(Page(Results({"probes": found}), context.workdir, tmp_path)))
     assert [entry.title for entry in shown] == [
         "Linear probes",
         "Linear probes in figures",
@@ -117,37 +139,64 @@ def test_the_page_shows_them(context, found, tmp_path):
     assert {p.stem for p in tmp_path.glob("*.png")} == {"probes"} | pictures
 
 
-def test_a_learning_rate_is_chosen_on_held_out_images(context, found):
+def test_a_learning_rate_is_chosen_on_held_out_images(context, found, folders):
     """The probe that was trained with it is there already, and is not trained again."""
-    config = context.config.copy_and_resolve_references().unlock()
-    config.probe.train = config.probe.eval = config.quick.train = config.segmentation.train = ""
+    config = complete(folders)
+    config.probe.train = config.probe.eval = config.feature_probe.train = config.feature_probe.eval = ""
+    config.segmentation.train = config.segmentation.eval = ""
     config.depth.update({"learning_rates": (1e-6, 0.05), "num_eval": 8})
-    metrics, folder = context.workdir / "probes/depth/teacher/metrics.jsonl", context.workdir / "probes"
-    rows, models = metrics.read_text(), {"teacher": context.models["teacher"]}
-    again = probes.run(dataclasses.replace(context, config=config, models=models), folder)
+    metrics = context.folder / "depth/teacher/metrics.jsonl"
+    rows = metrics.read_text()
+    again = run(dataclasses.replace(context, results=Results()), settings_of(config))
     assert metrics.read_text() == rows
-    assert set(again) == {"depth", "skipped"} and again["depth"]["num_eval"] == 8
-    one = again["depth"]["models"]["teacher"]
-    assert one["learning_rate"] == 0.05 and one["held_out"]["0.05"] > one["held_out"]["1e-06"]
+    assert (again.linear, again.segmentation, again.feature_probe) == (None, None, None)
+    assert again.depth.num_eval == 8 and set(again.depth.models) == {"teacher"}
+    rate = again.depth.models["teacher"].learning_rate
+    assert rate.value == 0.05 and rate.held_out[0.05] > rate.held_out[1e-6]
+
+
+def test_the_run_as_a_whole_may_name_no_probe(context, capsys):
+    config = tiny.get_config().unlock()
+    config.probe.train = config.probe.eval = ""
+    assert run(context, settings_of(config)) == ProbesResult()
+    assert "name no training set, nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_probe_starts_from_the_teachers_own_classifier(context, tiny_encoder, tmp_path, cache):
+    kernel = np.random.default_rng(0).normal(size=(32, 10)).astype(np.float32)
+    head = {"kernel": kernel, "bias": np.zeros(10, np.float32)}
+    own = dataclasses.replace(context, workdir=tmp_path, folder=tmp_path / "probes", results=Results())
+    own.save(tiny_encoder.replace(head=head), tmp_path / "teacher" / "model", {})
+    config = tiny.get_config().unlock()
+    config.probe.update({"head": "teacher", "cache": cache, "learning_rate": 0.0, "final_learning_rate": 0.0, "epochs": 1})
+    linear = run(own, settings_of(config)).linear
+    assert linear.head == "teacher"
+    probe = linear.models["teacher"]
+    assert probe.accuracy_of_given_head == probe.accuracy.value  # nothing was learned
+    own.save(tiny_encoder, tmp_path / "teacher" / "model", {})
+    with pytest.raises(UserError, match="config.probe.head is teacher, but tiny has no classifier for the 10 classes"):
+        run(own, settings_of(config))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"segmentation.train": "masks:x"}, "config.segmentation.train and config.segmentation.eval go together"),
+        ({"segmentation.train": "masks:x"}, "config.segmentation.train and eval go together"),
         ({"segmentation.train": "masks:nowhere", "segmentation.eval": "masks:nowhere"}, "no folder nowhere/images: expected"),
-        ({"depth.eval_crop": (45, 471, 41, 601)}, "does not lie in images of"),
-        ({"depth.max_depth": 0.9}, "the wrong unit"),
-        ({"quick.held_out": 1.0}, "config.quick.held_out is 1.0: expected a share"),
+        ({"depth.eval_crop": (45, 471, 41, 601)}, "config.depth.eval_crop .* does not lie in images of"),
+        ({"depth.max_depth": 0.9}, "config.depth.train.* the wrong unit"),
+        ({"feature_probe.held_out": 1.0}, "config.feature_probe.held_out is 1.0: expected a share"),
+        ({"feature_probe.strengths": ()}, r"config.feature_probe.strengths is \(\): expected positive"),
         ({"probe.learning_rates": (0.0,)}, "config.probe.learning_rates is"),
+        ({"depth.eval_batch_size": 0}, "config.depth.eval_batch_size is 0: expected a positive number"),
     ],
 )
-def test_faults_are_said_at_once(context, tmp_path, changes, message):
-    config = context.config.copy_and_resolve_references().unlock()
+def test_faults_are_said_at_once(context, folders, tmp_path, changes, message):
+    config = complete(folders)
     config.probe.train = config.probe.eval = config.segmentation.train = config.segmentation.eval = ""
     for name, value in changes.items():
         section, _, key = name.partition(".")
         config[section][key] = value
     with pytest.raises(UserError, match=message):
-        check_config(config)
-        probes.run(dataclasses.replace(context, config=config), tmp_path)
+        run(dataclasses.replace(context, folder=tmp_path), settings_of(config))

@@ -55,7 +55,7 @@ def same_losses(a, b, stages, rtol):
 
 @pytest.mark.slow
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
-    more = ["--config.distill.log_every=1", "--config.distill.stage1.steps=20", "--config.distill.stage2.steps=20"]
+    more = ["--config.loop.log_every=1", "--config.distill.stage1.steps=20", "--config.distill.stage2.steps=20"]
     more += ["--config.stages=('teacher','phases','distill','report')"]
     finish(start(tmp_path / "one", *more, devices=8))
     first, second = (finish(process) for process in start_two(tmp_path / "two", *more))
@@ -83,7 +83,7 @@ def wait_for_rows(processes, metrics, rows):
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
     """Stopped with two processes, ended with one of as many devices: the losses of a run that was never stopped."""
-    more = ["--config.distill.log_every=1", "--config.distill.save_every=1000", "--config.stages=('teacher','phases','distill')"]
+    more = ["--config.loop.log_every=1", "--config.loop.save_every=1000", "--config.stages=('teacher','phases','distill')"]
     more += ["--config.distill.stage1.steps=10", "--config.distill.stage2.steps=300", "--config.eval.num_images=20"]
     both = start_two(tmp_path / "stopped", *more, devices=2)
     metrics = tmp_path / "stopped/distill/k2/stage2/metrics.jsonl"
@@ -103,7 +103,7 @@ def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_the_other(tmp_path, killed):
     more = [
-        "--config.distill.log_every=1",
+        "--config.loop.log_every=1",
         "--config.distill.stage2.steps=5000",
         "--config.stages=('teacher','phases','distill')",
     ]
@@ -120,7 +120,7 @@ def test_a_killed_process_ends_the_other(tmp_path, killed):
 @pytest.mark.slow
 def test_killed_at_random_and_started_again_ends_the_same(tmp_path):
     """BRH_JAX_TEST_KILLS says how often; kill -9 strikes in both stages of distillation and while checkpoints are written."""
-    more = ["--config.distill.save_every=2", "--config.distill.log_every=1", "--config.stages=('teacher','phases','distill')"]
+    more = ["--config.loop.save_every=2", "--config.loop.log_every=1", "--config.stages=('teacher','phases','distill')"]
     steps = 30 if KILLS < 10 else 60
     more += [f"--config.distill.stage1.steps={steps}", f"--config.distill.stage2.steps={steps}"]
     finish(start(tmp_path / "whole", *more))
@@ -149,7 +149,7 @@ def test_killed_at_random_and_started_again_ends_the_same(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-    more = ["--config.distill.stage2.steps=5000", "--config.distill.save_every=1000", "--config.distill.log_every=1"]
+    more = ["--config.distill.stage2.steps=5000", "--config.loop.save_every=1000", "--config.loop.log_every=1"]
     process = start(tmp_path / "run", *more)
     metrics = tmp_path / "run/distill/k2/stage2/metrics.jsonl"
     while process.poll() is None and len(read_metrics(metrics)) < 5:

@@ -15,9 +15,10 @@ from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.supervised import SupervisedSettings, train_vit
-from brh_jax.train.loop import LoopSettings
+from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
+from experiments.stages.accuracy import AccuracyResult
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
@@ -38,13 +39,9 @@ def train(tiny_config, source, folder, **options):
         3,
         training_batches(source, RandomResizedCrop((8, 8)), 8, seed=0, threads=1),
         SETTINGS,
+        Run(folder, {}, make_mesh(devices=jax.devices()[:1]), "teacher", LoopSettings(log_every=1, save_every=4)),
         seed=0,
-        mesh=make_mesh(devices=jax.devices()[:1]),
         name="ViT",
-        folder=folder,
-        identity={},
-        label="teacher",
-        loop=LoopSettings(log_every=1, save_every=4),
         **options,
     )
 
@@ -88,15 +85,13 @@ def test_the_stage_leaves_snapshots_with_accuracies(tmp_path):
     config = tiny.get_config().unlock()
     config.stages = ("teacher",)
     config.teacher.train.update({"snapshots": (0, 10), "num_images": 48})
-    teacher = pipeline.run(config, tmp_path / "run")["teacher"]
-    assert set(teacher["snapshots"]) == {"0", "10"}
-    assert teacher["snapshots"]["10"] == {name: teacher[name] for name in ("accuracy", "train_accuracy")}
+    accuracy = pipeline.run(config, tmp_path / "run").get(AccuracyResult)
+    assert set(accuracy.snapshots) == {0, 10} and accuracy.snapshots[10] == accuracy.teacher
     folder = tmp_path / "run/teacher/snapshots/step0"
     assert store.read(folder).name == "ViT trained on digits:train, step 0 of 10"
     config.teacher.source = str(folder)  # another run's teacher, with its accuracies
-    again = pipeline.run(config, tmp_path / "other")["teacher"]
-    assert {name: again[name] for name in ("accuracy", "train_accuracy")} == teacher["snapshots"]["0"]
-    config.teacher.update({"source": "train"})
+    assert pipeline.run(config, tmp_path / "other").get(AccuracyResult).teacher == accuracy.snapshots[0]
+    config.teacher.source = "train"
     config.teacher.train.snapshots = (11,)
-    with pytest.raises(UserError, match=r"snapshots is \(11,\): expected numbers of steps from 0 to 10"):
+    with pytest.raises(UserError, match=r"config.teacher.train.snapshots is \(11,\): expected numbers of steps from 0 to 10"):
         pipeline.run(config, tmp_path / "wrong")

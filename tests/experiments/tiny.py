@@ -11,7 +11,8 @@ def get_config(arg=""):
     config.teacher.vit.update({"dim": 16, "depth": 4, "mlp_dim": 32, "num_registers": 1})
     config.teacher.train.update({"steps": 10, "warmup_steps": 2, "batch_size": 32})
     config.phases.update({"num_images": 32, "batch_size": 16, "bootstrap": 0})
-    config.distill.update({"batch_size": 16, "log_every": 2, "save_every": 4})
+    config.distill.batch_size = 16
+    config.loop.update({"log_every": 2, "save_every": 4})
     config.distill.stage1.update({"steps": 8, "warmup_steps": 2})
     config.distill.stage2.update({"steps": 8, "warmup_steps": 2})
     config.eval.update({"num_images": 40, "batch_size": 16, "baselines": (), "baseline_images": 40})

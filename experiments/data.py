@@ -1,0 +1,119 @@
+"""The section `config.data`: each stage takes the part of it that it uses."""
+
+import dataclasses
+
+from brh_jax.data.pipeline import training_batches
+from brh_jax.data.sources import Source
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
+from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
+from brh_jax.preprocessing import Preprocessing
+from experiments.settings import without_effect
+
+AUGMENTS = ("center_crop", "random_resized_crop")
+SPECS = "tfds:NAME:SPLIT, folder:PATH, idx:PATH or digits:SPLIT"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        data_dir: folder of the TFDS data sets.
+        threads: threads that decode images and read ahead.
+        workers: processes that decode instead, with so many threads each.
+    """
+
+    data_dir: str = without_effect("")
+    threads: int = without_effect(8)
+    workers: int = without_effect(0)
+
+    def __post_init__(self):
+        expect_positive(self, "threads")
+        expect(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops(Reading):
+    """Random crops, where a stage takes them.
+
+    Attributes:
+        crop_scale: smallest and largest share of an image's area in a random crop.
+        crop_ratio: smallest and largest width : height of a random crop.
+        flip: whether random crops are mirrored half the time.
+    """
+
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio"):
+            value = getattr(self, name)
+            expect(len(value) == 2 and 0 < value[0] <= value[1], name, value, "two positive numbers, the smaller one first")
+        expect(self.crop_scale[1] <= 1, "crop_scale", self.crop_scale, "shares of an image's area, at most 1")
+
+    def transform(self, augment: str, preprocessing: Preprocessing):
+        """The transform of that name, one of AUGMENTS."""
+        if augment == "center_crop":
+            return CenterCrop(preprocessing)
+        return RandomResizedCrop(preprocessing.crop, self.crop_scale, self.crop_ratio, self.flip, preprocessing.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingImages(Crops):
+    """Images to train on.
+
+    Attributes:
+        train: images to train on, tfds:NAME:SPLIT, folder:PATH, idx:PATH or digits:SPLIT.
+        augment: what training sees of an image, center_crop or random_resized_crop.
+    """
+
+    train: str = ""
+    augment: str = "center_crop"
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_one_of(self, "augment", AUGMENTS)
+
+    def training_batches(self, source: Source, preprocessing: Preprocessing, batch_size: int, seed: int):
+        """Endless augmented batches of a source."""
+        transform = self.transform(self.augment, preprocessing)
+        return training_batches(source, transform, batch_size, seed=seed, threads=self.threads, workers=self.workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredCrops(Crops):
+    """What measuring sees of an image.
+
+    Attributes:
+        eval_augment: what measuring sees of an image; random_resized_crop gives more views of few images.
+    """
+
+    eval_augment: str = "center_crop"
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_one_of(self, "eval_augment", AUGMENTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalImages(MeasuredCrops):
+    """Images to measure on.
+
+    Attributes:
+        eval: images to measure on, that are not trained on.
+    """
+
+    eval: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class AllImages(TrainingImages, EvalImages):
+    """Both sets."""
+
+
+def check_given(name: str, spec: str) -> None:
+    """Raises UserError where a set of images is not named."""
+    if not spec:
+        raise UserError(f"config.data.{name} is empty: expected {SPECS}")

@@ -1,0 +1,31 @@
+"""Interval: a figure measured on images, and how sure it is."""
+
+import dataclasses
+
+import numpy as np
+
+from brh_jax.statistics import summarize
+from brh_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % bootstrap interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Array, seed: int = 0) -> Interval:
+    """Of a mean over images; that of a single image has no width."""
+    if len(values) < 2:
+        return Interval(*(float(np.mean(values)),) * 3)
+    band = summarize(np.asarray(values, float), seed=seed)
+    return Interval(float(band.mean), float(band.low), float(band.high))
+
+
+def edges(intervals: list[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, low and high ends as arrays, for figures."""
+    value, low, high = np.array([dataclasses.astuple(one) for one in intervals]).reshape(-1, 3).T
+    return value, low, high

@@ -1,0 +1,37 @@
+"""Page: what a stage's section of the page of results is made from."""
+
+import dataclasses
+import pathlib
+from typing import TypeVar
+
+from matplotlib.figure import Figure
+
+from brh_jax.report.html import FigureEntry, save_figure
+from experiments.results import Results
+
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """The page of a run.
+
+    Attributes:
+        results: of all stages that are done.
+        workdir: the run, whose stages left arrays and metrics.
+        folder: where figures go as files.
+    """
+
+    results: Results
+    workdir: pathlib.Path
+    folder: pathlib.Path
+
+    def result(self, kind: type[R]) -> R:
+        """The result of that type, of a stage that is known to be done."""
+        result = self.results.get(kind)
+        assert result is not None, kind
+        return result
+
+    def figure(self, figure: Figure, name: str, title: str, caption: str) -> FigureEntry:
+        """Saves a figure as NAME.png and NAME.svg; it is shown with its title and caption."""
+        return FigureEntry(save_figure(figure, self.folder, name), title, caption)

@@ -1,0 +1,86 @@
+"""Results of a run: a dataclass for each stage, and results.json, which holds them all.
+
+python -m experiments.results          prints the JSON schema of results.json
+"""
+
+import functools
+import json
+import os
+import pathlib
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from brh_jax.errors import UserError
+
+# Of results.json and of the stages' records: raise it where older ones cannot be read any more. 1 was not written.
+SCHEMA = 2
+
+R = TypeVar("R")
+
+
+class Results:
+    """What the stages of a run found out: `results.get(DistillResult)`.
+
+    Attributes:
+        stages: name -> result, of stages that are done.
+        about: what results.json holds besides: `seconds` by stage, `config`, `environment`, `skipped_images`.
+    """
+
+    def __init__(self, stages: dict[str, Any] | None = None, about: dict[str, Any] | None = None):
+        self.stages = stages or {}
+        self.about = about or {}
+
+    def get(self, kind: type[R]) -> R | None:
+        """The result of that type; None where the stage is not done."""
+        return next((result for result in self.stages.values() if isinstance(result, kind)), None)
+
+    def as_json(self) -> dict:
+        """What results.json holds."""
+        return {"schema": SCHEMA, **{name: to_json(result) for name, result in self.stages.items()}, **self.about}
+
+
+def check_schema(whole: Any, path: pathlib.Path) -> None:
+    """Raises UserError unless a file is of the schema that is read here."""
+    there = whole.get("schema", 1) if isinstance(whole, dict) else "none"
+    if there != SCHEMA:
+        older = not isinstance(there, int) or there < SCHEMA
+        raise UserError(
+            f"{path} was written by {'an older' if older else 'a newer'} brh_jax (schema {there}, this one reads {SCHEMA}): "
+            + ("use another --workdir, or remove that folder to make the run again" if older else "upgrade brh-jax")
+        )
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def to_json(result: Any) -> Any:
+    """A result dataclass as JSON holds it."""
+    return _adapter(type(result)).dump_python(result, mode="json", warnings="error")
+
+
+def from_json(kind: type[R], value: Any, path: pathlib.Path) -> R:
+    """A result dataclass from JSON. Raises UserError where it does not fit, naming the first place."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is damaged or of another version ({place}: {first['msg']}): make the run again") from None
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file. Raises UserError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: remove {path.parent} to make it again") from None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,36 @@
+"""Finished runs, as their results.json has them.
+
+python -m experiments.runs          prints the JSON schema of results.json
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from pydantic import TypeAdapter
+
+from experiments import stages
+from experiments.results import Results, check_schema, from_json, read_json
+
+
+def read_results(path: pathlib.Path) -> Results:
+    """The results.json of a run.
+
+    Raises:
+        UserError: it is damaged, or of another schema.
+    """
+    whole = read_json(path)
+    check_schema(whole, path)
+    kinds = {stage.name: stage.Result for stage in stages.STAGES}
+    made = {name: from_json(kinds[name], value, path) for name, value in whole.items() if name in kinds}
+    return Results(made, {name: value for name, value in whole.items() if name not in kinds and name != "schema"})
+
+
+def schema() -> dict:
+    """The JSON schema of results.json."""
+    fields = [("schema", int), *((stage.name, stage.Result | None) for stage in stages.STAGES)]
+    return TypeAdapter(dataclasses.make_dataclass("Results", fields)).json_schema()
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=1))

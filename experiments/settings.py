@@ -1,0 +1,200 @@
+"""Settings: each is stated once, in the dataclass that uses it, and the configuration that users change is made of all of them.
+
+A field of a stage's `Settings` is a section of the configuration: `distill: DistillSettings` is `config.distill`. Several stages
+may use one section, each the fields that it needs, through dataclasses that inherit them from one place. A field whose default is
+None is no setting, but something that the code fills in.
+
+    python -m experiments.settings          prints every setting with its default and what it means
+"""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from brh_jax.errors import UserError, expect, expect_one_of
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeded:
+    """What every stage has.
+
+    Attributes:
+        seed: of everything that is drawn at random.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self):
+        expect(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Seeded):
+    """What every stage has that asks models.
+
+    Attributes:
+        compute_dtype: precision of matrix products, float32 or bfloat16; parameters, residual stream and losses are float32.
+    """
+
+    compute_dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_one_of(self, "compute_dtype", ("float32", "bfloat16"))
+
+
+# Settings that have moved: command lines of before go on working, configuration files are told.
+MOVED = {
+    **{f"distill.{name}": f"loop.{name}" for name in ("log_every", "save_every", "keep_last", "keep_best")},
+    "tensorboard": "loop.tensorboard",
+    "quick": "feature_probe",
+}
+
+
+def without_effect(default: Any) -> Any:
+    """A field that changes how a stage goes, and not what comes out: it is no part of the stage's fingerprint."""
+    return dataclasses.field(default=default, metadata={"effect": False})
+
+
+def merged_defaults(kinds) -> dict:
+    """The defaults of several settings dataclasses as one nested dictionary.
+
+    Raises:
+        ValueError: two of them give one setting different defaults.
+    """
+    merged: dict = {}
+    for kind in kinds:
+        _merge(merged, kind(), "config")
+    return merged
+
+
+def _merge(into: dict, settings, path: str) -> None:
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), field.name
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            _merge(into.setdefault(name, {}), value, f"{path}.{name}")
+        elif into.setdefault(name, value) != value:
+            raise ValueError(f"{path}.{name} has two defaults: {into[name]!r} and {value!r}")
+
+
+def read(kind: type[T], config, path: str = "config") -> T:
+    """A settings dataclass from the part of the configuration that it describes; fields that are not there keep their defaults.
+
+    Raises:
+        UserError: a value of the wrong type, or one that the dataclass refuses; the message names the setting in full.
+    """
+    defaults = kind()
+    values = {}
+    for field in dataclasses.fields(kind):
+        default, name = getattr(defaults, field.name), f"{path}.{field.name}"
+        if field.name not in config or default is None:
+            continue
+        value = config[field.name]
+        if not dataclasses.is_dataclass(default):
+            values[field.name] = _converted(value, default, name)
+        elif isinstance(value, dict | ConfigDict):
+            values[field.name] = read(type(default), value, name)
+        else:
+            raise UserError(f"{name} is {value!r}: expected a section of settings, {', '.join(vars(default))}")
+    try:
+        return kind(**values)
+    except UserError as error:
+        about_a_field = re.match(r"[\w.]+(?= (is|names|and) )", str(error))
+        named = about_a_field and hasattr(defaults, about_a_field[0].split(".")[0])
+        raise UserError(f"{path}.{error}" if named else f"{path}: {error}") from None
+
+
+def _converted(value, default, name: str):
+    """The value in the type of the default: lists are tuples, whole numbers are numbers."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(f"{name} is {value!r}: expected {_KINDS.get(type(default), type(default).__name__)}")
+    return value
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "several values, such as (2, 3)"}
+
+
+def check_names(config, known: dict, path: str = "config") -> None:
+    """Raises UserError where the configuration has a setting that nothing uses; sections of a study's own are let through."""
+    for name, value in config.items():
+        full = f"{path}.{name}"
+        if name in known and isinstance(known[name], dict) and isinstance(value, dict | ConfigDict):
+            check_names(value, known[name], full)
+        elif name not in known and not (path == "config" and isinstance(value, dict | ConfigDict) and name not in MOVED):
+            if moved := renamed(full.removeprefix("config.")):
+                raise UserError(f"{full} is config.{moved} now: give that one")
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(f"unknown setting {full}: {hint}{path} has {', '.join(known)}")
+
+
+def renamed(setting: str) -> str | None:
+    """Where a setting `section.name` has moved to; None where it has not."""
+    for old, new in MOVED.items():
+        if setting == old or setting.startswith(f"{old}."):
+            return new + setting.removeprefix(old)
+    return None
+
+
+def flat(settings, *, all_fields: bool = False, prefix: str = "") -> dict[str, Any]:
+    """`section.name` -> value, as JSON has it, of the settings that what comes out depends on."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), prefix + field.name
+        if value is None or not (all_fields or field.metadata.get("effect", True)):
+            continue
+        if dataclasses.is_dataclass(value):
+            found |= flat(value, all_fields=all_fields, prefix=f"{name}.")
+        else:
+            found[name] = _plain(value)
+    return found
+
+
+def _plain(value):
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def explain(kinds) -> str:
+    """Every setting with its default and what the docstring of its dataclass says of it."""
+    lines: dict[str, str] = {}
+
+    def add(settings, path):
+        documented = _documented(type(settings))
+        for field in dataclasses.fields(settings):
+            value, name = getattr(settings, field.name), f"{path}.{field.name}"
+            if dataclasses.is_dataclass(value):
+                add(value, name)
+            elif value is not None:
+                lines[name] = f"--{name}={value!r}\n    {documented.get(field.name, '')}".rstrip()
+
+    for kind in kinds:
+        add(kind(), "config")
+    return "\n".join(lines.values())
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Field -> its sentence in the `Attributes:` of the docstrings of a dataclass and of those it inherits from."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, attributes = inspect.cleandoc(vars(base).get("__doc__") or "").partition("Attributes:\n")
+        for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE):
+            found |= dict.fromkeys((name.strip() for name in names.split(",")), re.sub(r"\s+", " ", text))
+    return found
+
+
+if __name__ == "__main__":
+    from experiments.pipeline import settings_kinds
+
+    print(explain(settings_kinds()))

@@ -1,0 +1,144 @@
+"""Stage: one room of a run; and Context, what a stage is given to work with."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from brh_jax.data.pipeline import measuring_batches
+from brh_jax.data.sources import Source
+from brh_jax.errors import UserError
+from brh_jax.models import Encoder, store
+from brh_jax.train.loop import LoopSettings
+from brh_jax.train.metrics import Progress
+from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, wait_for_all
+from experiments.records import OPENERS
+from experiments.results import Results
+
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of a run: `experiments/stages/NAME/`, listed in `experiments/stages/__init__.py`.
+
+    Its fingerprint is made of its own settings, the content that it reads from outside the run, and the fingerprints of the
+    stages that it needs: where one of these differs, what the stage left is not taken for done.
+
+    Attributes:
+        name: of the stage, its folder in the work directory, and its part of results.json.
+        Settings: dataclass whose fields are the sections of the configuration that the stage uses, each with the settings that
+            it uses; see `experiments.settings`.
+        Result: dataclass of what it found out, the part of results.json.
+        run: (context, settings) -> Result. Reads what other stages left, writes into `context.folder`, and can be called again
+            after a stop.
+        needs: stages that it cannot do without.
+        uses: stages whose results it takes where there are some.
+        page: (page) -> the figures and tables of its section, of `experiments.report.Page`; None for none.
+        merits: Result -> model -> figure of merit -> value, for `experiments.tables`; None for none.
+        measures: whether it measures what other stages made: --mode=eval does it again.
+        cheap: whether what it left is made anew where something differs; that of other stages is never discarded unasked.
+        follows: name of the stage that this one is run with where `config.stages` names that stage and not this one.
+    """
+
+    name: str
+    Settings: type
+    Result: type
+    run: Callable[["Context", Any], Any]
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    page: Callable[..., Iterator] | None = None
+    merits: Callable[[Any], dict[str, dict[str, float]]] | None = None
+    measures: bool = False
+    cheap: bool = False
+    follows: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a stage works with.
+
+    Attributes:
+        workdir, folder: of the run, and of this stage in it.
+        mesh: the devices.
+        loop: how training loops run.
+        results: of the stages done before.
+        outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
+            content.
+        skipped: images that could not be decoded so far -> why.
+        stages: names of the stages that this run is made of.
+    """
+
+    workdir: pathlib.Path
+    folder: pathlib.Path
+    mesh: Mesh
+    loop: LoopSettings = LoopSettings()
+    results: Results = dataclasses.field(default_factory=Results)
+    outside: Callable[[str, str], None] = lambda what, fingerprint: None
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+
+    # Earlier stages' work.
+
+    def result(self, kind: type[R], stage: str) -> R:
+        """What a stage found out. Raises UserError where it is not done yet."""
+        if (found := self.results.get(kind)) is None:
+            raise UserError(f"{self.workdir / stage} is not there yet: put {stage} before this stage in config.stages")
+        return found
+
+    def encoder(self, folder: pathlib.Path, stage: str, compute_dtype: str = "float32") -> Encoder:
+        """The encoder that a stage left in a folder, on the mesh. Raises UserError where it is not there."""
+        if not store.is_encoder_folder(folder):
+            raise UserError(f"{folder} is not there yet: put {stage} before this stage in config.stages")
+        encoder = store.read(folder)
+        encoder = encoder.replace(params=shard(encoder.params, self.mesh))
+        return encoder if compute_dtype == "float32" else encoder.replace(dtype=jnp.dtype(compute_dtype))
+
+    # Its own.
+
+    def save(self, encoder: Encoder, folder: pathlib.Path, notes: dict) -> None:
+        """Writes an encoder; all processes call, the first writes, and no one goes on before it is there."""
+        host = encoder.replace(params=to_host(encoder.params), head=to_host(encoder.head))
+        if is_main():
+            store.save(host, folder, notes)
+        wait_for_all(f"saved {folder}")
+
+    def save_arrays(self, path: pathlib.Path, **arrays) -> None:
+        """Writes an .npz file, once."""
+        if is_main():
+            np.savez(path, **arrays)
+
+    # Data.
+
+    def source(self, spec: str, data_dir: str = "", kind: str = "images", **options) -> Source:
+        """The images that a setting describes; their content becomes part of the stage's fingerprint.
+
+        Args:
+            kind: a key of `records.OPENERS`.
+        """
+        source = OPENERS[kind](spec, data_dir=data_dir, **options)
+        self.outside(f"{kind} {spec}", source.fingerprint())
+        return source
+
+    def measuring_batches(
+        self, source: Source, transform, *, num_images: int, batch_size: int, label: str, seed: int = 0, threads: int = 8
+    ) -> Iterator[dict]:
+        """One pass over `num_images` images, all of them where that is 0, with a progress line.
+
+        Images, and targets where there are some, are laid over the mesh; labels and `valid` are numpy, of all processes' images.
+        """
+        total = num_images or len(source)
+        total = total if transform.random else min(total, len(source))
+        batches = measuring_batches(source, transform, batch_size, num_images=total, seed=seed, threads=threads)
+        progress = Progress(label, -(-total // batch_size), per_step=batch_size)
+        for number, batch in enumerate(batches, 1):
+            placed = shard_batch(batch, self.mesh)
+            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
+            yield placed | {"label": rest["label"], "valid": rest["valid"]}
+            progress.update(number)
+        self.skipped.update(source.skipped)

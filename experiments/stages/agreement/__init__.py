@@ -1,0 +1,18 @@
+"""Agreement of the Raptors with their teacher, state by state."""
+
+from experiments.stage import Stage
+from experiments.stages.agreement.page import page
+from experiments.stages.agreement.run import AgreementResult, Settings, merits, run
+
+STAGE = Stage(
+    "agreement",
+    Settings,
+    AgreementResult,
+    run,
+    needs=("teacher", "phases", "distill"),
+    page=page,
+    merits=merits,
+    measures=True,
+    cheap=True,
+    follows="distill",
+)

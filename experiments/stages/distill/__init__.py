@@ -1,0 +1,7 @@
+"""Distillation of the teacher into a Raptor for every partition."""
+
+from experiments.stage import Stage
+from experiments.stages.distill.page import page
+from experiments.stages.distill.run import DistillResult, Settings, run
+
+STAGE = Stage("distill", Settings, DistillResult, run, needs=("teacher", "phases"), page=page)

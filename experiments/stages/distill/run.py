@@ -1,0 +1,222 @@
+"""Distillation: a Raptor for every partition."""
+
+import dataclasses
+
+import jax
+
+from brh_jax import distill
+from brh_jax.data.sources import Source
+from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings
+from brh_jax.distill.states import StatesBatches, open_states
+from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
+from brh_jax.models import Encoder, RaptorConfig
+from brh_jax.models.cost import unshared
+from brh_jax.models.layers import MLP_KINDS
+from brh_jax.models.remat import POLICIES
+from brh_jax.partition import Partition
+from brh_jax.train.loop import Run
+from brh_jax.train.parallel import to_host
+from experiments.data import TrainingImages, check_given
+from experiments.settings import Common, flat, without_effect
+from experiments.stage import Context
+from experiments.stages.phases.run import read_partitions
+from experiments.stages.teacher.run import CostResult, cost_of, read_teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class RaptorSettings:
+    """The architecture of the blocks (paper, section 3).
+
+    Attributes:
+        mlp: feed-forward layer, swiglu, gelu, gelu_tanh or quick_gelu.
+        mlp_ratio: its hidden width, of the width of a token.
+        depth_scaling: whether branches and output are scaled by a function of depth.
+        layer_scale_init: gain of the residual branches at the beginning.
+        unshared: a control with the same number of parameters: narrow, every layer a block of its own, with a narrower
+            feed-forward layer (k must be large enough for the attention); shallow, k blocks applied once each, for the last state
+            of each phase; empty for shared blocks.
+    """
+
+    mlp: str = "swiglu"
+    mlp_ratio: float = 4.0
+    depth_scaling: bool = True
+    layer_scale_init: float = 1e-5
+    unshared: str = ""
+
+    def __post_init__(self):
+        expect_one_of(self, "mlp", MLP_KINDS)
+        expect_positive(self, "mlp_ratio")
+        expect_one_of(self, "unshared", ("", "narrow", "shallow"))
+
+    def config(self, teacher: Encoder, partition: Partition) -> RaptorConfig:
+        """The architecture of a Raptor of that teacher."""
+        config = RaptorConfig(
+            teacher.config,
+            partition,
+            mlp=self.mlp,
+            mlp_dim=round(self.mlp_ratio * teacher.dim),
+            depth_scaling=self.depth_scaling,
+            layer_scale_init=self.layer_scale_init,
+            once=self.unshared == "shallow",
+        )
+        return unshared(config) if self.unshared == "narrow" else config
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """How Raptors are trained (paper, section 4).
+
+    Attributes:
+        batch_size: images of a step.
+        remat: what the backward pass keeps of a block: none (everything), dots, full (nothing).
+        pieces: parts that a batch goes through in, gradients accumulated.
+        stage1: each block on its own phase, from the teacher's states.
+        stage2: the blocks joined, rolled out from the first state; 0 steps leave it out.
+    """
+
+    batch_size: int = 64
+    remat: str = without_effect("dots")
+    pieces: int = 1
+    stage1: BlockwiseSettings = BlockwiseSettings()
+    stage2: JointSettings = JointSettings()
+
+    def __post_init__(self):
+        expect_positive(self, "batch_size", "pieces")
+        expect_one_of(self, "remat", tuple(POLICIES))
+        expect(self.batch_size % self.pieces == 0, "pieces", self.pieces, f"a divisor of the batch, {self.batch_size}")
+        expect(self.stage1.steps > 0, "stage1.steps", self.stage1.steps, "a positive number")
+        expect(self.stage2.steps >= 0, "stage2.steps", self.stage2.steps, "0 (no stage 2) or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillImages(TrainingImages):
+    """What Raptors are trained on.
+
+    Attributes:
+        states_gb: keep the teacher's states of the training images on disk, up to so many GB; 0 runs the teacher inside the step.
+            For small sets without augmentation only: the paper's would take 13 TB.
+    """
+
+    states_gb: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect(self.states_gb >= 0, "states_gb", self.states_gb, "a size in GB, or 0")
+        if self.states_gb and self.augment != "center_crop":
+            raise UserError(
+                f"states_gb is {self.states_gb}: it keeps one state for each image, but config.data.augment is {self.augment}; "
+                "set config.data.augment=center_crop, or config.data.states_gb=0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Common):
+    """Sections that the stage uses."""
+
+    data: DistillImages = DistillImages()
+    raptor: RaptorSettings = RaptorSettings()
+    distill: DistillSettings = DistillSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class RaptorResult:
+    """A Raptor.
+
+    Attributes:
+        k: its number of phases.
+        phases: they, as people write them.
+        cost: its size and operations.
+        trainings: folders of its trainings in the stage's, by what people call them.
+    """
+
+    k: int
+    phases: str
+    cost: CostResult
+    trainings: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillResult:
+    """The Raptors, by name."""
+
+    raptors: dict[str, RaptorResult]
+
+
+def read_raptors(context: Context, compute_dtype: str = "float32") -> dict[str, Encoder]:
+    """Every Raptor of the run, by name; none in a run that neither distils nor has.
+
+    Raises:
+        UserError: the run distils, and has not yet.
+    """
+    if "distill" in context.stages:
+        context.result(DistillResult, "distill")
+    result = context.results.get(DistillResult)
+    folder = context.workdir / "distill"
+    return {
+        name: context.encoder(folder / name / "raptor", "distill", compute_dtype) for name in (result.raptors if result else ())
+    }
+
+
+def read_blockwise(context: Context, name: str, compute_dtype: str = "float32") -> Encoder | None:
+    """A Raptor as it was before its blocks were joined; None where they never were."""
+    if f"{name}/stage2" not in context.result(DistillResult, "distill").raptors[name].trainings.values():
+        return None
+    return context.encoder(context.workdir / "distill" / name / "stage1" / "raptor", "distill", compute_dtype)
+
+
+def read_models(context: Context, compute_dtype: str = "float32") -> dict[str, Encoder]:
+    """The teacher and every Raptor, by name; the first is the teacher."""
+    return {"teacher": read_teacher(context, compute_dtype), **read_raptors(context, compute_dtype)}
+
+
+def run(context: Context, settings: Settings) -> DistillResult:
+    """Leaves every Raptor in `kN/raptor/`, and what it was before its blocks were joined in `kN/stage1/raptor/`."""
+    check_given("train", settings.data.train)
+    teacher = read_teacher(context, settings.compute_dtype)
+    source = context.source(settings.data.train, settings.data.data_dir)
+    raptors = {}
+    for k, partition in read_partitions(context).items():
+        config = settings.raptor.config(teacher, partition)
+        raptor, trainings = _train(context, settings, source, teacher, config, f"k{k}")
+        raptors[f"k{k}"] = RaptorResult(k, str(partition), cost_of(raptor), trainings)
+    return DistillResult(raptors)
+
+
+def _train(
+    context: Context, settings: Settings, source: Source, teacher: Encoder, config: RaptorConfig, name: str
+) -> tuple[Encoder, dict[str, str]]:
+    """The trained Raptor, and the folders of its trainings by what people call them."""
+    own, folder = settings.distill, context.folder / name
+    objectives = {"stage1": Blockwise(own.stage1)} | ({"stage2": Joint(own.stage2)} if own.stage2.steps else {})
+    blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
+    for number, (stage, objective) in enumerate(objectives.items(), 1):
+        # The second sees other crops in another order than the first.
+        seed = 2 * settings.seed + number
+        identity = flat(settings.raptor) | flat(getattr(own, stage))
+        identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
+        label = f"distill k={config.partition.k} stage {number}"
+        blocks = distill.train_blocks(
+            objective,
+            teacher,
+            config,
+            blocks,
+            _batches(context, settings, source, teacher, seed),
+            Run(folder / stage, identity, context.mesh, label, context.loop),
+            batch_size=own.batch_size,
+            seed=seed,
+            remat=own.remat,
+            pieces=own.pieces,
+        )
+        raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
+        where = folder / ("raptor" if number == len(objectives) else f"{stage}/raptor")
+        context.save(raptor, where, {"partition": str(config.partition), "stage": number})
+    return raptor, {f"k = {config.partition.k}, stage {number}": f"{name}/{stage}" for number, stage in enumerate(objectives, 1)}
+
+
+def _batches(context: Context, settings: Settings, source: Source, teacher: Encoder, seed: int):
+    """Images for the teacher inside the step, or its states where they are kept on disk."""
+    data, size = settings.data, settings.distill.batch_size
+    if not data.states_gb:
+        return data.training_batches(source, teacher.preprocessing, size, seed)
+    store = open_states(teacher, source, context.workdir / "states", limit_gb=data.states_gb, batch_size=size, mesh=context.mesh)
+    return StatesBatches(store, size, seed=seed)

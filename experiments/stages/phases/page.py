@@ -1,0 +1,74 @@
+"""Phases on the page."""
+
+from collections.abc import Iterator
+
+from brh_jax.report.html import FigureEntry, Table
+from experiments.page import Page
+from experiments.stages.phases import figures
+from experiments.stages.phases.run import PhasesResult, RandomComparison, StabilityResult
+
+
+def page(page: Page) -> Iterator[FigureEntry | Table]:
+    """Yields the dissimilarity with the phases, how sure these are, and random partitions beside them."""
+    phases = page.result(PhasesResult)
+    yield page.figure(
+        figures.dissimilarity(phases.dissimilarity, [cut.partition for cut in phases.partitions.values()]),
+        "dissimilarity",
+        "Phases of depth",
+        f"1 - cosine between the outputs of two layers, cls and mean patch, mean over {phases.num_images} images. "
+        f"Boxes: phases found by {phases.method}; dark off the boxes and light inside them is a clear phase structure.",
+    )
+    if phases.stability:
+        yield from _stability(page, phases.stability)
+    if phases.random:
+        yield _random(page, phases.random)
+
+
+def _stability(page: Page, stability: list[StabilityResult]):
+    metrics: dict[str, dict[int, StabilityResult]] = {}
+    for one in stability:
+        metrics.setdefault(one.metric, {})[one.k] = one
+    if any(one.k > 1 for one in stability):
+        yield page.figure(
+            figures.boundary_frequency(metrics),
+            "boundaries",
+            "How sure the phases are",
+            f"Share of {stability[0].num_resamples} bootstrap resamples of the images that are cut after each layer, by cosine "
+            "and "
+            "by linear CKA of cls and mean patch. Triangles: where all images together are cut. One tall bar for each cut is a "
+            "partition that other images would give too; bars of the two metrics in other places are a partition that depends on "
+            "what layers are compared by.",
+        )
+    columns = ["metric", "k", "all images", "most frequent", "in", "partitions", "Rand index", "to the run's", "units"]
+    rows = [
+        [
+            one.metric,
+            str(one.k),
+            one.all_images,
+            one.modal,
+            f"{100 * max(one.frequencies.values()):.0f} %",
+            str(one.num_partitions),
+            f"{one.rand_index:.2f}",
+            f"{one.rand_index_to_used:.2f}",
+            str(one.num_units),
+        ]
+        for one in stability
+    ]
+    remark = (
+        "Rand index: adjusted, mean over resamples, of their partition to that of all images; one for the same phases, zero for "
+        "unrelated ones. To the run's: of the metric's partition to the one that Raptors share blocks by. What is resampled are "
+        "images for the cosine, groups of 16 images for CKA, whose unbiased estimate is one of groups."
+    )
+    yield Table("Partitions of resampled images", columns, rows, remark)
+
+
+def _random(page: Page, compared: list[RandomComparison]) -> FigureEntry:
+    ranks = ", ".join(f"{100 * one.rank_on_other_images:.0f} % for k = {one.k}" for one in compared)
+    return page.figure(
+        figures.cut_weights(compared),
+        "cut_weights",
+        "Max cut and random partitions",
+        "Share of the dissimilarity that lies between phases. The max cut is the largest of all contiguous ones by construction. "
+        f"Cut from half of the images it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}. "
+        "How far the others stay below says how much it matters where depth is cut.",
+    )

@@ -1,0 +1,17 @@
+"""Probes on the teacher and on every Raptor: linear classification, segmentation and depth, k-NN and logistic regression."""
+
+from experiments.stage import Stage
+from experiments.stages.probes.page import page
+from experiments.stages.probes.run import ProbesResult, Settings, merits, run
+
+STAGE = Stage(
+    "probes",
+    Settings,
+    ProbesResult,
+    run,
+    needs=("teacher",),
+    uses=("distill",),
+    page=page,
+    merits=merits,
+    measures=True,
+)

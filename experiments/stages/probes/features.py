@@ -1,0 +1,45 @@
+"""Features of labelled images: [cls, mean patch] of centre crops."""
+
+from typing import Any
+
+import numpy as np
+
+from brh_jax.data.sources import Source
+from brh_jax.data.transforms import CenterCrop
+from brh_jax.errors import UserError
+from brh_jax.models import Encoder
+from brh_jax.probes import classification
+from brh_jax.types import Features, Labels
+from experiments.stage import Context
+from experiments.stages.probes.choice import SharedSettings
+
+
+def open_labelled(context: Context, settings: SharedSettings, section: str, own: Any) -> tuple[Source, Source]:
+    """Images to train and to test on, `own.train` and `own.eval`. Raises UserError unless they have the same classes."""
+    train, test = (context.source(spec, settings.data.data_dir) for spec in (own.train, own.eval))
+    try:
+        classification.check_same_classes(train, test)
+    except UserError as error:
+        raise UserError(f"config.{section}: {error}") from None
+    return train, test
+
+
+def read_features(
+    context: Context, settings: SharedSettings, encoder: Encoder, source: Source, num_images: int, label: str
+) -> tuple[Features, Labels]:
+    """Features and labels; of all images where `num_images` is 0."""
+    batches = context.measuring_batches(
+        source,
+        CenterCrop(encoder.preprocessing),
+        num_images=num_images,
+        batch_size=settings.eval.batch_size,
+        label=label,
+        seed=settings.seed,
+        threads=settings.data.threads,
+    )
+    return classification.extract_features(encoder, batches)
+
+
+def classes_without_images(source: Source, labels: Labels) -> list[str]:
+    """Names of the classes that are not among the labels."""
+    return [source.classes[i] for i in np.setdiff1d(np.arange(len(source.classes)), labels)]

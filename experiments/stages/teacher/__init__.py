@@ -1,0 +1,7 @@
+"""The teacher: a ViT whose depth is to be understood."""
+
+from experiments.stage import Stage
+from experiments.stages.teacher.page import page
+from experiments.stages.teacher.run import Settings, TeacherResult, run
+
+STAGE = Stage("teacher", Settings, TeacherResult, run, page=page)
