@@ -1,5 +1,6 @@
 """How sure a curve along depth is: bands over images, and whether it jumps at phase boundaries."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ class Summary(NamedTuple):
     quantiles: np.ndarray
 
 
-class JumpTest(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class JumpTest:
     """Whether a curve jumps at phase boundaries.
 
     Attributes:

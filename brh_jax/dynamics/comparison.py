@@ -1,5 +1,6 @@
 """A portrait as curves, and a surrogate beside the system that it stands for (paper, section 8)."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from brh_jax.system import DepthSystem
 from brh_jax.types import Labels, RandomKey, State
 
 
-class Distance(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Distance:
     """How far two curves are apart, means over images compared.
 
     Attributes:

@@ -67,15 +67,10 @@ def directional_convergence(states: Trajectory, layout: TokenLayout, *, per_imag
 def angular_speed(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """s_l = arccos <x^_{l+1}, x^_l>: angle that a token turns in each layer, mean over tokens and images, in radians.
 
-    Args:
-        states: trajectory `[depth + 1, batch, tokens, dim]`.
-        per_image: whether the images are told apart, on a last axis, instead of averaged over.
+    Arguments and errors are those of `directional_convergence`.
 
     Returns:
-        per token type `[depth]`, empty for a type that the model lacks.
-
-    Raises:
-        ValueError: not a trajectory of that layout, or states that are zero or not finite.
+        per token type `[depth]` in radians.
     """
     return _measure(states, layout, "speed", per_image)
 
@@ -83,15 +78,10 @@ def angular_speed(states: Trajectory, layout: TokenLayout, *, per_image: bool = 
 def angular_acceleration(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """s_{l+1} - s_l: change of a token's angular speed from layer l to the next, mean over tokens and images.
 
-    Args:
-        states: trajectory `[depth + 1, batch, tokens, dim]`.
-        per_image: whether the images are told apart, on a last axis, instead of averaged over.
+    Arguments and errors are those of `directional_convergence`.
 
     Returns:
-        per token type `[depth - 1]` in radians per layer², empty for a type that the model lacks.
-
-    Raises:
-        ValueError: not a trajectory of that layout, or states that are zero or not finite.
+        per token type `[depth - 1]` in radians per layer².
     """
     return _measure(states, layout, "acceleration", per_image)
 
@@ -99,15 +89,10 @@ def angular_acceleration(states: Trajectory, layout: TokenLayout, *, per_image: 
 def token_norm(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """|x_l|: length of a token, mean over tokens and images.
 
-    Args:
-        states: trajectory `[depth + 1, batch, tokens, dim]`.
-        per_image: whether the images are told apart, on a last axis, instead of averaged over.
+    Arguments and errors are those of `directional_convergence`.
 
     Returns:
-        per token type `[depth + 1]`, empty for a type that the model lacks.
-
-    Raises:
-        ValueError: not a trajectory of that layout, or states that are not finite.
+        per token type `[depth + 1]`; a token may be zero.
     """
     return _measure(states, layout, "norm", per_image)
 
@@ -115,15 +100,10 @@ def token_norm(states: Trajectory, layout: TokenLayout, *, per_image: bool = Fal
 def patch_coherence(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> Array:
     """kappa_l: mean cosine of the patch tokens with their mean direction, mean over images.
 
-    Args:
-        states: trajectory `[depth + 1, batch, tokens, dim]`.
-        per_image: whether the images are told apart, on a last axis, instead of averaged over.
+    Arguments and errors are those of `directional_convergence`.
 
     Returns:
         `[depth + 1]`, or `[0]` for a model without patches.
-
-    Raises:
-        ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
     return _measure(states, layout, "coherence", per_image)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from brh_jax.dynamics.comparison import Distance
 from brh_jax.dynamics.drawing import pictures
 from brh_jax.dynamics.measure import Shown
 from brh_jax.report.html import FigureEntry, Table
@@ -11,7 +12,7 @@ from brh_jax.report.style import TOKEN_NAMES
 from brh_jax.tokens import TokenLayout
 from experiments.page import Page
 from experiments.stages.distill.run import DistillResult
-from experiments.stages.dynamics.results import JUMPS, DistanceResult, DynamicsResult, ModelResult
+from experiments.stages.dynamics.results import JUMPS, DynamicsResult, ModelResult
 from experiments.stages.phases.run import PhasesResult
 from experiments.stages.teacher.run import TeacherResult
 
@@ -126,5 +127,5 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _share(distance: DistanceResult | None) -> str:
-    return "" if distance is None or distance.relative is None else f"{100 * distance.relative:.0f} %"
+def _share(distance: Distance | None) -> str:
+    return "" if distance is None else f"{100 * distance.relative:.0f} %"

@@ -10,7 +10,7 @@ from brh_jax.dynamics.comparison import Distance
 from brh_jax.dynamics.measures.extrapolation import IteratedBlocks
 from brh_jax.dynamics.portrait import Portrait
 from brh_jax.partition import Partition
-from brh_jax.statistics import crossing
+from brh_jax.statistics import JumpTest, crossing
 from brh_jax.types import Array
 
 # Measures whose jumps at phase boundaries are tested, and what they are called; of those of states, what a layer changes.
@@ -21,15 +21,6 @@ JUMPS = {
     "stable_rank": "stable rank",
     "effective_rank": "effective rank",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class JumpResult:
-    """Whether a curve changes more across phase boundaries than elsewhere; see `brh_jax.statistics.JumpTest`."""
-
-    statistic: float
-    p_value: float
-    num_placements: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +38,7 @@ class TokenResult:
     nine_tenths: float | None
     speed: list[float]
     stable_rank: list[float]
-    jumps: dict[str, JumpResult]
+    jumps: dict[str, JumpTest]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +76,6 @@ class IteratedResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistanceResult:
-    """How far a curve is from the teacher's; see `brh_jax.dynamics.comparison.Distance`."""
-
-    absolute: float | None
-    relative: float | None
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelResult:
     """The dynamics of one model.
 
@@ -108,7 +91,7 @@ class ModelResult:
     tokens: dict[str, TokenResult]
     stability: StabilityResult | None
     iterated: list[IteratedResult]
-    distance: dict[str, DistanceResult]
+    distance: dict[str, Distance]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +112,7 @@ def model_result(portrait: Portrait, teacher: Portrait) -> ModelResult:
         tokens={token: _token_result(found, token, portrait.partition) for token in sorted(types)},
         stability=_stability(portrait, found) if "exponents" in portrait.results else None,
         iterated=_iterated(portrait["extrapolation"]) if "extrapolation" in portrait.results else [],
-        distance={n: _distance(d) for n, d in distance(teacher, portrait).items()} if portrait is not teacher else {},
+        distance=distance(teacher, portrait) if portrait is not teacher else {},
     )
 
 
@@ -144,12 +127,11 @@ def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> 
     )
 
 
-def _jumps(found: dict[str, Curve], partition: Partition) -> dict[str, JumpResult]:
+def _jumps(found: dict[str, Curve], partition: Partition) -> dict[str, JumpTest]:
     if not 0 < len(partition.boundaries) < partition.depth - 1:
         return {}
     of_layers = {name: np.diff(c.mean) if c.axis == "states" else c.mean for name, c in found.items()}
-    tests = {n: boundary_jump_test(v, partition.boundaries) for n, v in of_layers.items() if np.isfinite(v).all()}
-    return {name: JumpResult(test.statistic, test.p_value, test.num_placements) for name, test in tests.items()}
+    return {name: boundary_jump_test(v, partition.boundaries) for name, v in of_layers.items() if np.isfinite(v).all()}
 
 
 def _stability(portrait: Portrait, found: dict[str, Curve]) -> StabilityResult:
@@ -172,10 +154,6 @@ def _iterated(blocks: IteratedBlocks) -> list[IteratedResult]:
         growth = float(finite.mean()) if finite.size else None
         results.append(IteratedResult(layers, blocks.speed.shape[1], counts(found.fate), counts(found.direction_fate), growth))
     return results
-
-
-def _distance(found: Distance) -> DistanceResult:
-    return DistanceResult(_number(found.absolute), _number(found.relative))
 
 
 def _number(value: float) -> float | None:
