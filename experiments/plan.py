@@ -5,12 +5,14 @@ operations, and the memory of each device as the compiler counts it. No weights,
 """
 
 import argparse
+import math
 import os
 import sys
 import time
 
 import jax
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 
 
@@ -85,29 +87,28 @@ def main(argv=None) -> int:
     parser.add_argument("--image_size", type=int, default=0)
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="dots")
-    arguments = parser.parse_args(argv)
-    try:
-        if len(arguments.mesh) != 3 or min(arguments.mesh) < 1:
-            raise UserError(f"--mesh is {arguments.mesh}: expected three numbers, data,fsdp,tensor")
-        devices = arguments.mesh[0] * arguments.mesh[1] * arguments.mesh[2]
-        # Before jax looks for devices.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        jax.config.update("jax_platforms", "cpu")
-        figures = plan(
-            arguments.arch,
-            arguments.partition,
-            arguments.mesh,
-            arguments.batch_size,
-            image_size=arguments.image_size,
-            compute_dtype=arguments.compute_dtype,
-            remat=arguments.remat,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _print_plan, argv)
+
+
+def _print_plan(arguments) -> None:
+    if len(arguments.mesh) != 3 or min(arguments.mesh) < 1:
+        raise UserError(f"--mesh is {arguments.mesh}: expected three numbers, data,fsdp,tensor")
+    # Before jax looks for devices.
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={math.prod(arguments.mesh)}"
+    )
+    jax.config.update("jax_platforms", "cpu")
+    figures = plan(
+        arguments.arch,
+        arguments.partition,
+        arguments.mesh,
+        arguments.batch_size,
+        image_size=arguments.image_size,
+        compute_dtype=arguments.compute_dtype,
+        remat=arguments.remat,
+    )
     for name, value in figures.items():
         print(f"{name:<38} {value:,}" if isinstance(value, int) else f"{name:<38} {value:,.2f}")
-    return 0
 
 
 if __name__ == "__main__":

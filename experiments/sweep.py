@@ -29,6 +29,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
@@ -228,34 +229,36 @@ def main(argv=None) -> int:
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
     parser.add_argument("--index", type=int, default=None, help="run this one only, counted from 0")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    arguments, more = parser.parse_known_args(argv)
-    workdir = pathlib.Path(arguments.workdir).expanduser()
-    try:
-        runs = runs_of(arguments.config)
-        needs = needs_of(runs)
-        commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
-        index = arguments.index
-        if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
-            index = int(os.environ["SLURM_ARRAY_TASK_ID"])
-        if index is not None and not 0 <= index < len(commands):
-            raise UserError(f"there is no run {index}: {arguments.config} has {len(commands)}, numbered from 0")
-        if index is not None and not arguments.list:
-            name = list(commands)[index]
-            commands = {name: commands[name]}
-            if missing := sorted(n for n in needs[name] if not is_done(workdir / n)):
-                raise UserError(f"run {index}, {name}, takes something from {missing[0]}, which is not done: run that one first")
-            needs = {}
-        if arguments.jobs < 1:
-            raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _sweep, argv, more=True)
+
+
+def _sweep(arguments) -> int:
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
+    workdir, runs = pathlib.Path(arguments.workdir).expanduser(), runs_of(arguments.config)
+    needs = needs_of(runs)
+    commands = {name: command_of(arguments.config, workdir, name, changes, arguments.more) for name, changes in runs.items()}
+    index = arguments.index
+    if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    if index is not None and not 0 <= index < len(commands):
+        raise UserError(f"there is no run {index}: {arguments.config} has {len(commands)}, numbered from 0")
     if arguments.list:
         for number, (name, command) in enumerate(commands.items()):
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")
         return 0
+    if index is not None:
+        name = list(commands)[index]
+        commands = {name: commands[name]}
+        if missing := sorted(n for n in needs[name] if not is_done(workdir / n)):
+            raise UserError(f"run {index}, {name}, takes something from {missing[0]}, which is not done: run that one first")
+        needs = {}
+    return _run_and_tell(commands, workdir, arguments.jobs, needs, index or 0)
+
+
+def _run_and_tell(commands, workdir: pathlib.Path, jobs: int, needs, first_place: int) -> int:
     try:
-        failed = run_all(commands, workdir, arguments.jobs, needs, index or 0)
+        failed = run_all(commands, workdir, jobs, needs, first_place)
     except Stopped as stopped:
         print(stopped, flush=True)
         return 0
@@ -264,9 +267,9 @@ def main(argv=None) -> int:
         return 130
     if failed:
         print(f"error: {len(failed)} of {len(commands)} runs failed: {', '.join(failed)}", file=sys.stderr)
-    else:
-        print(f"all {len(commands)} runs are done; python -m experiments.tables {workdir} gathers them")
-    return 1 if failed else 0
+        return 1
+    print(f"all {len(commands)} runs are done; python -m experiments.tables {workdir} gathers them")
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from brh_jax.errors import UserError
+from brh_jax.command import run_command
 from brh_jax.report import controls
 from brh_jax.report.html import save_figure
 from experiments import published
@@ -145,24 +145,22 @@ def main(argv=None) -> int:
     parser.add_argument("folders", nargs="+", help="work directories, or folders of them")
     parser.add_argument("--by", default="", help="settings to tell rows apart by, separated by commas")
     parser.add_argument("--out", default=None, help="folder for the tables; FIRST FOLDER/tables by default")
-    arguments = parser.parse_args(argv)
-    try:
-        found = list(tables_of(arguments.folders, [key for key in arguments.by.split(",") if key]))
-        out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
-        out.mkdir(parents=True, exist_ok=True)
-        for one in found:
-            header, cells = one.cells()
-            (out / f"{one.name}.md").write_text(as_markdown(header, cells))
-            (out / f"{one.name}.csv").write_text(one.csv())
-            (out / f"{one.name}.tex").write_text(as_latex(header, cells))
-            print(f"{one.name}\n\n{as_markdown(header, cells)}")
-            if one.name == "controls":
-                save_figure(control_figure(one.rows), out, one.name)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _write, argv)
+
+
+def _write(arguments) -> None:
+    found = list(tables_of(arguments.folders, [key for key in arguments.by.split(",") if key]))
+    out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        header, cells = one.cells()
+        (out / f"{one.name}.md").write_text(as_markdown(header, cells))
+        (out / f"{one.name}.csv").write_text(one.csv())
+        (out / f"{one.name}.tex").write_text(as_latex(header, cells))
+        print(f"{one.name}\n\n{as_markdown(header, cells)}")
+        if one.name == "controls":
+            save_figure(control_figure(one.rows), out, one.name)
     print(f"{out}: {', '.join(one.name for one in found)}, each as .md, .csv and .tex")
-    return 0
 
 
 if __name__ == "__main__":
