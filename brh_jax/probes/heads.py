@@ -14,7 +14,6 @@ from brh_jax.models.encoder import Encoder
 from brh_jax.statistics import bootstrap_counts
 from brh_jax.train.loop import Run, adamw, train
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array
 
 
 def train_head(
@@ -66,16 +65,6 @@ def train_head(
         state["seen"] = jnp.zeros(head["bias"].shape, bool)
     state = to_host(train(step, state, batches, run, num_steps=num_steps, batch_size=batch_size))
     return state["head"], state.get("seen")
-
-
-def zero_head(num_features: int, num_outputs: int) -> dict[str, jax.Array]:
-    """A linear head that gives zeros."""
-    return {"kernel": jnp.zeros((num_features, num_outputs)), "bias": jnp.zeros(num_outputs)}
-
-
-def apply_head(head: dict[str, Any], features: Array) -> jax.Array:
-    """`[..., features] -> [..., outputs]`."""
-    return features @ head["kernel"] + head["bias"]
 
 
 def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
