@@ -98,10 +98,14 @@ def _summarized(results: Results) -> Merits:
     return _take(merits, [name for values in merits.values() for name in values if name not in _PROBES])
 
 
+def _fits(results: Results) -> dict[str, Fit]:
+    agreement = results.get(AgreementResult)
+    return agreement.fits if agreement else {}
+
+
 def fit_merits(results: Results) -> Merits:
     """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types."""
-    agreement = results.get(AgreementResult)
-    return {name: _fit_merits(fit) for name, fit in agreement.fits.items()} if agreement else {}
+    return {name: _fit_merits(fit) for name, fit in _fits(results).items()}
 
 
 def _fit_merits(fit: Fit) -> dict[str, float]:
@@ -118,8 +122,7 @@ def _fit_merits(fit: Fit) -> dict[str, float]:
 
 def _raptor_merits(results: Results) -> Merits:
     """The agreement of the Raptors alone."""
-    agreement = results.get(AgreementResult)
-    return {name: _fit_merits(fit) for name, fit in agreement.fits.items() if fit.kind == "raptor"} if agreement else {}
+    return {name: _fit_merits(fit) for name, fit in _fits(results).items() if fit.kind == "raptor"}
 
 
 def _ablation_merits(results: Results) -> Merits:
