@@ -5,7 +5,7 @@ import pathlib
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
-from brh_jax.phases import Partition
+from brh_jax.partition import Partition
 
 
 def load(
@@ -31,7 +31,7 @@ def load(
     """
     encoder = _load(path, k, partition, num_heads)
     if teacher is not None:
-        from weights_convert.raptor import with_teacher
+        from weights_convert.raptor import with_teacher  # as below
 
         if "embedding" in encoder.params:
             raise UserError(f"{path} needs no teacher: only a Raptor's bare state dict does")
@@ -49,7 +49,8 @@ def _load(path, k, partition, num_heads) -> Encoder:
         return _from_workdir(folder, k)
     if store.is_encoder_folder(folder / "model"):
         return store.read(folder / "model")
-    from weights_convert.cache import converted  # the converter knows models, not the other way round
+    # The one way back: weights_convert imports brh_jax, and only `load` knows of it, once there is something to convert.
+    from weights_convert.cache import converted
 
     if partition is not None and not isinstance(partition, Partition):
         partition = Partition(tuple(partition))

@@ -41,16 +41,16 @@ def _run(arguments) -> int:
     import jax
     import jax.numpy as jnp
 
+    from brh_jax.loading import load
     from weights_convert import export
     from weights_convert.check import compare
     from weights_convert.convert import convert
 
-    bare = {"partition": arguments.partition, "num_heads": arguments.num_heads, "teacher": arguments.teacher}
+    teacher = None if arguments.teacher is None else load(arguments.teacher)
+    bare = {"partition": arguments.partition, "num_heads": arguments.num_heads, "teacher": teacher}
     if arguments.to_hf:
         if arguments.check or arguments.arch or arguments.dtype != "float32":
             raise UserError("--to-hf writes an encoder as it is: --check, --arch and --dtype belong to its conversion")
-        from brh_jax.loading import load
-
         encoder = load(arguments.source, image_size=arguments.image_size, **bare)
         folder = export.write(encoder, arguments.target)
         print(f"{encoder.name}: wrote {folder}; brh_jax.load reads it, also from the hub once it is there")

@@ -54,17 +54,35 @@ def cache_folder() -> pathlib.Path:
 
 def key(spec: str, folder: pathlib.Path, files, options: dict) -> str:
     """What a conversion depends on: content of the weights and of what lies beside them, file name, options, version."""
-    digest = hashlib.sha256()
+    name = spec.rstrip("/").rpartition("/")[2]  # the encoder's name, and what the names of published files tell
+    about = [VERSION, store.VERSION, name, {k: str(v) for k, v in options.items()}]
+    return hashlib.sha256(_content(folder, files) + json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def fingerprint(spec: str) -> str:
+    """What weights hold, sha256 of the content and the names of their files and of what lies beside them; not where they lie.
+
+    Args:
+        spec: as for `sources.locate`; a folder that `brh_jax.models.store` wrote is one too.
+
+    Raises:
+        UserError: nothing there, or the hub cannot be reached.
+    """
+    return hashlib.sha256(_content(*locate(spec))).hexdigest()
+
+
+def _content(folder: pathlib.Path, files) -> bytes:
+    """A line for each file that a conversion reads: its name and its sha256."""
     beside = [folder / name for name in BESIDE if (folder / name).exists()]
     # An ONNX graph may keep its tensors in files named after it.
     stems = [file.stem for file in files if file.suffix == ".onnx"]
     external = [p for stem in stems for p in sorted(folder.glob(f"{stem}*")) if p not in files and p.is_file()]
-    for file in (*files, *beside, *external):
-        with open(file, "rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    name = spec.rstrip("/").rpartition("/")[2]  # the encoder's name, and what the names of published files tell
-    digest.update(json.dumps([VERSION, store.VERSION, name, {k: str(v) for k, v in options.items()}], sort_keys=True).encode())
-    return digest.hexdigest()[:40]
+    return "".join(f"{file.name} {_sha256(file)}\n" for file in (*files, *beside, *external)).encode()
+
+
+def _sha256(file: pathlib.Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _keep(encoder: Encoder, entry: pathlib.Path, notes: dict) -> None:

@@ -90,16 +90,14 @@ def _reference(source: Source, encoder: Encoder) -> tuple[str, Callable]:
         return "open_clip", lambda image: _open_clip(source, image)
     raise UserError(
         f"{source.origin} has no configuration of transformers, timm or open_clip beside it, so there is no implementation to "
-        "compare with: --check works on folders in the hub's layout"
+        "compare with: give a folder in the hub's layout"
     )
 
 
 def _need(*modules):
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UserError(
-            f"--check compares with the reference implementation, which needs {' and '.join(missing)}: pip install it"
-        )
+        raise UserError(f"comparing with the reference implementation needs {' and '.join(missing)}: pip install it")
 
 
 def _pixels(image):

@@ -72,7 +72,7 @@ def convert(
     dtype=jnp.float32,
     num_heads: int | None = None,
     partition=None,
-    teacher=None,
+    teacher: Encoder | None = None,
 ) -> tuple[Encoder, Report]:
     """Reads weights of any known family, or a Raptor, into an Encoder.
 
@@ -83,7 +83,7 @@ def convert(
         dtype: of the parameters.
         num_heads: attention heads, where the source cannot tell and published models of its width have others.
         partition: of a Raptor's bare state dict, phase lengths or a Partition, where its file name does not tell.
-        teacher: of a Raptor's bare state dict: an Encoder, or anything `brh_jax.load` takes.
+        teacher: of a Raptor's bare state dict, the ViT that it was distilled from.
 
     Raises:
         UserError: weights that cannot be read, of no known family, of another architecture, or with missing, surplus,
@@ -104,21 +104,13 @@ def convert(
         encoder, assumed = raptor.read(source, partition, num_heads, dtype)
         family = "Raptor state dict"
         if teacher is not None:
-            encoder, assumed = raptor.with_teacher(encoder, _teacher(teacher)), [a for a in assumed if "teacher=" not in a]
+            encoder, assumed = raptor.with_teacher(encoder, teacher), [a for a in assumed if "teacher=" not in a]
     else:
         encoder, family, unused, assumed = _convert_vit(source, arch, dtype, num_heads)
     if image_size is not None:
         encoder = encoder.at_size(image_size)
     used = len(source.tensors) - len(unused)
     return encoder, Report(str(spec), _format(source), family, used, unused, assumed)
-
-
-def _teacher(teacher) -> Encoder:
-    if isinstance(teacher, Encoder):
-        return teacher
-    from brh_jax.loading import load
-
-    return load(teacher)
 
 
 def _convert_vit(source: Source, arch, dtype, num_heads):

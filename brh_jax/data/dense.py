@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from brh_jax.data.sources import SUFFIXES, CorruptImage, Selection, Source, TfdsSource
+from brh_jax.data.sources import SUFFIXES, CorruptImage, Selection, Source, TfdsSource, digest, listing, name_and_split
 from brh_jax.errors import UserError
 
 IGNORED = 255
@@ -24,7 +24,7 @@ _MASKS_LAYOUT = """expected
   ade20k:PATH:training or :validation, PATH with images/{training,validation}/*.jpg and
       annotations/{training,validation}/*.png, as ADEChallengeData2016 unpacks
   masks:PATH with images/NAME.jpg (or .png ...) and masks/NAME.png, whose values are classes from 0, 255 for no label;
-      names of the classes, one a line, in classes.txt, or their number as config.segmentation.num_classes
+      names of the classes, one a line, in classes.txt, or their number as num_classes
   tfds:NAME:SPLIT, a TFDS data set with an image and an annotation or segmentation_mask"""
 _DEPTHS_LAYOUT = """expected
   nyu:PATH:train or :test, PATH with nyu_depth_v2_labeled.mat and splits.mat, as released (:all goes without splits.mat)
@@ -60,7 +60,7 @@ class PairedFolders(Source):
             )
         super().__init__(str(images), classes)
         self.pairs = [(p, found[p.relative_to(images).with_suffix("")]) for p in paths]
-        self._read_target = read_target
+        self._folders, self._read_target = (images, targets), read_target
 
     def __len__(self):
         return len(self.pairs)
@@ -71,6 +71,10 @@ class PairedFolders(Source):
         target = _decoded(target_path, lambda: self._read_target(target_path))
         _check_size(target, target_path, (image.height, image.width), path)
         return {"image": image, "target": target}
+
+    def fingerprint(self):
+        sides = zip(self._folders, zip(*self.pairs, strict=True), strict=True)
+        return digest(self.classes, *(listing(folder, paths) for folder, paths in sides))
 
 
 def _check_size(target, name, size, image_name):
@@ -151,8 +155,8 @@ class TfdsMasks(TfdsSource):
 def _class_names(count: int, what: str) -> tuple[str, ...]:
     if not 2 <= count <= IGNORED:
         raise UserError(
-            f"{what} has {count} classes: expected 2 to {IGNORED}; give their number as config.segmentation.num_classes, or "
-            "their names, one a line, in classes.txt beside images/ and masks/"
+            f"{what} has {count} classes: expected 2 to {IGNORED}; give their number as num_classes, or their names, one a "
+            "line, in classes.txt beside images/ and masks/"
         )
     return tuple(str(i) for i in range(count))
 
@@ -193,7 +197,7 @@ def open_masks(spec: str, *, num_classes: int = 0, data_dir: str = "") -> Source
         UserError: another layout than expected, which the message describes.
     """
     kind, _, rest = spec.partition(":")
-    name, _, split = rest.rpartition(":")
+    name, split = name_and_split(rest)
     if kind == "tfds" and name:
         return TfdsMasks(name, split, data_dir, num_classes)
     if kind == "ade20k" and name:
@@ -261,6 +265,10 @@ class NyuRelease(Source):
             image, depth = file["images"][index], file["depths"][index]
         return {"image": np.ascontiguousarray(image.transpose(2, 1, 0)), "target": _metres(depth.T)}
 
+    def fingerprint(self):
+        file = pathlib.Path(self.name)
+        return digest(listing(file.parent, [file]))
+
 
 def nyu(path, split: str) -> Source:
     """NYU Depth v2 from its release: `train` (795 images) and `test` (654) as splits.mat has them, or `all`."""
@@ -316,7 +324,7 @@ def open_depths(spec: str, *, data_dir: str = "") -> Source:
         UserError: another layout than expected, which the message describes.
     """
     kind, _, rest = spec.partition(":")
-    name, _, split = rest.rpartition(":")
+    name, split = name_and_split(rest)
     if kind == "tfds" and name:
         return TfdsDepths(name, split, data_dir)
     if kind == "nyu" and name:
@@ -339,5 +347,5 @@ def check_depths(source: Source, min_depth: float, max_depth: float, what: str, 
     if not np.any((values > max(min_depth, max_depth / 100)) & (values < max_depth)):
         raise UserError(
             f"{what} {source.name}: depths go from {values.min():g} to {values.max():g}, the range is {min_depth:g} to "
-            f"{max_depth:g} m (config.depth.min_depth, max_depth): the wrong unit? .npy and TFDS are read as metres, .png as mm"
+            f"{max_depth:g} m (min_depth, max_depth): the wrong unit? .npy and TFDS are read as metres, .png as mm"
         )

@@ -1,9 +1,13 @@
 """Where images come from: folders, IDX files, TFDS, scikit-learn's digits, arrays. All give records by index."""
 
 import gzip
+import hashlib
+import json
 import pathlib
+import re
 import threading
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -49,6 +53,10 @@ class Source:
         """The record; raises CorruptImage."""
         raise NotImplementedError
 
+    def fingerprint(self) -> str:
+        """Sha256 of what the source holds, wherever it lies: of files their names and sizes, of arrays their content."""
+        raise NotImplementedError
+
     def read_or_skip(self, index: int) -> dict[str, Any] | None:
         """The record, or None after noting in `skipped` why it cannot be read.
 
@@ -67,6 +75,16 @@ class Source:
             if everything:
                 raise UserError(f"none of the {len(self)} images of {self.name} can be decoded; the last: {error}") from None
             return None
+
+
+def digest(*parts) -> str:
+    """Sha256 of strings, numbers, and lists of them; what `Source.fingerprint` gives."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def listing(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> list:
+    """Name relative to the folder and size in bytes of each file."""
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
 
 class ArraySource(Source):
@@ -90,6 +108,10 @@ class ArraySource(Source):
     def read(self, index):
         return {"image": self.images[index], "label": int(self.labels[index])}
 
+    def fingerprint(self):
+        arrays = (np.ascontiguousarray(array) for array in (self.images, self.labels.astype(np.int64)))
+        return digest(self.classes, *((array.shape, hashlib.sha256(array).hexdigest()) for array in arrays))
+
 
 class Selection(Source):
     """Records of another source, by their indices."""
@@ -104,6 +126,9 @@ class Selection(Source):
 
     def read(self, index):
         return self._source.read(int(self._indices[index]))
+
+    def fingerprint(self):
+        return digest(self._source.fingerprint(), self._indices.tolist())
 
 
 class Subset(Selection):
@@ -130,6 +155,7 @@ class ImageFolder(Source):
         groups = [p.parent.relative_to(folder).as_posix() for p in self.paths]
         classes = sorted(set(groups)) if "." not in groups else []
         super().__init__(str(folder), classes)
+        self._folder = folder
         number = {name: i for i, name in enumerate(classes)}
         self.labels = [number.get(group, UNLABELLED) for group in groups]
         if classes and (empty := _without_images(folder, classes)):
@@ -147,6 +173,9 @@ class ImageFolder(Source):
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptImage(f"{path}: {error}") from None
 
+    def fingerprint(self):
+        return digest(listing(self._folder, self.paths))
+
 
 def _without_images(folder: pathlib.Path, classes) -> list[str]:
     """Sub-folders with no image in or below them."""
@@ -163,14 +192,12 @@ class TfdsSource(Source):
         data_dir: where the data sets are; TFDS's own default if empty.
 
     Raises:
-        UserError: TFDS is not installed, or the data set is not prepared there.
+        UserError: the data set is not prepared there.
     """
 
     def __init__(self, name: str, split: str, data_dir: str = ""):
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError:
-            raise UserError(f"tfds:{name} needs TFDS: pip install 'brh-jax[tfds]'") from None
+        import tensorflow_datasets as tfds
+
         where = pathlib.Path(data_dir).expanduser() if data_dir else None
         try:
             builder = tfds.builder(name, data_dir=where, file_format="array_record")
@@ -180,12 +207,13 @@ class TfdsSource(Source):
             raise UserError(
                 f"TFDS data set {name!r}, split {split!r}, is not ready in {where or 'the default data_dir'} ({first}). "
                 f"Prepare it once, on a machine with TensorFlow: tfds build {name} --file_format=array_record --data_dir=DIR, "
-                "then give --config.data.data_dir=DIR"
+                "then give that DIR as data_dir"
             ) from None
         features = builder.info.features
         super().__init__(f"tfds:{name}:{split}", getattr(features["label"], "names", ()) if "label" in features else ())
         self.features = tuple(features)
         self.records = records
+        self._version = str(builder.info.version)
 
     def __len__(self):
         return len(self.records)
@@ -200,6 +228,9 @@ class TfdsSource(Source):
     def read(self, index):
         record = self.record(index)
         return {"image": record["image"], "label": int(record.get("label", UNLABELLED))}
+
+    def fingerprint(self):
+        return digest(self.name, self._version, len(self))
 
 
 def digits(split: str) -> ArraySource:
@@ -239,6 +270,12 @@ def idx(path) -> ArraySource:
     return ArraySource(load("images-idx3"), load("labels-idx1"), f"idx:{path}")
 
 
+def name_and_split(rest: str) -> tuple[str, str]:
+    """Takes `NAME:SPLIT` apart, where a split may be of slices, `train[:1%]`; the name is empty where there is none."""
+    found = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])*)", rest)
+    return (found[1], found[2]) if found else ("", rest)
+
+
 def open_source(spec: str, data_dir: str = "") -> Source:
     """A source from its description.
 
@@ -250,8 +287,8 @@ def open_source(spec: str, data_dir: str = "") -> Source:
         UserError: unknown kind, or nothing there.
     """
     kind, _, rest = spec.partition(":")
-    if kind == "tfds" and ":" in rest:
-        name, _, split = rest.rpartition(":")
+    name, split = name_and_split(rest)
+    if kind == "tfds" and name:
         return TfdsSource(name, split, data_dir)
     makers = {"folder": ImageFolder, "idx": idx, "digits": digits}
     if kind in makers and rest:

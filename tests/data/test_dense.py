@@ -78,7 +78,7 @@ def test_mask_folders(masks):
     assert sorted(batch["target"][:, 0, 0]) == [0, 0, 1, 2]
     (masks / "classes.txt").unlink()
     assert open_masks(f"masks:{masks}", num_classes=3).classes == ("0", "1", "2")
-    with pytest.raises(UserError, match="has 0 classes: expected 2 to 255; give their number as config.segmentation.num_cla"):
+    with pytest.raises(UserError, match="has 0 classes: expected 2 to 255; give their number as num_classes"):
         open_masks(f"masks:{masks}")
 
 
@@ -207,6 +207,7 @@ def test_nyu_release(nyu):
     with pytest.raises(UserError, match=r"no file .*splits.mat, which says what is train and test: expected\n  nyu:PATH"):
         open_depths(f"nyu:{folder}:train")
     assert len(open_depths(f"nyu:{folder}:all")) == 5
+    assert len({source.fingerprint() for source in (train, test, everything)}) == 3
     with pytest.raises(UserError, match=r"no file .*nowhere/nyu_depth_v2_labeled.mat: expected"):
         open_depths("nyu:nowhere:test")
 
@@ -291,6 +292,8 @@ def test_tfds_masks_and_depths(tmp_path):
     assert sorted(batch["target"][:, 2, 2]) == [0, 1, 2]
     (batch,) = measuring_batches(open_depths("tfds:brh_dense:train", data_dir=str(tmp_path)), Resize((6, 8)), 3)
     assert sorted(batch["target"][:, 2, 2]) == [0.5, 1.5, 2.5]
+    parts = [open_depths(f"tfds:brh_dense:{split}", data_dir=str(tmp_path)) for split in ("train", "train[:2]", "train[1:]")]
+    assert len({part.fingerprint() for part in parts}) == 3
     with pytest.raises(UserError, match="brh_dense:train record . has the value 2 in 192 pixels: expected classes from 0 to 1"):
         list(measuring_batches(open_masks("tfds:brh_dense:train", num_classes=2, data_dir=str(tmp_path)), Resize((6, 8)), 3))
     for source in (

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -55,6 +56,27 @@ def test_the_way_to_the_files_does_not_matter(folder, monkeypatch):
     brh_jax.load("hf")
     brh_jax.load("./hf/")
     assert len(entries()) == 1
+
+
+def test_fingerprint_is_of_content_and_names_not_of_the_place(folder, tmp_path):
+    prints = [cache.fingerprint(str(folder))]
+    elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert [cache.fingerprint(str(elsewhere))] == prints == [cache.fingerprint(f"{elsewhere / 'model.safetensors'}")]
+    edit_config(folder, layer_norm_eps=1e-3)  # what lies beside the weights
+    prints.append(cache.fingerprint(str(folder)))
+    state = tensors(folder)
+    state["layernorm.weight"] += 1  # as many bytes as before
+    rewrite(folder, state)
+    prints.append(cache.fingerprint(str(folder)))
+    (folder / "model.safetensors").rename(folder / "renamed.safetensors")
+    prints.append(cache.fingerprint(str(folder)))
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    (folder / "open_clip_config.json").write_text("{}")  # one more
+    prints.append(cache.fingerprint(str(folder)))
+    assert len(set(prints)) == 5
+    brh_jax.load(elsewhere)
+    (entry,) = entries()
+    assert cache.fingerprint(str(cache.cache_folder() / entry)) != prints[0]  # what store wrote has one too
 
 
 def test_a_damaged_entry_is_made_anew(folder):
