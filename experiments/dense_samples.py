@@ -11,11 +11,12 @@ whole: one scene and pasted objects say nothing about a model.
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+from brh_jax.command import run_command
 from PIL import Image
 
-from brh_jax.command import run_command
 from brh_jax.data.sources import SUFFIXES
 from brh_jax.errors import UserError
 
@@ -104,7 +105,7 @@ def depths(out: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.dense_samples", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=pathlib.Path, help="folder for the sets")
@@ -114,7 +115,7 @@ def main(argv=None) -> int:
     return run_command(parser, _write, argv)
 
 
-def _write(arguments) -> None:
+def _write(arguments: argparse.Namespace) -> None:
     if bool(arguments.cutouts) != bool(arguments.photographs) or not (arguments.cutouts or arguments.depths):
         raise UserError("give --cutouts and --photographs, or --depths, or all of them")
     if arguments.cutouts:

@@ -15,9 +15,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from brh_jax.command import run_command
 from ml_collections import ConfigDict
 
-from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
@@ -297,7 +297,7 @@ def _correlations_csv(found: Correlations) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__.split("\n")[0])
     parser.add_argument("workdir", help="what experiments.sweep had as --workdir")
@@ -305,7 +305,7 @@ def main(argv=None) -> int:
     return run_command(parser, _write, argv)
 
 
-def _write(arguments) -> None:
+def _write(arguments: argparse.Namespace) -> None:
     workdir = pathlib.Path(arguments.workdir).expanduser()
     out = pathlib.Path(arguments.out).expanduser() if arguments.out else workdir / "study"
     gather(workdir, out)
