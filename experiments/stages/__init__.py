@@ -1,6 +1,6 @@
 """The stages of a run, in order: one folder each, and one line here."""
 
-from experiments.stages import accuracy, agreement, distill, phases, teacher
+from experiments.stages import accuracy, agreement, distill, interventions, phases, probes, teacher
 
 STAGES = (
     teacher.STAGE,
@@ -8,4 +8,6 @@ STAGES = (
     phases.STAGE,
     distill.STAGE,
     agreement.STAGE,
+    probes.STAGE,
+    interventions.STAGE,
 )
