@@ -22,6 +22,7 @@ from brh_jax.distill.losses import token_weights
 from brh_jax.distill.trainer import make_update
 from brh_jax.models import RaptorConfig, ViT
 from brh_jax.models.cost import vit_flops
+from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks
 from brh_jax.models.remat import POLICIES
 from brh_jax.phases import Partition
@@ -216,7 +217,7 @@ def _compile_seconds(depth, arguments):
     key = jax.random.key(0)
     teacher_params = jax.eval_shape(ViT(config).init, key, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))["params"]
     state = jax.ShapeDtypeStruct((1, teacher.layout.num_tokens, config.dim), jnp.float32)
-    blocks = jax.eval_shape(lambda key, x: Blocks(raptor).init(key, x, method="rollout"), key, state)["params"]
+    blocks = jax.eval_shape(lambda key, x: init_params(Blocks(raptor), key, x, method="rollout"), key, state)
     training = {"params": blocks, "opt_state": jax.eval_shape(optimiser.init, blocks)}
     images = {"image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), "row": jax.ShapeDtypeStruct((batch,), jnp.int32)}
     begun = time.perf_counter()

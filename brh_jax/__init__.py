@@ -3,7 +3,7 @@
 from brh_jax.errors import UserError
 from brh_jax.loading import load
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.hardware import avoid_wrong_fusions
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,21 @@ class JumpTest(NamedTuple):
     num_placements: int
 
 
+def bootstrap_draws(num_units: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draws units with replacement, as many as there are: for each draw the index of every unit that it takes, `[num_units]`.
+
+    The one bootstrap of this library: what is drawn depends on these three numbers alone, so that all measures of the same units
+    are resampled together.
+    """
+    rng = np.random.default_rng(seed)
+    return (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
+
+
+def bootstrap_counts(num_units: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of `bootstrap_draws` takes each unit, `[num_units]`."""
+    return (np.bincount(draw, minlength=num_units) for draw in bootstrap_draws(num_units, num_resamples, seed))
+
+
 def summarize(values, *, seed: int = 0, quantiles=(0.1, 0.5, 0.9), num_resamples: int = 1000, level: float = 0.95) -> Summary:
     """Mean over images with its bootstrap band, and quantiles of the images.
 
@@ -64,10 +80,7 @@ def summarize(values, *, seed: int = 0, quantiles=(0.1, 0.5, 0.9), num_resamples
     if not all(0 <= q <= 1 for q in quantiles):
         raise ValueError(f"quantiles are shares from 0 to 1, got {tuple(quantiles)}")
     num_images = values.shape[-1]
-    rng = np.random.default_rng(seed)
-    # A draw is how often it takes each image: the same for all of `values`.
-    draws = (np.bincount(rng.integers(num_images, size=num_images), minlength=num_images) for _ in range(num_resamples))
-    means = np.stack([values @ (draw / num_images) for draw in draws])
+    means = np.stack([values @ (count / num_images) for count in bootstrap_counts(num_images, num_resamples, seed)])
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2), axis=0)
     return Summary(values.mean(-1), low, high, np.quantile(values, quantiles, axis=-1))
 

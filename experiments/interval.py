@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Real
 
 from brh_jax.statistics import summarize
 from brh_jax.types import Array
@@ -18,7 +17,7 @@ class Interval:
     high: float
 
 
-def mean_interval(values: Real[Array, " images"], seed: int = 0) -> Interval:
+def mean_interval(values: Array, seed: int = 0) -> Interval:
     """Of a mean over images; that of a single image has no width."""
     if len(values) < 2:
         return Interval(*(float(np.mean(values)),) * 3)

@@ -1,70 +1,74 @@
 """What a run will take: python -m experiments.plan --arch=vitg14 --partition=10,10,10,10 --mesh=1,8,1 --batch_size=64
 
-Compiles the training step of stage 2 from shapes alone, for as many devices as the mesh has, on a CPU, and prints parameters,
-operations, and the memory of each device as the compiler counts it. No weights, no accelerator.
+Compiles a step of joined blocks (stage 2) from shapes alone, for as many devices as the mesh has, on a CPU, and prints
+parameters, operations, and the memory of each device as the compiler counts it. No weights, no accelerator.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
 
+from brh_jax.distill import Joint, init_blocks
+from brh_jax.distill.trainer import make_update, state_specs
 from brh_jax.errors import UserError
+from brh_jax.models import Encoder, RaptorConfig, architecture, count_params
+from brh_jax.models.cost import vit_flops
+from brh_jax.models.encoder import boxed_params, param_specs
+from brh_jax.partition import Partition
+from brh_jax.preprocessing import Preprocessing
+from brh_jax.train.parallel import BATCH, make_mesh, shardings
 
 
 def plan(
-    arch: str, lengths, mesh_shape, batch_size: int, *, image_size: int = 0, compute_dtype: str = "float32", remat: str = "dots"
-):
+    arch: str,
+    lengths: Sequence[int],
+    mesh_shape: tuple[int, int, int],
+    batch_size: int,
+    *,
+    image_size: int = 0,
+    compute_dtype: str = "float32",
+    remat: str = "dots",
+) -> dict[str, int | float]:
     """Compiles and counts; jax must have as many devices as the mesh.
 
     Returns:
-        A dictionary of figures: parameters, operations per image, seconds of compilation, and GB per device.
+        parameters, operations per image, seconds of compilation, and GB per device.
     """
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding
-
-    from brh_jax.distill.trainer import STAGE2, make_update
-    from brh_jax.models import Encoder, RaptorConfig, architecture, count_params
-    from brh_jax.models.cost import vit_flops
-    from brh_jax.models.raptor import Blocks
-    from brh_jax.models.vit import ViT
-    from brh_jax.phases import Partition
-    from brh_jax.preprocessing import Preprocessing
-    from brh_jax.train.parallel import BATCH, make_mesh, shardings
-
     found = architecture(arch)
-    size = image_size or found.image_size
-    dtype = None if compute_dtype == "float32" else jnp.dtype(compute_dtype)
-    teacher = Encoder(found.config, {}, Preprocessing((size, size)), dtype=dtype)
-    raptor = RaptorConfig(found.config, Partition(tuple(lengths)))
-    update, optimiser = make_update(2, teacher, raptor, STAGE2, seed=0, remat=remat)
-
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    teacher_params = jax.eval_shape(ViT(found.config).init, jax.random.key(0), image)["params"]
-    state = jax.ShapeDtypeStruct((1, teacher.layout.num_tokens, found.config.dim), jnp.float32)
-    init = lambda key, x: Blocks(raptor).init(key, x, teacher.layout.grid, method="rollout")  # noqa: E731
-    blocks = jax.eval_shape(init, jax.random.key(0), state)["params"]
-    training = {"params": blocks, "opt_state": jax.eval_shape(optimiser.init, blocks)}
-
-    mesh = make_mesh(*mesh_shape)
+    size, mesh = image_size or found.image_size, make_mesh(*mesh_shape)
     if batch_size % (mesh_shape[0] * mesh_shape[1]):
         raise UserError(f"a batch of {batch_size} images does not divide over {mesh_shape[0] * mesh_shape[1]} devices")
+    dtype = None if compute_dtype == "float32" else jnp.dtype(compute_dtype)
+    teacher = Encoder(found.config, {}, Preprocessing((size, size)), dtype=dtype)
+    raptor, objective = RaptorConfig(found.config, Partition(tuple(lengths))), Joint()
+    update, optimiser = make_update(objective, teacher, raptor, seed=0, remat=remat)
 
-    def placed(tree):
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings(tree, mesh)
-        )
-
-    batch = {"image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=NamedSharding(mesh, BATCH))}
+    module, image = teacher.module, teacher.image_shape()
+    watched = nn.unbox(boxed_params(module, image))
+    blocks = jax.eval_shape(functools.partial(init_blocks, raptor, teacher.layout), jax.random.key(0))
+    training = {"params": blocks, "opt_state": jax.eval_shape(optimiser.init, blocks)}
+    pixels = jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), jnp.uint8, sharding=NamedSharding(mesh, BATCH))
     begun = time.monotonic()
-    compiled = update.lower(placed(training), placed(teacher_params), batch, 0, forced=False).compile()
-    seconds = time.monotonic() - begun
-    memory = compiled.memory_analysis()
+    compiled = update.lower(
+        _placed(training, mesh, state_specs(raptor, teacher, optimiser)),
+        _placed(watched, mesh, param_specs(module, image)),
+        {"image": pixels},
+        0,
+        objective.variant(0),
+    ).compile()
+    seconds, memory = time.monotonic() - begun, compiled.memory_analysis()
     forward, student = vit_flops(found.config, teacher.layout), vit_flops(raptor, teacher.layout)
     return {
-        "teacher parameters": count_params(teacher_params),
+        "teacher parameters": count_params(watched),
         "Raptor block parameters": count_params(blocks),
         "teacher forward, GFLOP per image": forward / 1e9,
         "step, GFLOP per image": (forward + 3 * student) / 1e9,
@@ -72,6 +76,15 @@ def plan(
         "parameters and state, GB per device": memory.argument_size_in_bytes / 1e9,
         "temporaries, GB per device": memory.temp_size_in_bytes / 1e9,
     }
+
+
+def _placed(shapes: Any, mesh: Mesh, specs: Any) -> Any:
+    """Shapes with the layout that arrays of them would have."""
+
+    def place(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, shapes, shardings(shapes, mesh, specs))
 
 
 def main(argv=None) -> int:

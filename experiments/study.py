@@ -9,17 +9,24 @@ import argparse
 import json
 import math
 import pathlib
-import statistics
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.run_statistics import Correlation, correlation
-from experiments.summarize import Row, as_csv, as_latex, as_markdown, find_runs, table
+from experiments.results import Results
+from experiments.stages.accuracy.run import AccuracyResult
+from experiments.stages.agreement.run import ALL, AgreementResult, Fit
+from experiments.stages.distill.run import DistillResult
+from experiments.stages.phases.run import PhasesResult
+from experiments.summarize import FinishedRun, Row, as_csv, read_runs, table, write_table
 
 # What is measured of every ViT and its Raptor; of R² and e the mean over layers.
 FITS = {"r2_cls": "R² cls", "r2_patches": "R² patches", "relative_e": "relative e"}
@@ -33,6 +40,9 @@ STRUCTURE = {
 ACCURACIES = {"accuracy": "accuracy, test", "train_accuracy": "accuracy, training"}
 LABELS = STRUCTURE | FITS | ACCURACIES
 _CURVES = ("mean_similarity", *FITS, *ACCURACIES)
+_DOTS = "Dots are runs, lines and bars means over seeds, bands and whiskers Student's 95 % intervals (wide, with few seeds)."
+
+Correlations = dict[str, dict[tuple[str, str], Correlation]]  # subset of the runs -> pair of measures -> correlation
 
 
 class Run(NamedTuple):
@@ -65,39 +75,46 @@ class Run(NamedTuple):
         return self.p, self.seed
 
 
-def read_study(workdir) -> list[Run]:
-    """The finished runs of a study.
+def read_study(finished: Sequence[FinishedRun]) -> list[Run]:
+    """The runs of a study among finished runs, one for each Raptor.
 
     Raises:
         UserError: none there.
     """
-    runs = []
-    for folder in find_runs([workdir]):
-        results = json.loads((folder / "results.json").read_text())
-        about = results.get("config", {})
-        if "study" in about:
-            runs += _runs_of(results, about)
+    runs = [run for one in finished for run in _runs_of(one.results)]
     if not runs:
-        raise UserError(f"no run of a small-scale study in or below {workdir}: make them with experiments.sweep first")
+        raise UserError(
+            f"no run of a small-scale study among {len(finished)} finished runs, {finished[0].workdir} and so on: make them of "
+            "configs/small_scale.py with experiments.sweep first"
+        )
     ends = {group: max(run.step for run in runs if run.group == group) for group in {run.group for run in runs}}
     return [run._replace(last=ends[run.group]) for run in runs]
 
 
-def _runs_of(results, about):
-    for k, partition in results["phases"].get("partitions", {}).items():
-        fit = results["distill"].get("fits", {}).get(f"k{k}")
-        if fit is None:
-            continue
-        found = {name: partition["structure"][name] for name in STRUCTURE}
-        found |= {f"r2_{token}": statistics.fmean(values) for token, values in fit["r2"].items() if values}
-        found |= {"relative_e": statistics.fmean(fit["relative_error_all"])}
-        found |= {name: results["teacher"].get(name) for name in ACCURACIES}
-        values = {name: value for name, value in found.items() if name in LABELS and value is not None and math.isfinite(value)}
-        study, p = about["study"], about["teacher"]["vit"]["drop_path"]
-        yield Run(study["group"], study["step"], study["step"], p, about["seed"], int(k), values)
+def _runs_of(results: Results) -> Iterator[Run]:
+    config = ConfigDict(results.about.get("config", {}))
+    phases, distilled, agreement = (results.get(kind) for kind in (PhasesResult, DistillResult, AgreementResult))
+    if "study" not in config or None in (phases, distilled, agreement):
+        return
+    for name, raptor in distilled.raptors.items():
+        structure = phases.partitions[raptor.k].structure
+        found = {measure: structure[measure] for measure in STRUCTURE} | _fit(agreement.fits[name]) | _accuracies(results)
+        values = {measure: value for measure, value in found.items() if value is not None and math.isfinite(value)}
+        study = config.study
+        yield Run(study.group, study.step, study.step, config.teacher.vit.drop_path, config.seed, raptor.k, values)
 
 
-def measure_rows(runs: list[Run]) -> list[Row]:
+def _fit(fit: Fit) -> dict[str, float]:
+    r2 = {name: fmean(fit.r2[token]) for name, token in (("r2_cls", "cls"), ("r2_patches", "patches")) if token in fit.r2}
+    return r2 | {"relative_e": fmean(fit.relative_error[ALL])}
+
+
+def _accuracies(results: Results) -> dict[str, float | None]:
+    accuracy = results.get(AccuracyResult)
+    return {"accuracy": accuracy.teacher.test, "train_accuracy": accuracy.teacher.train} if accuracy else {}
+
+
+def measure_rows(runs: Iterable[Run]) -> list[Row]:
     """A row for each kind of ViT, over seeds."""
     rows: dict[tuple, Row] = {}
     for run in sorted(runs, key=lambda r: (r.group != "trained", r.step, r.p, r.k)):
@@ -110,10 +127,10 @@ def measure_rows(runs: list[Run]) -> list[Row]:
     return list(rows.values())
 
 
-def correlations(runs: list[Run]) -> dict[str, dict[tuple[str, str], Correlation]]:
-    """Subset of the runs -> (structure or p, fit or accuracy) -> correlation, where there are enough runs."""
+def correlations(runs: Sequence[Run]) -> Correlations:
+    """Correlations of structure or p with fit or accuracy, where there are enough runs."""
     subsets = {"all ViTs": runs, "trained to the end": [run for run in runs if run.kind == "trained"]}
-    found = {}
+    found: Correlations = {}
     for name, chosen in subsets.items():
         pairs = [(x, y) for x in STRUCTURE for y in FITS]
         if name == "trained to the end":
@@ -130,7 +147,7 @@ def _value(run: Run, name: str) -> float | None:
     return run.p if name == "p" else run.values.get(name)
 
 
-def correlation_table(found) -> tuple[list[str], list[list[str]]]:
+def correlation_table(found: Correlations) -> tuple[list[str], list[list[str]]]:
     """Header and cells."""
     header = ["ViTs", "measure", "with", "Pearson", "95 % interval", "Spearman", "95 % interval", "ViTs, n", "trainings"]
     cells = []
@@ -149,41 +166,45 @@ def _interval(interval) -> str:
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def figure_entries(runs: list[Run], found, folder):
-    """The page's figures, as far as there are runs for them."""
+def figure_entries(runs: Sequence[Run], found: Correlations, folder: pathlib.Path) -> Iterator[FigureEntry]:
+    """Yields the page's figures, as far as there are runs for them."""
     finished = [run for run in runs if run.kind == "trained"]
-    dots = "Dots are runs, lines and bars means over seeds, bands and whiskers Student's 95 % intervals (wide, with few seeds)."
     if len({run.p for run in finished}) > 1:
         panels = {LABELS[name]: {"trained": lines} for name in _CURVES if (lines := _points(finished, name, lambda run: run.p))}
         yield FigureEntry(
             save_figure(figures.curves(panels, "stochastic depth p"), folder, "stochastic_depth"),
             "Stochastic depth",
             "ViTs trained to the end. Similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on "
-            f"test images, mean over layers. {dots}",
+            f"test images, mean over layers. {_DOTS}",
         )
-    kinds = [kind for kind in ("untrained", "trained", "over-fitted") if any(run.kind == kind for run in runs)]
-    if len(kinds) > 1:
-        # At the p that all kinds have in common: over-fitting is not confounded with stochastic depth.
-        shared = {run.p for run in runs if run.kind == "over-fitted"} or {run.p for run in runs}
-        chosen = {kind: [r for r in runs if r.kind == kind and (kind == "untrained" or r.p in shared)] for kind in kinds}
-        panels = {}
-        for name in _CURVES:
-            panels[LABELS[name]] = {kind: [r.values[name] for r in rs if name in r.values] for kind, rs in chosen.items()}
-        panels = {label: values for label, values in panels.items() if all(values.values())}
-        yield FigureEntry(
-            save_figure(figures.side_by_side(panels), folder, "kinds"),
-            "Untrained, trained, over-fitted",
-            f"Over-fitted: trained on few images for longer. p = {', '.join(f'{p:g}' for p in sorted(shared))}. {dots}",
-        )
+    if len({run.kind for run in runs} - {""}) > 1:
+        yield _kinds(runs, folder)
     for group in ("trained", "over-fitted"):
         chosen = [run for run in runs if run.group == group]
         if len({run.step for run in chosen}) > 1:
-            yield _along_training(runs, chosen, group, dots, folder)
-    if "all ViTs" in found and len(runs) > 2:
+            yield _along_training(runs, chosen, group, folder)
+    if "all ViTs" in found:
         yield _scatter(runs, found["all ViTs"], folder)
 
 
-def _along_training(runs, chosen, group, dots, folder) -> FigureEntry:
+def _kinds(runs: Sequence[Run], folder: pathlib.Path) -> FigureEntry:
+    """Untrained, trained and over-fitted at the p that all have in common: over-fitting is not confounded with it."""
+    kinds = [kind for kind in ("untrained", "trained", "over-fitted") if any(run.kind == kind for run in runs)]
+    shared = {run.p for run in runs if run.kind == "over-fitted"} or {run.p for run in runs}
+    chosen = {kind: [r for r in runs if r.kind == kind and (kind == "untrained" or r.p in shared)] for kind in kinds}
+    panels = {}
+    for name in _CURVES:
+        values = {kind: [run.values[name] for run in members if name in run.values] for kind, members in chosen.items()}
+        if all(values.values()):
+            panels[LABELS[name]] = values
+    return FigureEntry(
+        save_figure(figures.side_by_side(panels), folder, "kinds"),
+        "Untrained, trained, over-fitted",
+        f"Over-fitted: trained on few images for longer. p = {', '.join(f'{p:g}' for p in sorted(shared))}. {_DOTS}",
+    )
+
+
+def _along_training(runs: Sequence[Run], chosen: Sequence[Run], group: str, folder: pathlib.Path) -> FigureEntry:
     untrained = [run for run in runs if run.step == 0]
     panels = {}
     for name in _CURVES:
@@ -198,11 +219,11 @@ def _along_training(runs, chosen, group, dots, folder) -> FigureEntry:
     return FigureEntry(
         save_figure(figures.curves(panels, "training steps", legend="p"), folder, f"along_training_{group}".replace("-", "")),
         f"Along training: {group}",
-        f"The ViT as it was after some steps of training, with a Raptor of its own each time. {dots}",
+        f"The ViT as it was after some steps of training, with a Raptor of its own each time. {_DOTS}",
     )
 
 
-def _scatter(runs, found, folder) -> FigureEntry:
+def _scatter(runs: Sequence[Run], found: Mapping[tuple[str, str], Correlation], folder: pathlib.Path) -> FigureEntry:
     rows = {name: label for name, label in FITS.items() if all(name in run.values for run in runs)}
     columns = {name: label for name, label in STRUCTURE.items() if all(name in run.values for run in runs)}
     kinds = {"untrained": "untrained", "trained": "trained", "over-fitted": "over-fitted", "": "in training"}
@@ -224,7 +245,7 @@ def _scatter(runs, found, folder) -> FigureEntry:
     )
 
 
-def _points(runs, name, x) -> dict[float, list[float]]:
+def _points(runs: Iterable[Run], name: str, x: Callable[[Run], float]) -> dict[float, list[float]]:
     """x -> values of a measure."""
     points: dict[float, list[float]] = {}
     for run in runs:
@@ -235,35 +256,36 @@ def _points(runs, name, x) -> dict[float, list[float]]:
 
 def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Writes page, figures and tables."""
-    runs = read_study(workdir)
+    finished = read_runs([workdir])
+    runs = read_study(finished)
     found, rows = correlations(runs), measure_rows(runs)
-    tables = {"measures": table(rows), "correlations": correlation_table(found)}
+    measures, correlated = table(rows), correlation_table(found)
     out.mkdir(parents=True, exist_ok=True)
-    for name, (header, cells) in tables.items():
-        (out / f"{name}.md").write_text(as_markdown(header, cells))
-        (out / f"{name}.tex").write_text(as_latex(header, cells))
-    (out / "measures.csv").write_text(as_csv(rows))
-    (out / "correlations.csv").write_text(_correlations_csv(found))
-    unfinished = sorted(log.stem for log in workdir.glob("*.log") if not (workdir / log.stem / "results.json").exists())
-    seeds = len({run.seed for run in runs})
-    lead = [f"{len(runs)} ViTs of {len({run.training for run in runs})} pairs of stochastic depth and seed, {seeds} seeds."]
-    if unfinished:
-        lead.append(f"Not finished, and not counted: {', '.join(unfinished)}.")
-    sections = list(figure_entries(runs, found, out / "figures"))
-    remarks = {"measures": "Mean ± standard deviation over seeds (n).", "correlations": "Intervals as in the figure above."}
-    titles = {"measures": "All measures", "correlations": "Correlations"}
-    sections += [Table(titles[name], header, cells, remarks[name]) for name, (header, cells) in tables.items()]
+    write_table(out, "measures", *measures, as_csv(rows))
+    write_table(out, "correlations", *correlated, _correlations_csv(found))
     render(
         out / "index.html",
         title=f"Small-scale study: {workdir.name}",
-        lead=lead,
-        sections=sections,
-        configuration=json.dumps(json.loads((find_runs([workdir])[0] / "results.json").read_text())["config"], indent=1),
+        lead=list(_lead(runs, workdir)),
+        sections=[
+            *figure_entries(runs, found, out / "figures"),
+            Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
+            Table("Correlations", *correlated, "Intervals as in the figure above."),
+        ],
+        configuration=json.dumps(finished[0].results.about["config"], indent=1),
         environment={"runs": str(workdir)},
     )
 
 
-def _correlations_csv(found) -> str:
+def _lead(runs: Sequence[Run], workdir: pathlib.Path) -> Iterator[str]:
+    seeds = len({run.seed for run in runs})
+    yield f"{len(runs)} ViTs of {len({run.training for run in runs})} pairs of stochastic depth and seed, {seeds} seeds."
+    unfinished = sorted(log.stem for log in workdir.glob("*.log") if not (workdir / log.stem / "results.json").exists())
+    if unfinished:
+        yield f"Not finished, and not counted: {', '.join(unfinished)}."
+
+
+def _correlations_csv(found: Correlations) -> str:
     lines = ["subset,x,y,coefficient,value,low,high,points,trainings"]
     for subset, pairs in found.items():
         for (x, y), c in pairs.items():

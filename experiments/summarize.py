@@ -6,18 +6,31 @@
 import csv
 import io
 import json
+import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from brh_jax.errors import UserError
+from experiments import stages
+from experiments.records import read_record
+from experiments.results import Results
+from experiments.runs import read_results
+
+Merits = dict[str, dict[str, float]]  # model -> figure of merit -> value
 
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + c for c in "%_&#$"}
 
-_SEED = re.compile(r"-?seed\d+")
-_SEEDED = re.compile(r"^name$|^(.*\.)?seed$")  # settings that runs of one row differ in
+
+class FinishedRun(NamedTuple):
+    """Attributes: work directory, results, and settings as JSON has them, with `name`, the folder's without its seed."""
+
+    workdir: pathlib.Path
+    results: Results
+    settings: dict[str, str]
 
 
 class Row(NamedTuple):
@@ -28,60 +41,53 @@ class Row(NamedTuple):
     values: dict[str, list[float]]
 
 
-def find_runs(folders) -> list[pathlib.Path]:
-    """Work directories with a results.json, in or below the folders.
+def read_runs(folders: Iterable[str | os.PathLike]) -> list[FinishedRun]:
+    """The runs with a results.json, in or below the folders.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one that cannot be read.
     """
     found = sorted({p.parent for folder in folders for p in pathlib.Path(folder).expanduser().rglob("results.json")})
     if not found:
         raise UserError(f"no results.json in or below {', '.join(map(str, folders))}: expected work directories of finished runs")
+    return [FinishedRun(workdir, read_results(workdir / "results.json"), _settings(workdir)) for workdir in found]
+
+
+def _settings(workdir: pathlib.Path) -> dict[str, str]:
+    """Of the records of its stages: what the results depend on."""
+    records = [record for stage in stages.STAGES if (record := read_record(workdir / stage.name))]
+    settings = {name: json.dumps(value) for record in records for name, value in record.settings.items()}
+    return settings | {"name": re.sub(r"-?seed\d+", "", workdir.name)}
+
+
+def merits_of(results: Results) -> Merits:
+    """What every stage of a run says of the models."""
+    found: Merits = {}
+    for stage in stages.STAGES:
+        if stage.merits is not None and stage.name in results.stages:
+            for model, values in stage.merits(results.stages[stage.name]).items():
+                found.setdefault(model, {}).update(values)
     return found
 
 
-def figures_of_merit(results: dict) -> dict[str, dict[str, float]]:
-    """Model -> figure of merit -> value, of one run."""
-    out: dict[str, dict[str, float]] = {}
-    for name, fit in results.get("distill", {}).get("fits", {}).items():
-        row = {f"R² {token}": values[-1] for token, values in fit["r2"].items() if values}
-        row |= {f"cosine {token}": values[-1] for token, values in fit["cosine"].items() if values}
-        row["relative e"] = statistics.fmean(fit["relative_error_all"])
-        out[name] = row
-    for name, accuracy in results.get("probes", {}).get("accuracy", {}).items():
-        out.setdefault(name, {})["probe %"] = 100 * accuracy
-    for name, accuracy in results.get("probes", {}).get("accuracy_of_given_head", {}).items():
-        out.setdefault(name, {})["head as it is %"] = 100 * accuracy
-    return out
-
-
-def settings_of(workdir: pathlib.Path) -> dict[str, str]:
-    """All settings of a run, flat, from the records of its stages, and its `name` without the seed."""
-    flat = {}
-    for record in sorted(workdir.glob("*/record.json")):
-        flat |= json.loads(record.read_text()).get("config", {})
-    return {key: json.dumps(value) for key, value in flat.items()} | {"name": _SEED.sub("", workdir.name)}
-
-
-def gather(folders, by=(), *, figures: Callable = figures_of_merit) -> list[Row]:
-    """The rows of the table.
+def gather(runs: Iterable[FinishedRun], by: Sequence[str] = (), merits: Callable[[Results], Merits] = merits_of) -> list[Row]:
+    """The rows of a table.
 
     Args:
         by: settings to tell rows apart by; those that differ between the runs, but for seeds, by default.
-        figures: results of a run -> model -> figure of merit -> value. Runs without any count for nothing.
+        merits: of the results of a run. Runs without any count for nothing.
     """
-    runs = [(settings_of(w), figures(json.loads((w / "results.json").read_text()))) for w in find_runs(folders)]
-    runs = [run for run in runs if run[1]]
+    counted = [(run.settings, found) for run in runs if (found := merits(run.results))]
     if not by:
-        keys = {key for settings, _ in runs for key in settings}
-        by = sorted(k for k in keys if not _SEEDED.search(k) and len({s.get(k) for s, _ in runs}) > 1)
+        names = {name for settings, _ in counted for name in settings if name != "name" and name.rpartition(".")[2] != "seed"}
+        by = sorted(name for name in names if len({settings.get(name) for settings, _ in counted}) > 1)
     rows: dict[tuple, Row] = {}
-    for settings, models in runs:
-        chosen = {key: settings.get(key, "") for key in by}
+    for settings, models in counted:
+        chosen = {name: settings.get(name, "") for name in by}
         for model, values in models.items():
             row = rows.setdefault((*chosen.values(), model), Row(chosen, model, {}))
-            for name, value in values.items():
-                row.values.setdefault(name, []).append(value)
+            for figure, value in values.items():
+                row.values.setdefault(figure, []).append(value)
     return list(rows.values())
 
 
@@ -103,19 +109,18 @@ def _cell(values: list[float]) -> str:
     return f"{mean:.3f} ± {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else f"{mean:.3f} (1)"
 
 
-def as_markdown(header, cells) -> str:
+def as_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table for a README."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
-def as_csv(rows: list[Row], more: dict[str, Callable[[Row, str], str]] | None = None) -> str:
+def as_csv(rows: Sequence[Row], more: Mapping[str, Callable[[Row, str], str]] = MappingProxyType({})) -> str:
     """One line for each figure of merit, with mean, standard deviation and n as numbers.
 
     Args:
         more: further columns, their cells from row and figure.
     """
-    more = more or {}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     settings = list(rows[0].settings) if rows else []
@@ -128,7 +133,14 @@ def as_csv(rows: list[Row], more: dict[str, Callable[[Row, str], str]] | None = 
     return out.getvalue()
 
 
-def as_latex(header, cells) -> str:
+def write_table(out: pathlib.Path, name: str, header: Sequence[str], cells: Sequence[Sequence[str]], as_csv: str) -> None:
+    """Writes NAME.md, NAME.tex and NAME.csv, the last from its text."""
+    (out / f"{name}.md").write_text(as_markdown(header, cells))
+    (out / f"{name}.tex").write_text(as_latex(header, cells))
+    (out / f"{name}.csv").write_text(as_csv)
+
+
+def as_latex(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A tabular for a paper (booktabs)."""
 
     def line(row):

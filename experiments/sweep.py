@@ -15,7 +15,6 @@ $JAX_COMPILATION_CACHE_DIR names another folder.
 
 import argparse
 import importlib.util
-import json
 import os
 import pathlib
 import queue
@@ -27,12 +26,15 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from types import MappingProxyType
 
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
 from experiments.main import find_config
+from experiments.records import read_record
 
 
 def runs_of(value: str) -> dict[str, dict]:
@@ -58,7 +60,7 @@ def runs_of(value: str) -> dict[str, dict]:
     return runs
 
 
-def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more=()) -> list[str]:
+def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more: Sequence[str] = ()) -> list[str]:
     """What runs one of them."""
     settings = [f"--config.{key}={_text(value).replace('{workdir}', str(workdir))}" for key, value in changes.items()]
     return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *settings, *more]
@@ -94,8 +96,8 @@ def needs_of(runs: dict[str, dict]) -> dict[str, set[str]]:
 
 def is_done(folder: pathlib.Path) -> bool:
     """Whether a run has come to its end: its results are there, and every stage that began is done."""
-    records = [json.loads(path.read_text()) for path in folder.glob("*/record.json")]
-    return (folder / "results.json").exists() and all(record.get("done") for record in records)
+    records = [read_record(path.parent) for path in folder.glob("*/record.json")]
+    return (folder / "results.json").exists() and all(record.done for record in records)
 
 
 def shared_compilations(workdir: pathlib.Path, place: int) -> dict[str, str]:
@@ -117,7 +119,7 @@ def run_all(
     commands: dict[str, list[str]],
     workdir: pathlib.Path,
     jobs: int,
-    needs: dict[str, set[str]] | None = None,
+    needs: Mapping[str, set[str]] = MappingProxyType({}),
     first_place: int = 0,
 ) -> list[str]:
     """Runs commands, `jobs` at a time, with a log each, on GPUs of their own where the machine has several.
@@ -129,58 +131,81 @@ def run_all(
         first_place: number of the first compilation cache; job arrays, of which nobody knows who runs beside them, differ in it.
 
     Returns:
-        the names of those that failed, were stopped or were not run.
+        the names of those that failed or were not run.
+
+    Raises:
+        Stopped: SIGTERM came.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    needs, places = needs or {}, queue.SimpleQueue()
-    for number, gpus in enumerate(gpu_places(jobs), first_place):
-        places.put(gpus | shared_compilations(workdir, number))
-    begun, done, running, stopped = time.monotonic(), [], set(), threading.Event()
-
-    def stop(*_):
-        stopped.set()
-        for process in list(running):
-            process.terminate()
-
-    def one(name):
-        if stopped.is_set():
-            return name
-        log, place = workdir / f"{name}.log", places.get()
-        try:
-            with log.open("a") as file:
-                process = subprocess.Popen(commands[name], stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
-                running.add(process)
-                if stopped.is_set():
-                    process.terminate()
-                status = process.wait()
-                running.discard(process)
-        finally:
-            places.put(place)
-        if status == 0 and commands[name][1:3] == ["-m", "experiments.main"] and not is_done(workdir / name):
-            status = "0, stopped before its end"  # told to stop: it goes on when the study does
-        done.append(name)
-        left = (time.monotonic() - begun) / len(done) * (len(commands) - len(done))
-        outcome = (
-            "done" if status == 0 else f"stopped, see {log}" if stopped.is_set() else f"FAILED with status {status}, see {log}"
-        )
-        print(f"{name}: {outcome}; {len(done)} of {len(commands)}, about {clock(left)} left", flush=True)
-        return name if status else None
-
-    before = signal.signal(signal.SIGTERM, stop)
+    places = [gpus | shared_compilations(workdir, number) for number, gpus in enumerate(gpu_places(jobs), first_place)]
+    running = _Running(commands, workdir, places)
+    before = signal.signal(signal.SIGTERM, running.stop)
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            failed = _in_order(commands, needs, lambda name: pool.submit(one, name), jobs, stopped)
+            failed = _in_order(commands, needs, lambda name: pool.submit(running.run, name), jobs, running.stopped)
     except KeyboardInterrupt:  # the runs, in the same terminal, have had it too
-        stop()
+        running.stop()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if stopped.is_set():
+    if running.stopped.is_set():
         raise Stopped(f"stopped with {len(failed)} of {len(commands)} runs to go; the same command goes on with them")
     return failed
 
 
-def _in_order(names, needs, submit, jobs: int, stopped) -> list[str]:
+class _Running:
+    """Commands that run side by side, each in one of the environments `places`, which no other has meanwhile."""
+
+    def __init__(self, commands: dict[str, list[str]], workdir: pathlib.Path, places: list[dict[str, str]]):
+        self.commands, self.workdir, self.places = commands, workdir, queue.SimpleQueue()
+        for place in places:
+            self.places.put(place)
+        self.stopped, self.processes = threading.Event(), set()
+        self.begun, self.num_ended = time.monotonic(), 0
+
+    def stop(self, *_) -> None:
+        """Tells those that run to end; no other begins."""
+        self.stopped.set()
+        for process in list(self.processes):
+            process.terminate()
+
+    def run(self, name: str) -> bool:
+        """Whether it came to its end, once it has ended."""
+        if self.stopped.is_set():
+            return False
+        command, log = self.commands[name], self.workdir / f"{name}.log"
+        status: int | str = self._status(command, log)
+        if status == 0 and command[1:3] == ["-m", "experiments.main"] and not is_done(self.workdir / name):
+            status = "0, stopped before its end"  # told to stop: it goes on when the study does
+        self.num_ended += 1
+        left = (time.monotonic() - self.begun) / self.num_ended * (len(self.commands) - self.num_ended)
+        failure = "stopped" if self.stopped.is_set() else f"FAILED with status {status}"
+        outcome = "done" if status == 0 else f"{failure}, see {log}"
+        print(f"{name}: {outcome}; {self.num_ended} of {len(self.commands)}, about {clock(left)} left", flush=True)
+        return status == 0
+
+    def _status(self, command: list[str], log: pathlib.Path) -> int:
+        place = self.places.get()
+        try:
+            with log.open("a") as file:
+                process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | place)
+                self.processes.add(process)
+                if self.stopped.is_set():
+                    process.terminate()
+                status = process.wait()
+                self.processes.discard(process)
+                return status
+        finally:
+            self.places.put(place)
+
+
+def _in_order(
+    names: Iterable[str],
+    needs: Mapping[str, set[str]],
+    submit: Callable[[str], Future[bool]],
+    jobs: int,
+    stopped: threading.Event,
+) -> list[str]:
     """Submits `jobs` at a time, each once all that it needs have ended well; gives the names of those that have not."""
     waiting, running, ended, failed = list(names), {}, set(), set()
     while (waiting or running) and not stopped.is_set():
@@ -193,8 +218,8 @@ def _in_order(names, needs, submit, jobs: int, stopped) -> list[str]:
             waiting.remove(name)
             running[submit(name)] = name
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            (failed if future.result() else ended).add(running.pop(future))
-    ended |= {name for future, name in running.items() if not future.result()}
+            (ended if future.result() else failed).add(running.pop(future))
+    ended |= {name for future, name in running.items() if future.result()}
     return [name for name in names if name not in ended]
 
 
@@ -229,44 +254,44 @@ def main(argv=None) -> int:
     parser.add_argument("--index", type=int, default=None, help="run this one only, counted from 0")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments, more = parser.parse_known_args(argv)
-    workdir = pathlib.Path(arguments.workdir).expanduser()
     try:
-        runs = runs_of(arguments.config)
-        needs = needs_of(runs)
-        commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
-        index = arguments.index
-        if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
-            index = int(os.environ["SLURM_ARRAY_TASK_ID"])
-        if index is not None and not 0 <= index < len(commands):
-            raise UserError(f"there is no run {index}: {arguments.config} has {len(commands)}, numbered from 0")
-        if index is not None and not arguments.list:
-            name = list(commands)[index]
-            commands = {name: commands[name]}
-            if missing := sorted(n for n in needs[name] if not is_done(workdir / n)):
-                raise UserError(f"run {index}, {name}, takes something from {missing[0]}, which is not done: run that one first")
-            needs = {}
-        if arguments.jobs < 1:
-            raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
+        return _study(arguments, more)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.list:
-        for number, (name, command) in enumerate(commands.items()):
-            print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")
-        return 0
-    try:
-        failed = run_all(commands, workdir, arguments.jobs, needs, index or 0)
     except Stopped as stopped:
         print(stopped, flush=True)
         return 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
-    if failed:
+
+
+def _study(arguments: argparse.Namespace, more: list[str]) -> int:
+    """Lists or runs what the arguments say; returns the exit status."""
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
+    workdir, runs = pathlib.Path(arguments.workdir).expanduser(), runs_of(arguments.config)
+    needs, index = needs_of(runs), arguments.index
+    if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    if index is not None and not 0 <= index < len(runs):
+        raise UserError(f"there is no run {index}: {arguments.config} has {len(runs)}, numbered from 0")
+    commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
+    if arguments.list:
+        for number, (name, command) in enumerate(commands.items()):
+            print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")
+        return 0
+    if index is not None:
+        name = list(commands)[index]
+        if missing := sorted(needed for needed in needs[name] if not is_done(workdir / needed)):
+            raise UserError(f"run {index}, {name}, takes something from {missing[0]}, which is not done: run that one first")
+        commands, needs = {name: commands[name]}, {}
+    if failed := run_all(commands, workdir, arguments.jobs, needs, index or 0):
         print(f"error: {len(failed)} of {len(commands)} runs failed: {', '.join(failed)}", file=sys.stderr)
-    else:
-        print(f"all {len(commands)} runs are done; python -m experiments.tables {workdir} gathers them")
-    return 1 if failed else 0
+        return 1
+    print(f"all {len(commands)} runs are done; python -m experiments.tables {workdir} gathers them")
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,30 +13,45 @@ Cells are mean ± standard deviation over seeds (n - 1), and n. --by tells the r
 """
 
 import argparse
+import json
 import pathlib
-import re
-import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
-from brh_jax.errors import UserError
-from brh_jax.report import controls
-from brh_jax.report.html import save_figure
-from experiments import published
-from experiments.summarize import Row, as_csv, as_latex, as_markdown, gather, table
+from matplotlib.figure import Figure
 
-_RAPTOR = re.compile(r"k\d+")
+from brh_jax.errors import UserError
+from brh_jax.report.html import save_figure
+from brh_jax.report.study import fit_by_phases
+from experiments import published
+from experiments.configs import ablation
+from experiments.results import Results
+from experiments.stages.agreement.run import ALL, AgreementResult, Fit
+from experiments.stages.distill.run import DistillResult
+from experiments.summarize import FinishedRun, Merits, Row, as_csv, as_markdown, gather, merits_of, read_runs, table, write_table
+
+_PROBES = ("top-1 %", "mIoU %", "RMSE")
+_CLASSIFIED = ("head as it is %", "probe %")
 _CONTROLLED = ("phases.method", "raptor.unshared")
+_AGAINST_K = ("R²", "e / norm", "R², last layer", "e / norm, last layer")
 
 
 class Named(NamedTuple):
-    """A table: its name, rows, and what the paper reports, row's key -> figure -> text; the key is in the column `key`."""
+    """A table of runs.
+
+    Attributes:
+        name, rows: its own.
+        paper: what the paper reports, row's key -> figure of merit -> text; the key is in the column `key`.
+        figure: the same drawn; None for none.
+    """
 
     name: str
     rows: list[Row]
-    paper: dict[str, dict[str, str]]
+    paper: Mapping[str, Mapping[str, str]] = {}
     key: str = "model"
+    figure: Figure | None = None
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells; a figure that the paper reports is followed by the paper's."""
@@ -57,86 +72,88 @@ class Named(NamedTuple):
         return self.paper.get(row.settings.get(self.key, row.model), {}).get(figure, "")
 
 
-def tables_of(folders, by=()) -> Iterator[Named]:
-    """The tables that the runs have something for.
-
-    Raises:
-        UserError: no runs there.
-    """
-    yield Named("summary", gather(folders, by), {})
-    if fits := gather(folders, by, figures=fit_figures):
+def tables_of(runs: Sequence[FinishedRun], by: Sequence[str] = ()) -> Iterator[Named]:
+    """Yields the tables that the runs have something for."""
+    yield Named("summary", gather(runs, by, _summarized))
+    if fits := gather(runs, by, fit_merits):
         yield Named("fit", fits, published.FITS)
-    if probes := gather(folders, by, figures=probe_figures):
+    if probes := gather(runs, by, lambda results: _take(merits_of(results), _PROBES)):
         yield Named("probes", probes, published.PROBES)
-    if parts := [row for row in gather(folders, ("name",), figures=_ablation_figures) if row.settings["name"][:1].isdigit()]:
+    names = ablation.rows(ablation.get_config())
+    if parts := [row for row in gather(runs, ("name",), _ablation_merits) if row.settings["name"] in names]:
         yield Named("ablation", parts, published.ABLATION, key="name")
-    if compared := control_rows(folders):
-        yield Named("controls", compared, {})
+    if compared := control_rows(runs):
+        yield Named("controls", compared, figure=control_figure(runs, compared))
 
 
-def fit_figures(results: dict) -> dict[str, dict[str, float]]:
+def _take(merits: Merits, names: Sequence[str]) -> Merits:
+    """Those of these names, in this order, of the models that have any."""
+    taken = {model: {name: values[name] for name in names if name in values} for model, values in merits.items()}
+    return {model: values for model, values in taken.items() if values}
+
+
+def _summarized(results: Results) -> Merits:
+    """Those that no other table is for."""
+    merits = merits_of(results)
+    return _take(merits, [name for values in merits.values() for name in values if name not in _PROBES])
+
+
+def fit_merits(results: Results) -> Merits:
     """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types."""
-    out = {}
-    for name, fit in results.get("distill", {}).get("fits", {}).items():
-        r2 = {token: statistics.fmean(values) for token, values in fit["r2"].items() if values}
-        out[name] = {"R²": statistics.fmean(r2.values())} | {f"R² {token}": value for token, value in r2.items()}
-        out[name] |= {f"cosine {token}": statistics.fmean(values) for token, values in fit["cosine"].items() if values}
-        out[name]["e / norm"] = statistics.fmean(fit["relative_error_all"])
-        out[name]["R², last layer"] = statistics.fmean(values[-1] for values in fit["r2"].values() if values)
-        out[name]["e / norm, last layer"] = fit["relative_error_all"][-1]
-    return out
+    agreement = results.get(AgreementResult)
+    return {name: _fit_merits(fit) for name, fit in agreement.fits.items()} if agreement else {}
 
 
-def probe_figures(results: dict) -> dict[str, dict[str, float]]:
-    """Model -> scores of its linear probes, on whatever data the run had."""
-    probes, out = results.get("probes", {}), {}
-    for name, accuracy in probes.get("accuracy", {}).items():
-        out.setdefault(name, {})["top-1 %"] = 100 * accuracy
-    for task, score, label, factor in (("segmentation", "miou", "mIoU %", 100), ("depth", "rmse", "RMSE", 1)):
-        for name, scores in probes.get(task, {}).get("models", {}).items():
-            out.setdefault(name, {})[label] = factor * scores[score]
-    return out
+def _fit_merits(fit: Fit) -> dict[str, float]:
+    r2, e = {token: fmean(values) for token, values in fit.r2.items()}, fit.relative_error[ALL]
+    return {
+        "R²": fmean(r2.values()),
+        **{f"R² {token}": value for token, value in r2.items()},
+        **{f"cosine {token}": fmean(values) for token, values in fit.cosine.items()},
+        "e / norm": fmean(e),
+        "R², last layer": fmean(values[-1] for values in fit.r2.values()),
+        "e / norm, last layer": e[-1],
+    }
 
 
-def _ablation_figures(results: dict) -> dict[str, dict[str, float]]:
+def _raptor_merits(results: Results) -> Merits:
+    """The agreement of the Raptors alone."""
+    agreement = results.get(AgreementResult)
+    return {name: _fit_merits(fit) for name, fit in agreement.fits.items() if fit.kind == "raptor"} if agreement else {}
+
+
+def _ablation_merits(results: Results) -> Merits:
     """Raptor -> its teacher's classifier read off it, the fine-tuned probe, and its fit."""
-    probes, out = results.get("probes", {}), {}
-    for name, figures in fit_figures(results).items():
-        if _RAPTOR.fullmatch(name):
-            given, probe = (probes.get(kind, {}).get(name) for kind in ("accuracy_of_given_head", "accuracy"))
-            scores = {"head as it is %": given, "probe %": probe}
-            out[name] = {label: 100 * s for label, s in scores.items() if s is not None} | figures
-    return out
+    scores = _take(merits_of(results), _CLASSIFIED)
+    return {name: scores.get(name, {}) | fit for name, fit in _raptor_merits(results).items()}
 
 
-def control_rows(folders) -> list[Row]:
+def control_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     """Rows of Raptors by the method of their partition and by what their blocks share.
 
     Unshared shallow networks are made for the last state of each phase alone: means over layers are left out.
     No rows where the runs have only one kind, or differ in anything else but k and seeds, as those of an ablation do.
     """
-
-    def raptors(results):
-        return {name: figures for name, figures in fit_figures(results).items() if _RAPTOR.fullmatch(name)}
-
-    if any(set(row.settings) - {*_CONTROLLED, "phases.k"} for row in gather(folders, figures=raptors)):
+    if any(set(row.settings) - {*_CONTROLLED, "phases.k"} for row in gather(runs, (), _raptor_merits)):
         return []
     rows = []
-    for row in gather(folders, _CONTROLLED, figures=raptors):
-        method, unshared = (row.settings[key].strip('"') for key in _CONTROLLED)
-        blocks = f"{method.replace('_', ' ')}, unshared {unshared}" if unshared else method.replace("_", " ")
+    for row in gather(runs, _CONTROLLED, _raptor_merits):
+        method, unshared = (json.loads(row.settings[name] or '""') for name in _CONTROLLED)
+        blocks = method.replace("_", " ") + (f", unshared {unshared}" if unshared else "")
         values = {name: found for name, found in row.values.items() if unshared != "shallow" or name.endswith("last layer")}
         rows.append(row._replace(settings={"blocks": blocks}, values=values))
     return rows if len({row.settings["blocks"] for row in rows}) > 1 else []
 
 
-def control_figure(rows: list[Row]):
-    """R² and e against k; see `controls.fit_by_phases`."""
+def control_figure(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Figure:
+    """R² and e of control rows against k; see `fit_by_phases`."""
+    distilled = [result for run in runs if (result := run.results.get(DistillResult))]
+    k = {name: raptor.k for result in distilled for name, raptor in result.raptors.items()}
     curves: dict[str, dict[int, dict[str, list[float]]]] = {}
     for row in rows:
-        values = {name: row.values.get(name, []) for name in ("R²", "e / norm", "R², last layer", "e / norm, last layer")}
-        curves.setdefault(row.settings["blocks"], {})[int(row.model.removeprefix("k"))] = values
-    return controls.fit_by_phases(curves)
+        values = {name: row.values.get(name, []) for name in _AGAINST_K}
+        curves.setdefault(row.settings["blocks"], {})[k[row.model]] = values
+    return fit_by_phases(curves)
 
 
 def main(argv=None) -> int:
@@ -147,17 +164,15 @@ def main(argv=None) -> int:
     parser.add_argument("--out", default=None, help="folder for the tables; FIRST FOLDER/tables by default")
     arguments = parser.parse_args(argv)
     try:
-        found = list(tables_of(arguments.folders, [key for key in arguments.by.split(",") if key]))
+        found = list(tables_of(read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]))
         out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
         out.mkdir(parents=True, exist_ok=True)
         for one in found:
             header, cells = one.cells()
-            (out / f"{one.name}.md").write_text(as_markdown(header, cells))
-            (out / f"{one.name}.csv").write_text(one.csv())
-            (out / f"{one.name}.tex").write_text(as_latex(header, cells))
+            write_table(out, one.name, header, cells, one.csv())
             print(f"{one.name}\n\n{as_markdown(header, cells)}")
-            if one.name == "controls":
-                save_figure(control_figure(one.rows), out, one.name)
+            if one.figure is not None:
+                save_figure(one.figure, out, one.name)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

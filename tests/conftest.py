@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from brh_jax.models import Encoder, ViT, ViTConfig
+from brh_jax.models.encoder import init_params
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem
 
@@ -55,7 +56,7 @@ def tiny_config() -> ViTConfig:
 def tiny_encoder(tiny_config) -> Encoder:
     """A randomly initialised ViT at 8 x 8 pixels."""
     images = np.zeros((1, 8, 8, 3), np.float32)
-    params = ViT(tiny_config).init(jax.random.key(0), images)["params"]
+    params = init_params(ViT(tiny_config), jax.random.key(0), images)
     return Encoder(tiny_config, params, Preprocessing((8, 8), None, (0.5,) * 3, (0.5,) * 3), name="tiny")
 
 

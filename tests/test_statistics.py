@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from brh_jax.phases import Partition
-from brh_jax.statistics import boundary_jump_test, crossing, summarize
+from brh_jax.statistics import bootstrap_counts, bootstrap_draws, boundary_jump_test, crossing, summarize
 from brh_jax.tokens import ByToken
 
 
@@ -116,3 +116,10 @@ def test_curves_that_are_none():
         crossing([[0.1, 0.2]], 0.5)
     with pytest.raises(ValueError, match="one curve of finite values"):
         crossing([0.1, np.nan], 0.5)
+
+
+def test_draws_are_with_replacement_and_a_seed_has_its_own():
+    draws, counts = np.stack(list(bootstrap_draws(5, 200, seed=3))), np.stack(list(bootstrap_counts(5, 200, seed=3)))
+    np.testing.assert_array_equal(counts, [np.bincount(draw, minlength=5) for draw in draws])
+    assert draws.shape == (200, 5) and (counts.sum(1) == 5).all() and counts.max() > 2
+    assert not np.array_equal(draws, list(bootstrap_draws(5, 200, seed=4)))

@@ -6,6 +6,7 @@ import pytest
 
 from brh_jax.dynamics import DepthSystem
 from brh_jax.models import Encoder, Raptor, RaptorConfig
+from brh_jax.models.encoder import init_params
 from brh_jax.phases import Partition
 from brh_jax.tokens import TokenLayout
 
@@ -15,7 +16,7 @@ ONE = TokenLayout(1, 0, (0, 0))
 @pytest.fixture(scope="module")
 def raptor(tiny_config, tiny_encoder, tiny_images) -> Encoder:
     config = RaptorConfig(tiny_config, Partition((2, 4)), layer_scale_init=0.5)
-    params = Raptor(config).init(jax.random.key(3), tiny_images)["params"]
+    params = init_params(Raptor(config), jax.random.key(3), tiny_images)
     return Encoder(config, params, tiny_encoder.preprocessing, name="raptor")
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from flax import traverse_util
 
 from brh_jax.errors import UserError
-from brh_jax.models.encoder import Encoder
+from brh_jax.models.encoder import Encoder, init_params
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.models.vit import ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
 from weights_convert.families.rules import first_layer, fused_attention, linear, norm, vector
 from weights_convert.sources import Source
@@ -130,8 +130,10 @@ def _partition(origin: str, given, k: int, assumed: list[str]) -> Partition:
 def wanted_shapes(config: RaptorConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of the blocks, by path."""
     state = jax.ShapeDtypeStruct((1, config.teacher.num_cls + config.teacher.num_registers + 1, config.dim), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: Blocks(config).init(key, x, (1, 1), method="rollout"), jax.random.key(0), state)
-    return {f"blocks/{path}": leaf.shape for path, leaf in traverse_util.flatten_dict(shapes["params"], sep="/").items()}
+    shapes = jax.eval_shape(
+        lambda key, x: init_params(Blocks(config), key, x, (1, 1), method="rollout"), jax.random.key(0), state
+    )
+    return {f"blocks/{path}": leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
 
 
 def with_teacher(encoder: Encoder, teacher: Encoder) -> Encoder:

@@ -14,7 +14,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.least_squares import least_squares
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 

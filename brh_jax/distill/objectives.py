@@ -15,7 +15,7 @@ from brh_jax.distill.losses import LOSSES, token_weights
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Array, Trajectory
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.sphere import sphere_linearize, tangential
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem, check_state
 
 

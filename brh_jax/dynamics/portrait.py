@@ -20,7 +20,7 @@ from brh_jax.dynamics.rank import (
     update_rank_per_image,
 )
 from brh_jax.dynamics.tangent import Tangent, tangent_measures
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host

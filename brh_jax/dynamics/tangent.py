@@ -10,7 +10,7 @@ from brh_jax.dynamics.influence import JacobianStructure, jacobian_structure
 from brh_jax.dynamics.jacobian import Eigenvalues, jacobian_eigenvalues, jacobian_singular_values
 from brh_jax.dynamics.lyapunov import Lyapunov, lyapunov_exponents
 from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem
 from brh_jax.train.parallel import to_host
 

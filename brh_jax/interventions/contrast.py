@@ -13,7 +13,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import Swap
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.statistics import summarize
 
 

@@ -1,8 +1,7 @@
 """What becomes of the last state when a plan runs in place of the trained order."""
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,9 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.interventions.plans import unchanged
 from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
-from brh_jax.probes.heads import apply_head
+from brh_jax.models.head import apply_head
 from brh_jax.system import DepthSystem, check_state
+from brh_jax.types import State
 
 
 class Effects(NamedTuple):
@@ -33,7 +33,14 @@ class Effects(NamedTuple):
     predicted: jax.Array | None
 
 
-def apply_plans(encoder: Encoder, start, plans: Sequence[Sequence[int]], *, guest: Encoder | None = None, head=None) -> Effects:
+def apply_plans(
+    encoder: Encoder,
+    start: State,
+    plans: Sequence[Sequence[int]],
+    *,
+    guest: Encoder | None = None,
+    head: dict[str, Any] | None = None,
+) -> Effects:
     """Runs plans from one first state, each from the place where it departs from the trained order.
 
     One compiled program does for any plans, as many of them and up to as long as before.
@@ -60,7 +67,7 @@ def apply_plans(encoder: Encoder, start, plans: Sequence[Sequence[int]], *, gues
         raise UserError(
             f"the head reads {head['kernel'].shape[0]} features, {encoder.name} has {width}: expected a head on [cls, mean patch]"
         )
-    return _run(encoder.module, encoder.params, head, system, start, begins, ends, orders, layout=encoder.layout)
+    return _run(encoder, head, system, start, begins, ends, orders)
 
 
 def join(first: DepthSystem, second: DepthSystem) -> DepthSystem:
@@ -106,16 +113,18 @@ def _arrays(plans, depth: int, num_halves: int):
     return np.array(begins, np.int32), np.array([len(plan) for plan in plans], np.int32), orders
 
 
-@functools.partial(jax.jit, static_argnames=("module", "layout"))
-def _run(module, params, head, system, start, begins, ends, orders, layout):
+@jax.jit
+def _run(encoder, head, system, start, begins, ends, orders):
+    module, layout = encoder.module, encoder.layout
+
     def forward(state, half):
         state = system.step(state, half)
         return state, state
 
     def features(state):
-        return module.apply({"params": params}, state, method="normalize")
+        return module.apply({"params": encoder.params}, state, method="normalize")
 
-    _, outputs = jax.lax.scan(forward, start, jnp.arange(2 * module.config.depth))
+    _, outputs = jax.lax.scan(forward, start, jnp.arange(2 * encoder.depth))
     trained = jnp.concatenate([start[None], outputs])
     target = features(trained[-1])
     pooled_target = pooled_features(target, layout)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from brh_jax.errors import UserError
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 
 # Parts of a layer that an intervention can act on, as offsets of its halves.
 PARTS = {"layer": (0, 1), "attention": (0,), "mlp": (1,)}

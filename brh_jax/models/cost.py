@@ -9,7 +9,7 @@ import jax
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, ModelConfig, count_params
 from brh_jax.models.raptor import RaptorConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 

@@ -11,7 +11,7 @@ from brh_jax.errors import UserError
 from brh_jax.models import layers
 from brh_jax.models.remat import rematerialize
 from brh_jax.models.vit import Embedding, ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 

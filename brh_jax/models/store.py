@@ -17,7 +17,7 @@ from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
 
 FORMAT = "brh_jax encoder"

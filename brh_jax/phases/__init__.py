@@ -1,7 +1,7 @@
 """Phases of depth: layer-layer similarity and partitions."""
 
+from brh_jax.partition import Partition
 from brh_jax.phases.bootstrap import METRICS, LayerSamples, Stability, layer_samples, stability
-from brh_jax.phases.controls import RandomCuts, random_cuts
 from brh_jax.phases.cuts import (
     all_contiguous,
     contrast_cut,
@@ -11,7 +11,7 @@ from brh_jax.phases.cuts import (
     random_fragmented,
     recursive_bisection,
 )
-from brh_jax.phases.partition import Partition
+from brh_jax.phases.random_cuts import RandomCuts, random_cuts
 from brh_jax.phases.similarity import layer_dissimilarity, layer_similarity, streaming_dissimilarity
 from brh_jax.phases.structure import PhaseStructure, phase_structure
 

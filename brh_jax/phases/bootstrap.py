@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from sklearn.metrics import adjusted_rand_score
 
 from brh_jax.errors import UserError
+from brh_jax.partition import Partition
 from brh_jax.phases.cka import alignment, hsic
-from brh_jax.phases.partition import Partition
 from brh_jax.phases.similarity import image_similarity, token_vectors
+from brh_jax.statistics import bootstrap_counts
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 
@@ -49,10 +49,8 @@ class LayerSamples:
     def resampled(self, num_resamples: int, seed: int) -> np.ndarray:
         """The dissimilarity over units drawn with replacement, as many as there are: `[num_resamples, depth, depth]`."""
         flat = self.values.reshape(self.num_units, -1).astype(np.float64)
-        rng = np.random.default_rng(seed)
-        draws = (rng.integers(self.num_units, size=self.num_units) for _ in range(num_resamples))
-        counts = (np.bincount(draw, minlength=self.num_units) / self.num_units for draw in draws)
-        return np.stack([self._of_mean((count @ flat).reshape(self.values.shape[1:])) for count in counts])
+        weights = (counts / self.num_units for counts in bootstrap_counts(self.num_units, num_resamples, seed))
+        return np.stack([self._of_mean((weight @ flat).reshape(self.values.shape[1:])) for weight in weights])
 
     def _of_mean(self, mean) -> np.ndarray:
         similarity = alignment(mean).mean(0) if self.metric == "cka" else mean
@@ -120,6 +118,8 @@ def stability(matrices, cut: Callable, found: Partition) -> Stability:
         cut: dissimilarity -> Partition, `functools.partial(max_cut, k=3)` say.
         found: the partition of all images.
     """
+    from sklearn.metrics import adjusted_rand_score  # here, as scikit-learn takes longer to import than all the rest
+
     counts = collections.Counter(cut(matrix) for matrix in matrices)
     boundaries = np.zeros(found.depth - 1)
     for partition, count in counts.items():

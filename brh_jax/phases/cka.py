@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from brh_jax.errors import UserError
-
 
 def hsic(features) -> np.ndarray:
     """Unbiased Hilbert-Schmidt independence criterion between the linear kernels of layers, over one group of images.
@@ -18,12 +16,12 @@ def hsic(features) -> np.ndarray:
         `[..., layers, layers]` float64.
 
     Raises:
-        UserError: fewer than four images.
+        ValueError: fewer than four images.
     """
     features = np.asarray(features, np.float64)
     n = features.shape[-2]
     if n < 4:
-        raise UserError(f"a group of {n} images: the unbiased HSIC needs four or more")
+        raise ValueError(f"a group of {n} images: the unbiased HSIC needs four or more")
     features = features - features.mean(-2, keepdims=True)  # changes nothing but rounding: the estimate does not see the mean
     kernels = features @ np.swapaxes(features, -1, -2)
     kernels[..., np.arange(n), np.arange(n)] = 0.0

@@ -1,4 +1,4 @@
-"""Cutting depth into phases: exact optima of two objectives, the recursive bisection, and random controls.
+"""Cutting depth into phases: exact optima of two objectives, the recursive bisection, and random partitions.
 
 The objectives are different and may give different partitions of one matrix; a result should name the one it used.
 """
@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from brh_jax.errors import UserError
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 
 
 def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
@@ -22,7 +22,8 @@ def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
         min_length: fewest layers in a phase.
 
     Raises:
-        ValueError: not a square finite matrix, or k phases of that length do not fit.
+        ValueError: not a square, finite and symmetric matrix.
+        UserError: k phases of that length do not fit.
     """
     d = _check(dissimilarity, k, min_length)
     depth = len(d)
@@ -86,7 +87,8 @@ def recursive_bisection(dissimilarity, threshold: float) -> Partition:
             and 0.09; the number of phases follows from it.
 
     Raises:
-        ValueError: not a square finite matrix, or a threshold that is not positive.
+        ValueError: not a square, finite and symmetric matrix.
+        UserError: a threshold that is not positive.
     """
     d = _check(dissimilarity, 1, 1)
     if not threshold > 0:
@@ -108,7 +110,11 @@ def recursive_bisection(dissimilarity, threshold: float) -> Partition:
 
 
 def random_contiguous(depth: int, k: int, seed: int, min_length: int = 1) -> Partition:
-    """A contiguous partition drawn uniformly from all with k phases of at least `min_length` layers."""
+    """A contiguous partition drawn uniformly from all with k phases of at least `min_length` layers.
+
+    Raises:
+        UserError: there is no such partition.
+    """
     _fits(depth, k, min_length)
     slack = depth - k * min_length
     # Stars and bars: k - 1 bars among slack + k - 1 places.
@@ -155,11 +161,11 @@ def _trace(cut, depth) -> Partition:
 def _check(dissimilarity, k, min_length) -> np.ndarray:
     d = np.asarray(dissimilarity, np.float64)
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
-        raise UserError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
+        raise ValueError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
     if not np.isfinite(d).all():
-        raise UserError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
+        raise ValueError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
     if not np.allclose(d, d.T, rtol=1e-4, atol=1e-6):
-        raise UserError("the dissimilarity matrix is not symmetric")
+        raise ValueError("the dissimilarity matrix is not symmetric")
     _fits(len(d), k, min_length)
     return (d + d.T) / 2
 

@@ -58,7 +58,7 @@ def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tupl
         `[depth, depth]` float64, and the number of images.
 
     Raises:
-        ValueError: no images.
+        UserError: no images.
     """
     total, count = 0.0, 0
     similarity = jax.jit(image_similarity, static_argnums=1)

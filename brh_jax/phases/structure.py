@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from brh_jax.errors import UserError
+from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous
-from brh_jax.phases.partition import Partition
 
 _ALL_UP_TO = 5000  # partitions; beyond, so many random ones stand for all
 
@@ -50,10 +50,11 @@ def phase_structure(dissimilarity, partition: Partition, *, min_length: int = 1,
 
     Raises:
         ValueError: a matrix of another size than the partition, or of fewer than two layers.
+        UserError: `min_length` leaves no partition to compare with.
     """
     d = np.asarray(dissimilarity, np.float64)
     if d.shape != (partition.depth,) * 2 or partition.depth < 2:
-        raise UserError(
+        raise ValueError(
             f"a dissimilarity of shape {d.shape} and a partition of {partition.depth} layers: expected one depth, 2 or more"
         )
     labels, layers = np.asarray(partition.labels), np.arange(partition.depth)

@@ -13,7 +13,8 @@ from brh_jax.data.pipeline import epoch_rows
 from brh_jax.data.sources import Source
 from brh_jax.errors import UserError, expect_not_negative, expect_positive
 from brh_jax.models.encoder import Encoder, pooled_features
-from brh_jax.probes.heads import apply_head, train_head, zero_head
+from brh_jax.models.head import apply_head, zero_head
+from brh_jax.probes.heads import train_head
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Features, Labels, Pixels

@@ -11,9 +11,9 @@ import optax
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
+from brh_jax.statistics import bootstrap_counts
 from brh_jax.train.loop import Run, adamw, train
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array
 
 
 def train_head(
@@ -67,16 +67,6 @@ def train_head(
     return state["head"], state.get("seen")
 
 
-def zero_head(num_features: int, num_outputs: int) -> dict[str, jax.Array]:
-    """A linear head that gives zeros."""
-    return {"kernel": jnp.zeros((num_features, num_outputs)), "bias": jnp.zeros(num_outputs)}
-
-
-def apply_head(head: dict[str, Any], features: Array) -> jax.Array:
-    """`[..., features] -> [..., outputs]`."""
-    return features @ head["kernel"] + head["bias"]
-
-
 def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, at random; every row is in one of them.
 
@@ -123,8 +113,7 @@ def bootstrap_interval(
     """
     counts = np.asarray(counts, np.float64)
     flat, num_images = counts.reshape(len(counts), -1), len(counts)
-    rng = np.random.default_rng(seed)
-    draws = (np.bincount(rng.integers(num_images, size=num_images), minlength=num_images) for _ in range(num_resamples))
+    draws = bootstrap_counts(num_images, num_resamples, seed)
     found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -13,8 +13,9 @@ import optax
 from brh_jax.data.dense import IGNORED
 from brh_jax.errors import UserError, expect_not_negative, expect_positive
 from brh_jax.models.encoder import Encoder
+from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
-from brh_jax.probes.heads import apply_head, bootstrap_interval, train_head, zero_head
+from brh_jax.probes.heads import bootstrap_interval, train_head
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Pixels

@@ -5,7 +5,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brh_jax.phases.partition import Partition
+from brh_jax.partition import Partition
 from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, fit_order, legend, line_styles, log_scale, styled, ticks
 
 # Rows of `along_depth` for each group of measures: name of the curve, label of the axis, scale.

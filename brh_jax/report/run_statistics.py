@@ -1,11 +1,13 @@
 """What runs say together: a mean over seeds, the correlation of two measures, each with an interval."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from brh_jax.errors import UserError
+from brh_jax.statistics import bootstrap_draws
 
 
 class Mean(NamedTuple):
@@ -17,15 +19,17 @@ class Mean(NamedTuple):
     n: int
 
 
-def mean_over_seeds(values, *, level: float = 0.95) -> Mean:
-    """Mean with Student's t interval, mean ± t_{n-1} s / sqrt(n): of three seeds a wide one, 2.5 standard deviations either way.
+def mean_over_seeds(values: ArrayLike, *, level: float = 0.95) -> Mean:
+    """Takes the mean, with Student's t interval, mean ± t_{n-1} s / sqrt(n).
+
+    Of three seeds it is a wide one, 2.5 standard deviations either way.
 
     Raises:
         ValueError: no values, or some that are not finite.
     """
     values = np.asarray(values, np.float64)
     if not values.size or not np.isfinite(values).all():
-        raise UserError(f"a mean over seeds needs finite values, got {values}")
+        raise ValueError(f"a mean over seeds needs finite values, got {values}")
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return Mean(mean, None, None, n)
@@ -47,8 +51,10 @@ class Correlation(NamedTuple):
     num_groups: int
 
 
-def correlation(x, y, groups, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0) -> Correlation:
-    """Pearson's and Spearman's coefficients of (x_i, y_i), with percentile intervals of the cluster bootstrap.
+def correlation(
+    x: ArrayLike, y: ArrayLike, groups: Sequence, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> Correlation:
+    """Gives Pearson's and Spearman's coefficients of (x_i, y_i), with percentile intervals of the cluster bootstrap.
 
     Points of one group (snapshots of one training, say) are not independent: groups are drawn with replacement, each with all its
     points (Davison and Hinkley 1997, section 3.8). Draws in which a measure does not vary are left out.
@@ -64,12 +70,11 @@ def correlation(x, y, groups, *, level: float = 0.95, num_resamples: int = 2000,
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     names = list(dict.fromkeys(groups))
     if x.ndim != 1 or x.shape != y.shape or len(groups) != len(x) or len(x) < 3:
-        raise UserError(f"x {x.shape}, y {y.shape} and {len(groups)} groups: expected three or more points, one group for each")
+        raise ValueError(f"x {x.shape}, y {y.shape} and {len(groups)} groups: expected three or more points, one group for each")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UserError("the values are not all finite: leave those runs out before they are correlated")
+        raise ValueError("the values are not all finite: leave those runs out before they are correlated")
     members = [np.flatnonzero([g == name for g in groups]) for name in names]
-    rng = np.random.default_rng(seed)
-    draws = [np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))]) for _ in range(num_resamples)]
+    draws = [np.concatenate([members[i] for i in draw]) for draw in bootstrap_draws(len(names), num_resamples, seed)]
     found = []
     for measure in (_pearson, lambda a, b: _pearson(stats.rankdata(a), stats.rankdata(b))):
         value, interval = measure(x, y), None
@@ -80,7 +85,7 @@ def correlation(x, y, groups, *, level: float = 0.95, num_resamples: int = 2000,
     return Correlation(*found, num_points=len(x), num_groups=len(names))
 
 
-def _pearson(x, y) -> float | None:
+def _pearson(x: np.ndarray, y: np.ndarray) -> float | None:
     a, b = x - x.mean(), y - y.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(np.clip(a @ b / size, -1, 1)) if size > 1e-12 * (1 + len(x)) else None

@@ -1,7 +1,10 @@
 """Figures of a study over many runs, from arrays: curves over seeds, groups side by side, one measure against another."""
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.run_statistics import mean_over_seeds
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
@@ -11,7 +14,7 @@ _MARKERS = "osD^v"
 
 @styled
 def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str, *, legend: str = "", columns: int = 3) -> Figure:
-    """Measures along x: a dot for each run, a line through the means, a band of their 95 % intervals over seeds.
+    """Draws measures along x: a dot for each run, a line through the means, a band of their 95 % intervals over seeds.
 
     Args:
         panels: measure -> name of a line -> x -> values of the runs there.
@@ -41,7 +44,7 @@ def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str,
 
 @styled
 def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) -> Figure:
-    """Measures in groups of runs: a dot for each run, a bar at the mean with its 95 % interval.
+    """Draws measures in groups of runs: a dot for each run, a bar at the mean with its 95 % interval.
 
     Args:
         panels: measure -> group -> values of its runs.
@@ -62,8 +65,10 @@ def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) ->
 
 
 @styled
-def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str, str], columns: dict[str, str], notes) -> Figure:
-    """Every measure of `rows` against every one of `columns`, a dot for each run.
+def against_each_other(
+    points: dict[str, dict[str, np.ndarray]], rows: dict[str, str], columns: dict[str, str], notes: dict[tuple[str, str], str]
+) -> Figure:
+    """Draws every measure of `rows` against every one of `columns`, a dot for each run.
 
     Args:
         points: group -> measure -> `[runs]`.
@@ -85,7 +90,33 @@ def against_each_other(points: dict[str, dict[str, np.ndarray]], rows: dict[str,
     return figure
 
 
-def _grid(panels, columns: int):
+@styled
+def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figure:
+    """Draws R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
+
+    Args:
+        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs; none: no point.
+    """
+    names = list(next(iter(next(iter(curves.values())).values())))
+    figure = Figure(figsize=(8.4, 2.7 * -(-len(names) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // 2), 2).ravel()
+    for axis, name in zip(axes, names, strict=True):
+        for i, (kind, by_k) in enumerate(curves.items()):
+            ks = sorted(k for k in by_k if len(by_k[k][name]))
+            if not ks:
+                continue
+            mean = [np.mean(by_k[k][name]) for k in ks]
+            spread = [np.std(by_k[k][name], ddof=1) if len(by_k[k][name]) > 1 else 0.0 for k in ks]
+            places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)
+            axis.errorbar(places, mean, spread, fmt="o-", ms=4, lw=1.2, capsize=3, color=colour(i), label=kind)
+        axis.set_xlabel("number of phases k")
+        axis.set_ylabel(name if "layer" in name else f"{name}, mean of layers")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(figure, axes[0])
+    return figure
+
+
+def _grid(panels: dict[str, dict], columns: int) -> tuple[Figure, np.ndarray]:
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.1 * columns + 1.0, 2.5 * lines + 0.1), layout="constrained")
@@ -95,7 +126,7 @@ def _grid(panels, columns: int):
     return figure, axes
 
 
-def _limits(axis, values) -> None:
+def _limits(axis: Axes, values: list[float]) -> None:
     """Room for the runs; intervals may go beyond."""
     low, high = min(values), max(values)
     room = 0.12 * (high - low) or 0.05
@@ -106,6 +137,4 @@ def _limits(axis, values) -> None:
 
 def _shade(place: int, count: int):
     """From light to dark, for lines with an order."""
-    from matplotlib import colormaps
-
     return colormaps["viridis_r"](0.1 + 0.85 * place / max(count - 1, 1))

@@ -23,10 +23,10 @@ Expect, by the paper, for k = 3 on ImageNet-1k: 3.9, 72.7, 75.2, 76.7, 82.4 % wi
 
 from ml_collections import ConfigDict
 
-from experiments.configs import dinov2, quickstart
+from experiments.configs import check_items, dinov2, number, quickstart, split_argument
 
 # Settings that a row changes of the row before it; the first of the whole.
-_WITHOUT = {
+WITHOUT = {
     "distill.stage1.teacher_forcing": "throughout",
     "raptor.depth_scaling": False,
     "distill.stage1.token_weights": (),
@@ -55,19 +55,20 @@ def sweep(arg: str = "") -> dict[str, dict]:
         runs["teacher"] = {"stages": ("teacher",)}
         teacher = {"teacher.source": "{workdir}/teacher/teacher/model"}
     for seed in range(seeds):
-        for name, changes in _rows(config).items():
+        for name, changes in rows(config).items():
             # Random partitions are drawn anew for each seed.
             runs[f"{name}-seed{seed}"] = teacher | {"seed": seed, "phases.seed": seed} | changes
     return runs
 
 
-def _rows(config) -> dict[str, dict]:
-    off, rows = dict(_WITHOUT), {}
-    for name, setting in zip(_PARTS, (*_WITHOUT, None), strict=True):
-        rows[name] = dict(off)
+def rows(config: ConfigDict) -> dict[str, dict]:
+    """Row of the table -> settings that it changes of the whole."""
+    off, found = dict(WITHOUT), {}
+    for name, setting in zip(_PARTS, (*WITHOUT, None), strict=True):
+        found[name] = dict(off)
         off.pop(setting, None)
     steps = config.distill.stage1.steps + config.distill.stage2.steps
-    return rows | {
+    return found | {
         "5b-stage-1-for-as-long": {"distill.stage1.steps": steps, "distill.stage2.steps": 0},
         "6-gelu": {"raptor.mlp": "gelu"},
         "6-no-depth-scaling": {"raptor.depth_scaling": False},
@@ -78,13 +79,8 @@ def _rows(config) -> dict[str, dict]:
 
 def _options(arg: str) -> tuple[str, str, int]:
     """Base configuration, its own argument, number of seeds."""
-    items, seeds = [item for item in arg.split(",") if item], 3
+    found, items = split_argument(arg, seeds="3")
     base = items.pop(0) if items and items[0] in ("quickstart", "dinov2") else "quickstart"
-    for item in [item for item in items if item.startswith("seeds=")]:
-        if not item.removeprefix("seeds=").isdigit() or not int(item.removeprefix("seeds=")):
-            raise ValueError(f"configs/ablation.py: {item} is no number of seeds: expected seeds=3")
-        seeds = int(item.removeprefix("seeds="))
-        items.remove(item)
-    if base == "quickstart" and items:
-        raise ValueError(f"configs/ablation.py does not know {items[0]!r}: expected quickstart or dinov2 first, and seeds=NUMBER")
-    return base, ",".join(items), seeds
+    if base == "quickstart":
+        check_items("ablation.py", items, (), "quickstart or dinov2 first, and seeds=NUMBER")
+    return base, ",".join(items), number("seeds", found["seeds"], "seeds")

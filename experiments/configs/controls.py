@@ -24,6 +24,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from brh_jax.models.registry import architecture
+from experiments.configs import number, numbers, split_argument
 
 _KINDS = {
     "max-cut": {"phases.method": "max_cut"},
@@ -72,20 +73,6 @@ def _fits(name: str, k: int, config: ConfigDict) -> bool:
 def _options(arg: str) -> tuple[str, str, tuple[int, ...], int]:
     """Base configuration, its own argument, numbers of phases, number of seeds."""
     bases = {path.stem for path in pathlib.Path(__file__).parent.glob("*.py")} - {"__init__", "default", "controls"}
-    items = [item for item in arg.split(",") if item]
+    found, items = split_argument(arg, ks="1+2+3+4+5+6", seeds="3")
     base = items.pop(0) if items and items[0] in bases else "quickstart"
-    found = {"ks": "1+2+3+4+5+6", "seeds": "3"}
-    for item in list(items):
-        name, _, value = item.partition("=")
-        if name in found:
-            found[name] = value
-            items.remove(item)
-    try:
-        ks, seeds = tuple(int(k) for k in found["ks"].split("+")), int(found["seeds"])
-    except ValueError:
-        ks, seeds = (), 0
-    if seeds < 1 or not ks or min(ks) < 1:
-        raise ValueError(
-            f"configs/controls.py: ks={found['ks']} and seeds={found['seeds']}: expected numbers such as ks=2+3 and seeds=3"
-        )
-    return base, ",".join(items), ks, seeds
+    return base, ",".join(items), numbers("ks", found["ks"], "phases"), number("seeds", found["seeds"], "seeds")

@@ -8,6 +8,7 @@ teacher and no data.
 
 from ml_collections import ConfigDict
 
+from brh_jax.errors import UserError
 from experiments.pipeline import settings_kinds
 from experiments.settings import merged_defaults
 
@@ -15,5 +16,5 @@ from experiments.settings import merged_defaults
 def get_config(arg: str = "") -> ConfigDict:
     """The defaults. Takes no argument."""
     if arg:
-        raise ValueError(f"configs/default.py takes no argument, got {arg!r}")
+        raise UserError(f"configs/default.py takes no argument, got {arg!r}")
     return ConfigDict(merged_defaults(settings_kinds())).lock()

@@ -22,28 +22,21 @@ runlocal: about 12 minutes on 2 CPU cores; README.md, "Measured", says what it r
 from ml_collections import ConfigDict
 
 from brh_jax.models.registry import architecture
-from experiments.configs import default
+from experiments.configs import check_items, default, numbers, split_argument
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration for an argument such as `arch=vits14,k=2`."""
-    options = {"arch": "vitb14_reg", "k": "", "runlocal": ""}
-    for item in filter(None, arg.split(",")):
-        name, _, value = item.partition("=")
-        if name not in options or (name == "runlocal") != (not value):
-            raise ValueError(f"configs/dinov2.py does not know {item!r}: expected arch=NAME, k=NUMBER or runlocal")
-        options[name] = value or "yes"
-    try:
-        ks = tuple(int(n) for n in (options["k"] or ("2+3" if options["runlocal"] else "3")).split("+"))
-    except ValueError:
-        raise ValueError(f"configs/dinov2.py: k={options['k']} is no number of phases: expected k=3 or k=2+3") from None
-
+    options, items = split_argument(arg, arch="vitb14_reg", k="")
+    local = "runlocal" in items
+    check_items("dinov2.py", items, ("runlocal",), "arch=NAME, k=NUMBER or runlocal")
+    arch = architecture(options["arch"])
     config = default.get_config().unlock()
-    config.teacher.update({"source": f"hf:{architecture(options['arch']).hub_id}", "arch": options["arch"]})
+    config.teacher.update({"source": f"hf:{arch.hub_id}", "arch": options["arch"]})
     config.data.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
-    config.phases.k = ks
+    config.phases.k = numbers("k", options["k"] or ("2+3" if local else "3"), "phases")
     config.probe.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
-    if options["runlocal"]:
+    if local:
         _run_local(config)
     return config.lock()
 
@@ -58,7 +51,7 @@ def _run_local(config: ConfigDict) -> None:
     crops = "random_resized_crop"
     config.data.update({"image_size": 112, "augment": crops, "eval_augment": crops, "threads": 2})
     config.phases.update({"num_images": 128, "batch_size": 16})
-    config.distill.update({"batch_size": 16})
+    config.distill.batch_size = 16
     config.loop.update({"log_every": 10, "save_every": 50})
     config.distill.stage1.update({"steps": 120, "learning_rate": 1e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 60, "learning_rate": 3e-4, "warmup_steps": 5})

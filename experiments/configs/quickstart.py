@@ -8,13 +8,14 @@ Expect: teacher above 95 %, phases of 4 + 8 and about 3 + 4 + 5 layers, R² of t
 
 from ml_collections import ConfigDict
 
+from brh_jax.errors import UserError
 from experiments.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The quickstart. Takes no argument."""
     if arg:
-        raise ValueError(f"configs/quickstart.py takes no argument, got {arg!r}")
+        raise UserError(f"configs/quickstart.py takes no argument, got {arg!r}")
     config = default.get_config().unlock()
     config.teacher.source = "train"
     config.teacher.vit.update(

@@ -19,9 +19,11 @@ Expect, by the paper (fig. 3, 4, 13): with p rise the similarity of layers, the 
 0.7 to 0.9; an untrained ViT is easier to reproduce than an over-fitted one; clearer phases go with a better fit.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
-from experiments.configs import default
+from experiments.configs import check_items, default, number, split_argument
 
 # Of training steps: where the ViT is kept, besides the end.
 _SNAPSHOTS = {"digits": (50, 150), "fashion": (50, 150), "cifar100": (1000, 5000)}
@@ -58,16 +60,16 @@ def sweep(arg: str = "digits") -> dict[str, dict]:
         for p in ps:
             # Before its first step a ViT does not know p: one for all.
             kept = (0, *_SNAPSHOTS[data]) if p == ps[0] else _SNAPSHOTS[data]
-            runs |= _training(f"p{p}-seed{seed}", {"seed": seed, "teacher.vit.drop_path": p}, "trained", steps, kept)
+            runs |= training(f"p{p}-seed{seed}", {"seed": seed, "teacher.vit.drop_path": p}, "trained", steps, kept)
         for p in _OVERFIT_P:
             changes = {"seed": seed, "teacher.vit.drop_path": p, "teacher.train.num_images": _few(data)}
             changes |= {"teacher.train.steps": 2 * steps}
-            runs |= _training(f"overfit-p{p}-seed{seed}", changes, "over-fitted", 2 * steps, _OVERFIT_SNAPSHOTS[data])
+            runs |= training(f"overfit-p{p}-seed{seed}", changes, "over-fitted", 2 * steps, _OVERFIT_SNAPSHOTS[data])
     return runs
 
 
-def _training(name, changes, group, steps, kept) -> dict[str, dict]:
-    """A training to the end, and runs on what it was after some steps."""
+def training(name: str, changes: dict, group: str, steps: int, kept: Sequence[int]) -> dict[str, dict]:
+    """The run that trains a ViT to the end, and the runs on what it was after the steps of `kept`."""
     changes = changes | {"study.group": group, "study.step": steps}
     runs = {name: changes | {"teacher.train.snapshots": kept}}
     for step in kept:
@@ -83,20 +85,10 @@ def _few(data: str) -> int:
 
 def _options(arg: str) -> tuple[str, str, int]:
     """Data set, its folder, number of seeds."""
-    data, folder, seeds = "digits", "", 3
-    for item in filter(None, arg.split(",")):
-        name, _, value = item.partition("=")
-        if name in ("digits", "cifar100") and not value:
-            data = name
-        elif name == "fashion" and value:
-            data, folder = name, value
-        elif name == "seeds" and value.isdigit() and int(value):
-            seeds = int(value)
-        else:
-            raise ValueError(
-                f"configs/small_scale.py does not know {item!r}: expected digits, fashion=FOLDER or cifar100, and seeds=NUMBER"
-            )
-    return data, folder, seeds
+    found, items = split_argument(arg, fashion="", seeds="3")
+    check_items("small_scale.py", items, ("digits", "cifar100"), "digits, fashion=FOLDER or cifar100, and seeds=NUMBER")
+    data = "fashion" if found["fashion"] else items[-1] if items else "digits"
+    return data, found["fashion"], number("seeds", found["seeds"], "seeds")
 
 
 def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:

@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from brh_jax.distill import StageSettings, init_blocks, losses, objectives
-from brh_jax.distill.optim import optimizer
+from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, losses, objectives
+from brh_jax.distill.trainer import optimizer
+from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
 from brh_jax.models.raptor import Blocks
 from brh_jax.phases import Partition
@@ -22,12 +23,12 @@ def states(seed, depth=6):
 def test_plain_loss_is_the_mean_squared_error_of_each_layer():
     a, b = states(0), states(1)
     weights = losses.token_weights(LAYOUT)
-    np.testing.assert_allclose(losses.layer_losses(a, b, weights), jnp.mean((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_squared_error(a, b, weights), jnp.mean((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
 
 
 def test_weighted_loss_is_the_weighted_sum_of_each_types_error():
     a, b = states(0), states(1)
-    found = losses.layer_losses(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)))
+    found = losses.mean_squared_error(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)))
     mse = [jnp.mean((x - y) ** 2, axis=(1, 2, 3)) for x, y in zip(LAYOUT.split(a), LAYOUT.split(b), strict=True)]
     np.testing.assert_allclose(found, 0.45 * mse[0] + 0.10 * mse[1] + 0.45 * mse[2], rtol=1e-5)
 
@@ -40,7 +41,9 @@ def test_weights_of_missing_types_are_shared_out():
 
 
 def test_teacher_forcing_is_annealed_over_the_first_quarter():
-    share = [float(objectives.teacher_forcing_share(s, 400, 0.25)) for s in (0, 25, 50, 100, 399)]
+    objective = Blockwise(BlockwiseSettings(steps=400))
+    share = [float(objective.share(s)) for s in (0, 25, 50, 100, 399)]
+    assert [objective.variant(s) for s in (0, 99, 100)] == [True, True, False]
     np.testing.assert_allclose(share, [1.0, 0.75, 0.5, 0.0, 0.0])
 
 
@@ -59,16 +62,17 @@ def blocks(request):
     return Blocks(config), init_blocks(config, LAYOUT, jax.random.key(0))
 
 
-def stage1(blocks, share, **options):
+def blockwise(blocks, share, forced=True, **settings):
     module, params = blocks
-    return objectives.stage1_losses(module, params, states(2), LAYOUT, (0.34, 0.33, 0.33), share, **options)
+    objective, target = Blockwise(BlockwiseSettings(**settings)), states(2)
+    return objective.losses(module, params, target, LAYOUT, target, share, forced)
 
 
-def test_stage_one_mixes_teacher_forcing_and_autoregression(blocks):
-    forced, rolled, half = (stage1(blocks, s) for s in (1.0, 0.0, 0.5))
+def test_blockwise_mixes_teacher_forcing_and_autoregression(blocks):
+    forced, rolled, half = (blockwise(blocks, s) for s in (1.0, 0.0, 0.5))
     np.testing.assert_allclose(half, (forced + rolled) / 2, rtol=1e-5)
-    np.testing.assert_allclose(stage1(blocks, 0.0, forced=False), rolled, rtol=1e-6)
-    np.testing.assert_allclose(stage1(blocks, 1.0, rolled=False), forced, rtol=1e-6)
+    np.testing.assert_allclose(blockwise(blocks, 0.0, forced=False), rolled, rtol=1e-6)
+    np.testing.assert_allclose(blockwise(blocks, 1.0, teacher_forcing="throughout"), forced, rtol=1e-6)
     # The last phase has one layer: there is nothing to roll out, both are the same.
     assert forced[2] == pytest.approx(float(rolled[2]), rel=1e-5)
     assert abs(forced[0] - rolled[0]) > 1e-3
@@ -78,7 +82,7 @@ def test_a_blocks_loss_depends_on_no_other_block(blocks):
     module, params = blocks
 
     def loss(params, phase):
-        return objectives.stage1_losses(module, params, states(2), LAYOUT, (0.34, 0.33, 0.33), 0.5)[phase]
+        return blockwise((module, params), 0.5)[phase]
 
     for phase in range(3):
         norms = {name: float(optax.tree.norm(g)) for name, g in jax.grad(loss)(params, phase).items()}
@@ -86,21 +90,21 @@ def test_a_blocks_loss_depends_on_no_other_block(blocks):
         assert sum(norms.values()) == norms[f"phase_{phase + 1}"]
 
 
-def test_stage_two_compares_every_state_of_the_joined_rollout(blocks):
+def test_joint_compares_every_state_of_the_joined_rollout(blocks):
     module, params = blocks
     target = states(2)
     predicted = module.apply({"params": params}, target[0], method="rollout")[1:]
-    found = objectives.stage2_loss(module, params, target, LAYOUT, (0.45, 0.10, 0.45))
-    expected = jnp.mean(losses.layer_losses(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))))
-    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    found, metrics = Joint().loss(module, params, target, LAYOUT, 0, jax.random.key(0), False)
+    expected = jnp.mean(losses.mean_squared_error(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))))
+    assert float(found) == float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_gradients_are_clipped_block_by_block_in_stage_one_and_jointly_in_stage_two():
+def test_gradients_are_clipped_block_by_block_or_jointly():
     """With plain SGD in AdamW's place the update would be the clipped gradient; here the first moment of AdamW shows it."""
     params = {"phase_1": jnp.zeros(4), "phase_2": jnp.zeros(4)}
     grads = {"phase_1": jnp.full(4, 50.0), "phase_2": jnp.full(4, 0.1)}  # norms 100 and 0.2
-    for per_block, expected in ((True, (0.5, 0.1)), (False, (0.5, 0.001))):
-        transform, _ = optimizer(StageSettings(clip_norm=1.0), per_block=per_block, blocks=params)
+    for objective, expected in ((Blockwise(), (0.5, 0.1)), (Joint(), (0.5, 0.001))):
+        transform, _ = optimizer(objective, list(params))
         _, state = transform.update(grads, transform.init(params), params)
         moments = [s.mu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
         assert len(moments) == 1
@@ -109,7 +113,21 @@ def test_gradients_are_clipped_block_by_block_in_stage_one_and_jointly_in_stage_
 
 
 def test_schedule_is_the_papers():
-    _, schedule = optimizer(StageSettings(), per_block=False, blocks={"phase_1": jnp.zeros(1)})
+    _, schedule = optimizer(Joint(), ["phase_1"])
     chex.assert_trees_all_close(
         [float(schedule(s)) for s in (0, 5_000, 10_000, 312_500)], [0.0, 1.5e-4, 3e-4, 1e-6], rtol=1e-4, atol=1e-12
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate is nan: expected a positive number"),
+        ({"warmup_steps": -1}, "warmup_steps is -1: expected 0 or more"),
+        ({"loss": "mae"}, "loss is 'mae': expected one of mse"),
+        ({"token_weights": (1.0,)}, "token_weights is .*: expected three, of cls, registers, patches"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        JointSettings(**settings)

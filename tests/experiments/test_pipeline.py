@@ -61,8 +61,8 @@ def test_results_hold_every_figure(done):
             assert {t: len(v) for t, v in getattr(fit, measure).items()} == lengths | {"all": 4}
         assert fit.num_images == 40
         overall = fit.overall["relative_error"]["all"]
-        assert overall.low < overall.mean < overall.high
-        assert overall.mean == pytest.approx(np.mean(fit.relative_error["all"]), abs=1e-5)
+        assert overall.low < overall.value < overall.high
+        assert overall.value == pytest.approx(np.mean(fit.relative_error["all"]), abs=1e-5)
         assert (np.array(fit.edges["error"]["cls"].low) <= fit.error["cls"]).all()
     more = agreement.sets["digits:train"]
     assert set(more) == set(fits) and more["k2"].r2 != fits["k2"].r2

@@ -8,12 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from brh_jax.partition import Partition
 from PIL import Image
 
 from brh_jax import distill
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
+from brh_jax.partition import Partition
 from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
 from experiments.page import Page

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import pathlib
 import shutil
 import subprocess
@@ -13,8 +12,13 @@ import pytest
 
 from brh_jax.errors import UserError
 from experiments import pipeline, sweep, tables
+from experiments.records import Record
+from experiments.stages.agreement.run import AgreementResult
+from experiments.stages.phases.run import PhasesResult
+from experiments.summarize import read_runs
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import made_up
 import tiny
 
 STUDY = """
@@ -95,14 +99,15 @@ def test_runs_of_a_place_share_what_they_compile(tmp_path, monkeypatch):
 
 
 def test_a_run_is_done_when_all_that_began_is(tmp_path):
-    (tmp_path / "teacher").mkdir()
     assert not sweep.is_done(tmp_path)
-    (tmp_path / "results.json").write_text("{}")
-    (tmp_path / "teacher" / "record.json").write_text('{"done": true}')
+    made_up.write_run(tmp_path, {"phases": made_up.phases(2)})
     assert sweep.is_done(tmp_path)
-    (tmp_path / "phases").mkdir()
-    (tmp_path / "phases" / "record.json").write_text('{"done": false}')
+    (tmp_path / "distill").mkdir()
+    Record({}, done=False).write(tmp_path / "distill")
     assert not sweep.is_done(tmp_path)
+    (tmp_path / "distill" / "record.json").write_text('{"config": {}, "done": true}')
+    with pytest.raises(UserError, match=r"distill/record.json was written by an older brh_jax"):
+        sweep.is_done(tmp_path)
 
 
 def test_sigterm_reaches_the_runs_of_a_study(tmp_path):
@@ -151,20 +156,22 @@ def test_one_of_an_array_job(study, tmp_path, monkeypatch):
 
 
 def write_run(folder, seed, k, r2, accuracy, **settings):
-    (folder / "distill").mkdir(parents=True)
-    fit = {"r2": {"cls": [0.0, r2], "registers": [], "patches": [0.0, r2 / 2]}, "cosine": {"cls": [0.1, 0.9]}}
+    """R² of patches is half of that of cls, and zero at the first of two layers."""
+    name = f"k{k}"
     results = {
-        "distill": {"fits": {f"k{k}": fit | {"relative_error_all": [0.2, 0.4]}}},
-        "probes": {"accuracy": {f"k{k}": accuracy}},
+        "phases": made_up.phases(k),
+        "distill": made_up.distilled(name, k),
+        "agreement": made_up.agreement(made_up.fit(name, {"cls": [0.0, r2], "patches": [0.0, r2 / 2]}, [0.2, 0.4])),
+        "probes": made_up.probed({name: accuracy}),
     }
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / "distill" / "record.json").write_text(json.dumps({"config": {"seed": seed, "phases.k": [k], **settings}}))
+    made_up.write_run(folder, results, **{"seed": seed, "phases.k": [k], **settings})
 
 
 def test_summary_has_mean_deviation_and_n(tmp_path, capsys):
     for seed, r2, accuracy in ((0, 0.5, 0.8), (1, 0.7, 0.9)):
         write_run(tmp_path / f"k2-seed{seed}", seed, 2, r2, accuracy)
     write_run(tmp_path / "k3-seed0", 0, 3, 0.75, 0.95)
+    made_up.write_run(tmp_path / "teacher", {"distill": made_up.distilled("k2", 2)}, **{"raptor.mlp": "gelu"})  # says nothing
     assert tables.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "| phases.k | model | R² cls | R² patches | cosine cls | relative e | probe % |" in out
@@ -178,12 +185,16 @@ def test_summary_has_mean_deviation_and_n(tmp_path, capsys):
     assert r"0.600 $\pm$ 0.141 (2)" in latex and r"probe \%" in latex and r"\toprule" in latex
     assert tables.main([str(tmp_path / "nothing")]) == 2
     assert "no results.json in or below" in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text('{"distill": {"fits": {}}}')
+    assert tables.main([str(tmp_path)]) == 2
+    assert f"error: {tmp_path}/old/results.json was written by an older brh_jax" in capsys.readouterr().err
 
 
 def test_tables_beside_the_paper(tmp_path, capsys):
     """Ours and the paper's in neighbouring columns, by model and by the row of the ablation."""
     for seed, r2 in ((0, 0.5), (1, 0.7)):
-        for name, method in (("5-stage-2", "max_cut"), ("7-random", "random_contiguous")):
+        for name, method in (("5-stage-2", "max_cut"), ("7-random-contiguous", "random_contiguous")):
             shift = 0.0 if method == "max_cut" else 0.1
             write_run(tmp_path / f"{name}-seed{seed}", seed, 3, r2 - shift, 0.8, **{"phases.method": method})
     assert tables.main([str(tmp_path), "--by=phases.method"]) == 0
@@ -206,15 +217,17 @@ def test_tables_beside_the_paper(tmp_path, capsys):
     assert tables.main([str(tmp_path), "--by=name"]) == 0
     assert "| 5-stage-2 | k3 | 80.000 ± 0.000 (2) | 83.0 ± 0.1 |" in capsys.readouterr().out  # probes: still by model
     write_run(tmp_path / "9-shallow-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.unshared": "shallow"})
-    (shallow,) = [row for row in tables.control_rows([tmp_path]) if "shallow" in row.settings["blocks"]]
+    runs = read_runs([tmp_path])
+    (shallow,) = [row for row in tables.control_rows(runs) if "shallow" in row.settings["blocks"]]
+    assert shallow.settings == {"blocks": "max cut, unshared shallow"}
     assert set(shallow.values) == {"R², last layer", "e / norm, last layer"}
-    assert tables.control_figure(tables.control_rows([tmp_path]))
+    assert len(tables.control_figure(runs, tables.control_rows(runs)).axes) == 4
     shutil.rmtree(tmp_path / "9-shallow-seed0")
     write_run(tmp_path / "6-gelu-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.mlp": "gelu"})
-    assert not tables.control_rows([tmp_path])  # partitions are not all that differs
+    assert not tables.control_rows(read_runs([tmp_path]))  # partitions are not all that differs
 
 
-def test_controls_are_a_study(tmp_path):
+def test_controls_are_a_study(tmp_path, capsys):
     runs = sweep.runs_of("configs/controls.py:seeds=2,ks=1+3")
     assert list(runs)[:4] == ["teacher", "max-cut-seed0", "random-contiguous-seed0", "random-fragmented-seed0"]
     assert runs["max-cut-seed1"]["phases.k"] == (1, 3) and runs["random-contiguous-seed1"]["phases.k"] == (3,)
@@ -225,16 +238,16 @@ def test_controls_are_a_study(tmp_path):
     assert pretrained["unshared-narrow-seed0"]["phases.k"] == (4, 5, 6)
     assert not any("teacher.source" in changes for changes in pretrained.values())
     assert sweep.runs_of("configs/dinov2.py:k=2+3") == {f"seed{i}": {"seed": i} for i in range(3)}
-    with pytest.raises(ValueError, match="expected numbers such as ks=2"):
-        sweep.runs_of("configs/controls.py:ks=two")
+    assert sweep.main(["--config=configs/controls.py:ks=two", f"--workdir={tmp_path}"]) == 2
+    assert "error: ks=two is no number of phases: expected ks=3, or several such as ks=2+3" in capsys.readouterr().err
 
 
 def test_modes(tmp_path, capsys):
     config = tiny.get_config().unlock()
     config.stages = ("teacher", "phases", "distill", "probes", "report")
     config.phases.k = (2,)
-    config.tensorboard = True
-    with pytest.raises(UserError, match="holds no finished run: --mode=eval needs one"):
+    config.loop.tensorboard = True
+    with pytest.raises(UserError, match=r"holds no finished run.*: --mode=eval needs one"):
         pipeline.run(config, tmp_path / "run", mode="eval")
     first = pipeline.run(config, tmp_path / "run", profile=(2, 3))
     assert list((tmp_path / "run/distill/k2/stage1/profile").rglob("*.pb"))
@@ -242,21 +255,19 @@ def test_modes(tmp_path, capsys):
     model = (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run/distill/k2/stage1/checkpoints")  # eval needs none
     shutil.rmtree(tmp_path / "run/distill/k2/stage2/checkpoints")
-    config.eval.num_images = 20  # refused by train, measured anew by eval
-    with pytest.raises(UserError, match="eval.num_images: 40 there, 20 here"):
-        pipeline.run(config, tmp_path / "run")
+    config.eval.num_images = 20
     second = pipeline.run(config, tmp_path / "run", mode="eval")
     assert not (tmp_path / "run/distill/k2/stage2/checkpoints").exists()
     config.compute_dtype = "bfloat16"
     half = pipeline.run(config, tmp_path / "run", mode="eval")
-    assert half["distill"]["fits"]["k2"]["r2"] != second["distill"]["fits"]["k2"]["r2"]
+    assert half.get(AgreementResult).fits["k2"].r2 != second.get(AgreementResult).fits["k2"].r2
     config.compute_dtype = "float32"
     second = pipeline.run(config, tmp_path / "run", mode="eval")
-    assert (first["distill"]["num_images"], second["distill"]["num_images"]) == (40, 20)
-    assert first["phases"] == second["phases"]
+    assert [run.get(AgreementResult).fits["k2"].num_images for run in (first, second)] == [40, 20]
+    assert first.get(PhasesResult) == second.get(PhasesResult)
     assert (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes() == model
     (tmp_path / "run/report/index.html").unlink()
-    assert pipeline.run(config, tmp_path / "run", mode="report")["distill"] == second["distill"]
+    assert pipeline.run(config, tmp_path / "run", mode="report").stages == second.stages
     assert (tmp_path / "run/report/index.html").exists()
     with pytest.raises(UserError, match="unknown mode 'test'"):
         pipeline.run(config, tmp_path / "run", mode="test")
@@ -271,7 +282,7 @@ def test_states_on_disk_give_the_run_that_the_teacher_inside_gives(tmp_path):
     config.data.states_gb = 0.1
     results = pipeline.run(config, tmp_path / "run")
     assert (tmp_path / "run/states/done.json").exists()
-    assert results["distill"]["fits"]["k2"]["num_images"] == 40
+    assert results.get(AgreementResult).fits["k2"].num_images == 40
     config.data.states_gb = 1e-6
     with pytest.raises(UserError, match="config.data.states_gb allows 1e-06"):
         pipeline.run(config, tmp_path / "small")

@@ -1,7 +1,7 @@
 """The small-scale study: its runs, what gathers them, and one from end to end."""
 
 import csv
-import json
+import functools
 import pathlib
 import sys
 
@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 import brh_jax
+from brh_jax.errors import UserError
 from experiments import study, sweep, tables
 from experiments.configs import ablation, small_scale
+from experiments.runs import read_results
+from experiments.stages.accuracy.run import Accuracy, AccuracyResult
+from experiments.summarize import read_runs
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import made_up
 
 TINY = f"""
 import sys
@@ -31,7 +36,7 @@ def get_config(arg=""):
 
 def sweep(arg=""):
     changes = {{"seed": 0, "teacher.vit.drop_path": 0.2}}
-    runs = small_scale._training("p0.2-seed0", changes, "trained", 10, (4,))
+    runs = small_scale.training("p0.2-seed0", changes, "trained", 10, (4,))
     return dict(reversed(runs.items()))  # the snapshot first: it has to wait
 """
 
@@ -45,19 +50,19 @@ def write_run(folder, group, step, p, seed, clear, accuracy):
         "modularity": clear / 3,
         "z": 2.0 + clear,
     }
-    fit = {"r2": {"cls": [clear, clear], "registers": [], "patches": [0.0, clear]}, "relative_error_all": [1 - clear, 1 - clear]}
+    fit = functools.partial(made_up.fit, r2={"cls": [clear, clear], "patches": [0.0, clear]}, relative_e=[1 - clear, 1 - clear])
     results = {
-        "config": {"study": {"group": group, "step": step}, "seed": seed, "teacher": {"vit": {"drop_path": p}}},
-        "teacher": {"accuracy": accuracy, "train_accuracy": min(1.0, accuracy + 0.1 * (group != "trained"))},
-        "phases": {"partitions": {"3": {"structure": structure}}},
-        "distill": {"fits": {"k3": fit, "identity": fit}},
+        "accuracy": AccuracyResult(Accuracy(accuracy, min(1.0, accuracy + 0.1 * (group != "trained"))), {}),
+        "phases": made_up.phases(3, **structure),
+        "distill": made_up.distilled("k3", 3),
+        "agreement": made_up.agreement(fit("identity", kind="baseline"), fit("k3")),
     }
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
+    config = {"study": {"group": group, "step": step}, "seed": seed, "teacher": {"vit": {"drop_path": p}}}
+    made_up.write_run(folder, results, config, **{"seed": seed, "teacher.vit.drop_path": p})
 
 
 @pytest.fixture
-def made_up(tmp_path):
+def study_folder(tmp_path):
     rng = np.random.default_rng(0)
     for seed in range(3):
         for p in (0.0, 0.4, 0.8):
@@ -69,10 +74,10 @@ def made_up(tmp_path):
     return tmp_path
 
 
-def test_a_study_is_gathered(made_up, capsys):
-    assert study.main([str(made_up)]) == 0
+def test_a_study_is_gathered(study_folder, capsys):
+    assert study.main([str(study_folder)]) == 0
     assert "| trained |    200 | 0.8 | k = 3 |" in capsys.readouterr().out
-    out = made_up / "study"
+    out = study_folder / "study"
     page = (out / "index.html").read_text()
     for text in (
         "Stochastic depth",
@@ -100,9 +105,12 @@ def test_a_study_is_gathered(made_up, capsys):
 
 
 def test_what_is_no_study_is_said(tmp_path, capsys):
+    made_up.write_run(tmp_path, {"distill": made_up.distilled("k2", 2)})
+    assert study.main([str(tmp_path)]) == 2
+    assert f"no run of a small-scale study among 1 finished runs, {tmp_path} and so on" in capsys.readouterr().err
     (tmp_path / "results.json").write_text("{}")
     assert study.main([str(tmp_path)]) == 2
-    assert "no run of a small-scale study" in capsys.readouterr().err
+    assert "results.json was written by an older brh_jax (schema 1" in capsys.readouterr().err
 
 
 def test_the_runs_of_the_small_scale_study(tmp_path):
@@ -113,8 +121,9 @@ def test_the_runs_of_the_small_scale_study(tmp_path):
     assert f"--config.teacher.source={tmp_path}/p0.2-seed1/teacher/snapshots/step50" in command
     assert len(small_scale.sweep("cifar100,seeds=1")) == 10 * 3 + 1 + 4
     assert small_scale.get_config("fashion=data/fashion").data.eval == "idx:data/fashion/t10k"
-    with pytest.raises(ValueError, match="does not know 'mnist'"):
-        small_scale.get_config("mnist")
+    for argument in ("mnist", "fashion="):
+        with pytest.raises(UserError, match=f"small_scale.py does not know '{argument}'"):
+            small_scale.get_config(argument)
 
 
 def test_the_runs_of_the_ablation():
@@ -122,13 +131,15 @@ def test_the_runs_of_the_ablation():
     assert len(runs) == 1 + 2 * 10
     assert sweep.needs_of(runs)["6-gelu-seed1"] == {"teacher"}
     first, last = runs["1-teacher-forcing-seed0"], runs["5-stage-2-seed0"]
-    assert set(first) - set(last) == set(ablation._WITHOUT)
+    assert set(first) - set(last) == set(ablation.WITHOUT)
     assert runs["2-autoregression-seed1"].keys() == first.keys() - {"distill.stage1.teacher_forcing"}
     dinov2 = ablation.get_config("dinov2,arch=vits14,k=2,seeds=1")
     assert (dinov2.teacher.arch, dinov2.phases.k) == ("vits14", (2,))
     assert len(ablation.sweep("dinov2,seeds=1")) == 10
-    with pytest.raises(ValueError, match="does not know 'vits14'"):
+    with pytest.raises(UserError, match="does not know 'vits14'"):
         ablation.get_config("vits14")
+    with pytest.raises(UserError, match="seeds=0 is no number of seeds: expected seeds=3"):
+        ablation.sweep("seeds=0")
 
 
 @pytest.mark.slow
@@ -138,11 +149,11 @@ def test_a_study_from_end_to_end(tmp_path, capsys, monkeypatch):
     config.write_text(TINY)
     assert sweep.main([f"--config={config}", f"--workdir={runs}", "--jobs=2"]) == 0
     assert "all 2 runs are done" in capsys.readouterr().out  # without a page each, and the snapshot after its training
-    results = {name: json.loads((runs / name / "results.json").read_text()) for name in ("p0.2-seed0", "p0.2-seed0-step4")}
+    whole, early = (read_results(runs / name / "results.json") for name in ("p0.2-seed0", "p0.2-seed0-step4"))
     assert not (runs / "p0.2-seed0" / "report").exists()
-    assert results["p0.2-seed0"]["teacher"]["snapshots"]["4"]["accuracy"] == results["p0.2-seed0-step4"]["teacher"]["accuracy"]
+    assert whole.get(AccuracyResult).snapshots[4] == early.get(AccuracyResult).teacher
     assert brh_jax.load(runs / "p0.2-seed0-step4" / "teacher").name.endswith("step 4 of 10")
-    found = study.read_study(runs)
+    found = study.read_study(read_runs([runs]))
     assert [(run.step, run.p, run.kind) for run in found] == [(10, 0.2, "trained"), (4, 0.2, "")]
     assert set(found[0].values) == set(study.LABELS)
     assert tables.main([str(runs), "--by=name"]) == 0

@@ -7,10 +7,10 @@ import pytest
 from brh_jax.errors import UserError
 from brh_jax.interventions import apply_plans, delete, effects, repeat, replace, unchanged
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig
-from brh_jax.models.encoder import pooled_features
+from brh_jax.models.encoder import init_params, pooled_features
 from brh_jax.phases import Partition
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.train.parallel import make_mesh, shard, shard_batch
+from brh_jax.train.parallel import make_mesh, shard_batch
 
 PARTITION = Partition((3, 2, 1))
 PLANS = (
@@ -28,7 +28,7 @@ PLANS = (
 def raptor(tiny_encoder, tiny_config):
     """A Raptor of the tiny teacher whose blocks do something."""
     config = RaptorConfig(tiny_config, PARTITION, layer_scale_init=0.5)
-    params = Raptor(config).init(jax.random.key(5), np.zeros((1, 8, 8, 3), np.float32))["params"]
+    params = init_params(Raptor(config), jax.random.key(5), np.zeros((1, 8, 8, 3), np.float32))
     params |= {name: tiny_encoder.params[name] for name in ("embedding", "norm")}
     return Encoder(config, params, tiny_encoder.preprocessing, name="raptor")
 
@@ -108,7 +108,7 @@ def test_a_raptor_is_intervened_on_like_a_teacher(raptor, start):
 def test_rotary_positions_no_cls_and_a_grid_that_is_no_square():
     config = ViTConfig(16, 3, 2, 32, 2, None, num_cls=0, num_registers=1, rope_periods=(1.0, 4.0), pre_norm=True)
     images = np.random.default_rng(2).normal(size=(3, 4, 8, 3)).astype(np.float32)
-    params = ViT(config).init(jax.random.key(0), images)["params"]
+    params = init_params(ViT(config), jax.random.key(0), images)
     encoder = Encoder(config, params, Preprocessing((4, 8), None, (0.5,) * 3, (0.5,) * 3))
     plans = (replace(3, (0,), (2,)), repeat(3, 1))
     state = encoder.embed(images)
@@ -118,7 +118,7 @@ def test_rotary_positions_no_cls_and_a_grid_that_is_no_square():
 def test_sharded_over_eight_devices_equals_one(tiny_encoder, start):
     alone = apply_plans(tiny_encoder, start, PLANS)
     mesh = make_mesh(data=4, fsdp=1, tensor=2)
-    encoder = tiny_encoder.replace(params=shard(tiny_encoder.params, mesh))
+    encoder = tiny_encoder.on(mesh)
     spread = apply_plans(encoder, shard_batch(np.asarray(start), mesh), PLANS)
     assert len(spread.cosine.sharding.device_set) == 8
     for a, b in zip(alone[:-1], spread[:-1], strict=True):

@@ -5,6 +5,7 @@ import pytest
 
 from brh_jax.errors import UserError
 from brh_jax.models import Raptor, RaptorBlock, RaptorConfig, count_params
+from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks
 from brh_jax.phases import Partition
 
@@ -14,7 +15,7 @@ PARTITIONS = [Partition((6,)), Partition((3, 2, 1)), Partition((2, 1, 3), (0, 1,
 def make(tiny_config, tiny_images, partition, **options):
     """A Raptor with parameters far from their start: fresh ones are nearly the identity and would hide mistakes."""
     module = Raptor(RaptorConfig(tiny_config, partition, **options))
-    params = module.init(jax.random.key(0), tiny_images)["params"]
+    params = init_params(module, jax.random.key(0), tiny_images)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
@@ -46,7 +47,7 @@ def test_depth_scaling_depends_on_depth_and_starts_near_one(tiny_config):
     config = RaptorConfig(tiny_config, Partition((6,)))
     x = jax.random.normal(jax.random.key(0), (2, 19, 16))
     block = RaptorBlock(config)
-    params = block.init(jax.random.key(1), x, 1.0)["params"]
+    params = init_params(block, jax.random.key(1), x, 1.0)
     # LayerScale 1e-5 and gains near one: a fresh block is nearly the identity.
     chex.assert_trees_all_close(block.apply({"params": params}, x, 6.0), x, atol=2e-2)
     params["depth_scaling"]["fc2"]["kernel"] += 0.3

@@ -6,13 +6,14 @@ import pytest
 import brh_jax
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig, architecture, store
+from brh_jax.models.encoder import init_params
 from brh_jax.models.registry import ARCHITECTURES, differences
 from brh_jax.phases import Partition
 
 
 def test_vit_and_raptor_round_trip(tiny_encoder, tiny_images, tmp_path):
     config = RaptorConfig(tiny_encoder.config, Partition((2, 1, 3), (0, 1, 0)))
-    params = Raptor(config).init(jax.random.key(0), tiny_images)["params"]
+    params = init_params(Raptor(config), jax.random.key(0), tiny_images)
     head = {"kernel": np.ones((32, 3), np.float32), "bias": np.zeros(3, np.float32)}
     raptor = Encoder(config, params, tiny_encoder.preprocessing, "raptor", head)
     for encoder in (tiny_encoder, raptor):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from brh_jax.errors import UserError
 from brh_jax.phases import Partition, max_cut, phase_structure
 
 
@@ -82,5 +81,5 @@ def test_what_there_are_no_pairs_for_is_none():
 
 
 def test_another_depth_is_refused():
-    with pytest.raises(UserError, match="expected one depth, 2 or more"):
+    with pytest.raises(ValueError, match="expected one depth, 2 or more"):
         phase_structure(drift(5), Partition((4, 2)))

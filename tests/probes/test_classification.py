@@ -12,10 +12,10 @@ from brh_jax.errors import UserError
 from brh_jax.models import pooled_features
 from brh_jax.probes import classification
 from brh_jax.probes.classification import ProbeSettings
-from brh_jax.train.loop import LoopSettings
+from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.parallel import make_mesh
 
-LOOP = {"loop": LoopSettings(log_every=50, save_every=1000), "label": "probe", "identity": {}}
+LOOP = LoopSettings(log_every=50, save_every=1000)
 SETTINGS = ProbeSettings(learning_rate=0.05, warmup_steps=5, batch_size=32, cache=True)
 
 
@@ -52,10 +52,8 @@ def test_cached_and_streamed_probes_learn_what_logistic_regression_learns(tiny_e
         2,
         150,
         SETTINGS,
-        mesh=mesh,
-        folder=tmp_path / "cached",
+        Run(tmp_path / "cached", {}, mesh, "probe", LOOP),
         batch_size=32,
-        **LOOP,
     )
     streamed = classification.train_probe(
         tiny_encoder,
@@ -64,10 +62,8 @@ def test_cached_and_streamed_probes_learn_what_logistic_regression_learns(tiny_e
         2,
         150,
         dataclasses.replace(SETTINGS, cache=False),
-        mesh=mesh,
-        folder=tmp_path / "streamed",
+        Run(tmp_path / "streamed", {}, mesh, "probe", LOOP),
         batch_size=32,
-        **LOOP,
     )
     assert reference > 0.95
     for head in (cached, streamed):
@@ -91,13 +87,13 @@ def test_accuracy():
 
 
 def test_unlabelled_images_are_refused():
-    with pytest.raises(UserError, match=r"config.probe.train array has 0 classes.*leave config.probe.train empty"):
-        classification.check_labels(ArraySource(np.zeros((3, 8, 8), np.uint8)), "config.probe.train")
+    with pytest.raises(UserError, match="array has 0 classes: labelled images are needed"):
+        classification.check_labels(ArraySource(np.zeros((3, 8, 8), np.uint8)))
 
 
 def test_classes_that_one_of_the_sets_lacks_are_named():
     images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
     train, test = (ArraySource(images, labels, name, classes) for name, classes in (("a", "xy"), ("b", "xz")))
-    classification.check_same_classes(train, train, "config.probe")
-    with pytest.raises(UserError, match=r"config.probe.train and config.probe.eval have different classes: no y in b; no z in a"):
-        classification.check_same_classes(train, test, "config.probe")
+    classification.check_same_classes(train, train)
+    with pytest.raises(UserError, match="a and b have different classes: no y in b; no z in a"):
+        classification.check_same_classes(train, test)

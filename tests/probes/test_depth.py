@@ -9,7 +9,7 @@ from brh_jax.data.transforms import Resize
 from brh_jax.errors import UserError
 from brh_jax.probes import dense, depth
 from brh_jax.probes.depth import DepthSettings
-from brh_jax.train.loop import LoopSettings
+from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.parallel import make_mesh
 
 PLAIN = DepthSettings(eval_crop=(), eval_size=(8, 10))
@@ -75,7 +75,7 @@ def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):
     patches, cls = dense.token_maps(tiny_encoder, tiny_encoder.params, images)
     tokens = np.concatenate([patches, np.broadcast_to(np.asarray(cls)[:, :, None], patches.shape)], -1)
     expected = np.asarray(dense.enlarge(tokens, 16, 20)) @ head["kernel"] + head["bias"]
-    np.testing.assert_allclose(depth.bin_logits(tiny_encoder, tiny_encoder.params, head, images), expected, atol=1e-4)
+    np.testing.assert_allclose(depth.bin_logits(tiny_encoder, head, images), expected, atol=1e-4)
     settings = DepthSettings(num_bins=5, eval_crop=())
     predicted = depth.predictor(tiny_encoder, settings)(head, images)
     assert predicted.shape == (2, 8, 9)
@@ -110,8 +110,8 @@ class Slopes(Source):
 def test_a_probe_learns_what_tokens_tell(tiny_encoder, tmp_path):
     settings = DepthSettings(num_bins=16, learning_rate=0.05, warmup_steps=2, eval_crop=())
     resize, train = Resize((8, 8)), training_batches(Slopes(), Resize((8, 8)), 16, seed=0)
-    options = {"loop": LoopSettings(log_every=50), "label": "depth", "identity": {}, "batch_size": 16, "mesh": make_mesh()}
-    head = depth.train_depth(tiny_encoder, train, 150, settings, folder=tmp_path, **options)
+    run = Run(tmp_path, {}, make_mesh(), "depth", LoopSettings(log_every=50))
+    head = depth.train_depth(tiny_encoder, train, 150, settings, run, batch_size=16)
     zeros = {name: 0 * value for name, value in head.items()}
     predict = depth.predictor(tiny_encoder, settings)
     before, after = (

@@ -11,7 +11,7 @@ from brh_jax.data.transforms import Resize
 from brh_jax.errors import UserError
 from brh_jax.probes import dense, segmentation
 from brh_jax.probes.segmentation import SegmentationSettings
-from brh_jax.train.loop import LoopSettings
+from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.parallel import make_mesh
 
 IGNORED = 255
@@ -104,12 +104,12 @@ class Halves(Source):
 
 def test_a_probe_learns_what_patches_tell_and_knows_what_it_never_saw(tiny_encoder, tmp_path):
     resize, mesh = Resize((8, 8)), make_mesh()
-    options = {"loop": LoopSettings(log_every=50), "label": "segmentation", "identity": {}, "batch_size": 16, "mesh": mesh}
     settings = SegmentationSettings(learning_rate=0.05, warmup_steps=2)
 
     def train(**more):
         batches = training_batches(Halves(), resize, 16, seed=0)
-        return segmentation.train_segmentation(tiny_encoder, batches, 3, 60, settings, folder=tmp_path, **options, **more)
+        run = Run(tmp_path, {}, mesh, "segmentation", LoopSettings(log_every=50), **more)
+        return segmentation.train_segmentation(tiny_encoder, batches, 3, 60, settings, run, batch_size=16)
 
     train(stop_after=30)
     head, seen = train()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from brh_jax.errors import UserError
 from brh_jax.report.run_statistics import correlation, mean_over_seeds
 
 
@@ -14,6 +13,8 @@ def test_mean_has_students_interval():
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 3)
     assert mean_over_seeds([0.3]) == (0.3, None, None, 1)
+    with pytest.raises(ValueError, match="needs finite values"):
+        mean_over_seeds([])
 
 
 def test_coefficients_are_scipys():
@@ -41,7 +42,7 @@ def test_copies_of_a_group_tell_nothing_new():
 
 def test_what_does_not_vary_has_no_correlation():
     assert correlation([1, 1, 1], [1, 2, 3], "abc").pearson is None
-    with pytest.raises(UserError, match="three or more points"):
+    with pytest.raises(ValueError, match="three or more points"):
         correlation([1, 2], [1, 2], "ab")
-    with pytest.raises(UserError, match="not all finite"):
+    with pytest.raises(ValueError, match="not all finite"):
         correlation([1, 2, np.nan], [1, 2, 3], "abc")

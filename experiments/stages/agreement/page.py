@@ -100,7 +100,7 @@ def _errors_table(agreement: AgreementResult) -> Table:
 def _interval(fit: Fit, measure: str, token: str) -> str:
     """Mean over layers, with its interval where there is one; empty for a token type that the model lacks."""
     if overall := fit.overall.get(measure, {}).get(token):
-        return f"{overall.mean:.3f} [{overall.low:.3f}, {overall.high:.3f}]"
+        return f"{overall.value:.3f} [{overall.low:.3f}, {overall.high:.3f}]"
     values = getattr(fit, measure).get(token)
     return f"{fmean(values):.3f}" if values else ""
 

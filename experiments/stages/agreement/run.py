@@ -12,6 +12,7 @@ from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.statistics import summarize
 from experiments.data import AllImages, check_given
+from experiments.interval import Interval, mean_interval
 from experiments.settings import Common
 from experiments.stage import Context
 from experiments.stages.accuracy.run import MeasuringSettings
@@ -54,15 +55,6 @@ class Settings(Common):
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean over layers and images, with its 95 % bootstrap interval over images."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Edges:
     """The 95 % bootstrap interval over images of each layer."""
 
@@ -83,7 +75,7 @@ class Fit:
         final_cosine: of [cls, mean patch] after the final norm.
         num_images: images measured.
         edges: "error" and "relative_error" -> token type -> interval; empty with a single image.
-        overall: the same of the mean over layers.
+        overall: the same of the mean over layers and images, a figure with its interval.
     """
 
     label: str
@@ -208,10 +200,9 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
     edges: dict[str, dict[str, Edges]] = {}
     overall: dict[str, dict[str, Interval]] = {}
     for measure, token, values in _per_image(fit.images) if fit.num_images > 1 else ():
-        band, mean = summarize(values), summarize(values.mean(0))
+        band = summarize(values)
         edges.setdefault(measure, {})[token] = Edges(band.low.round(6).tolist(), band.high.round(6).tolist())
-        interval = Interval(*(round(float(v), 6) for v in (mean.mean, mean.low, mean.high)))
-        overall.setdefault(measure, {})[token] = interval
+        overall.setdefault(measure, {})[token] = mean_interval(values.mean(0))
     return Fit(
         prediction.label,
         prediction.raptor,

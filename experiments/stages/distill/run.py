@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-from brh_jax.partition import Partition
 
 from brh_jax import distill
 from brh_jax.data.sources import Source
@@ -14,6 +13,7 @@ from brh_jax.models import Encoder, RaptorConfig
 from brh_jax.models.cost import unshared
 from brh_jax.models.layers import MLP_KINDS
 from brh_jax.models.remat import POLICIES
+from brh_jax.partition import Partition
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
 from experiments.data import TrainingImages, check_given

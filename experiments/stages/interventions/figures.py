@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from brh_jax.partition import Partition
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from brh_jax.partition import Partition
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, log_scale, styled
 from experiments.interval import edges
 from experiments.stages.interventions.results import Effect, HybridPhase, HybridResult, LayersResult, PhaseSwaps

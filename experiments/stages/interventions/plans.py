@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from brh_jax.partition import Partition
-
 from brh_jax import interventions as causal
 from brh_jax.interventions import Swap
+from brh_jax.partition import Partition
 
 Plan = tuple[int, ...]
 UNCHANGED = "unchanged"

@@ -4,13 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from brh_jax.partition import Partition
-from jaxtyping import Bool, Integer
 
 from brh_jax import interventions as causal
 from brh_jax.interventions import BoundaryTest, Contrast
+from brh_jax.partition import Partition
 from brh_jax.statistics import summarize
-from brh_jax.types import Array
 from experiments.interval import Interval
 from experiments.stages.interventions.plans import LayerGroup, SwapGroup
 
@@ -196,7 +194,7 @@ def _phase_swaps(group: SwapGroup, measured: Measured, partition: Partition, num
     return PhaseSwaps(str(partition), *(_points(group, measured, kinds == inter, seed) for inter in (False, True)), tests)
 
 
-def _points(group: SwapGroup, measured: Measured, rows: Bool[np.ndarray, " swaps"], seed: int) -> list[Point]:
+def _points(group: SwapGroup, measured: Measured, rows: np.ndarray, seed: int) -> list[Point]:
     """The mean over the swaps in `rows` at each distance."""
     distance, points = _distances(group), []
     for one in np.unique(distance[rows]):
@@ -211,7 +209,7 @@ def _tests(
 ) -> Tests:
     known, distance = kinds != None, _distances(group)  # noqa: E711 - of every element
 
-    def contrast(strata: Integer[Array, "swaps *columns"]) -> Contrast | None:
+    def contrast(strata: np.ndarray) -> Contrast | None:
         return causal.matched_contrast(values[known], kinds[known], strata[known], num_permutations=num_permutations, seed=seed)
 
     single, depth = group.num_layers == 1, partition.depth
@@ -224,7 +222,7 @@ def _tests(
     )
 
 
-def _distances(group: SwapGroup) -> Integer[np.ndarray, " swaps"]:
+def _distances(group: SwapGroup) -> np.ndarray:
     return np.array([swap.distance for swap in group.swaps])
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 
 import numpy as np
-from brh_jax.partition import Partition
 
 from brh_jax import interventions as causal
 from brh_jax.data.sources import Source
 from brh_jax.errors import UserError, expect, expect_positive
 from brh_jax.interventions import PARTS, Effects
 from brh_jax.models import Encoder
+from brh_jax.partition import Partition
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Labels, Valid
 from experiments.data import AllImages, check_given

@@ -1,10 +1,10 @@
 """Figures of the phases. Layers are counted from 1."""
 
 import numpy as np
-from brh_jax.partition import Partition
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from brh_jax.partition import Partition
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled, ticks
 from brh_jax.types import Dissimilarity
 from experiments.stages.phases.run import RandomComparison, StabilityResult

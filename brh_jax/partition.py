@@ -29,6 +29,9 @@ class Partition:
     Attributes:
         lengths: number of layers in each run, in order of depth.
         phases: phase of each run, numbered from 0 in order of first appearance.
+
+    Raises:
+        UserError: no runs, an empty one, or phases that are not numbered as said.
     """
 
     lengths: tuple[int, ...]

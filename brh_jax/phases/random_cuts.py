@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous, random_fragmented
-from brh_jax.phases.partition import Partition
 
 
 class RandomCuts(NamedTuple):
