@@ -13,6 +13,8 @@ from brh_jax import dynamics
 from brh_jax.data.pipeline import measuring_batches
 from brh_jax.data.sources import open_source
 from brh_jax.data.transforms import RandomResizedCrop
+from brh_jax.dynamics.basins import image_directions
+from brh_jax.dynamics.rank import gram_rank, principal_angles, update_grams
 from brh_jax.models.cost import vit_flops
 
 RANKS = {
@@ -65,10 +67,12 @@ def _pass(encoder, batches) -> dict[str, float]:
     layout = encoder.layout
     measures = {
         "directions": lambda states: dynamics.direction_measures([states], layout),
-        RANKS["angular"]: lambda states: dynamics.update_grams([states], layout),
-        RANKS["raw"]: lambda states: dynamics.update_grams([states], layout, kind="raw"),
-        "ranks of angular updates over the tokens of each image": lambda states: dynamics.update_rank_per_image(states, layout),
-        BASINS: lambda states: dynamics.image_directions([states], layout),
+        RANKS["angular"]: lambda states: update_grams([states], layout),
+        RANKS["raw"]: lambda states: update_grams([states], layout, kind="raw"),
+        "ranks of angular updates over the tokens of each image": lambda states: dynamics.update_rank(
+            states, layout, over="tokens", per_image=True
+        ),
+        BASINS: lambda states: image_directions([states], layout),
     }
     spent = dict.fromkeys(("forward pass", *measures, ANGLES), 0.0)
     kept = {name: [] for name in measures}
@@ -85,9 +89,9 @@ def _pass(encoder, batches) -> dict[str, float]:
             kept[name].append(timed(name, lambda measured=measured, states=states: measured(states)))
     for kind, name in RANKS.items():
         grams = jax.tree.map(lambda *parts: sum(parts), *kept[name])
-        timed(name, lambda grams=grams: dynamics.gram_rank(grams))
+        timed(name, lambda grams=grams: gram_rank(grams))
         if kind == "angular":
-            timed(ANGLES, lambda grams=grams: dynamics.principal_angles(grams, num_directions=4))
+            timed(ANGLES, lambda grams=grams: principal_angles(grams, num_directions=4))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept[BASINS])
     labels = np.arange(joined.patches.shape[1]) % 4
     timed(BASINS, lambda: dynamics.angular_basins(joined, labels, layout))

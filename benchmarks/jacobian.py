@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, models
-from brh_jax import dynamics
+from brh_jax.dynamics.jacobian import jacobian_block, jacobian_singular_values
 
 
 def main(argv=None) -> int:
@@ -50,7 +50,7 @@ def _values(report, system, state, layer, arguments, *, dense: bool, what: str):
     name = f"{what}: {count} values, never formed, brh_jax"
     found, steps = _converged(system, state, index, count)
     values, worst = np.asarray(found.values[0]), float((found.residual[0] / found.values[0]).max())
-    sides = {name: measure.ours(lambda: dynamics.jacobian_singular_values(system, state, index, count, num_steps=steps))}
+    sides = {name: measure.ours(lambda: jacobian_singular_values(system, state, index, count, num_steps=steps))}
     if layer:
         one = f"{what}: {count} values, never formed, torch.func and scipy's svds"
         report.agree(f"{what}: values and those of torch.func and svds", values, _by_torch(layer, state, count), 1e-4)
@@ -84,7 +84,7 @@ def _converged(system, state, index, count):
     side = state.shape[1] * state.shape[2]
     steps = min(3 * count + 32, side)
     while True:
-        found = dynamics.jacobian_singular_values(system, state, index, count, num_steps=steps)
+        found = jacobian_singular_values(system, state, index, count, num_steps=steps)
         if steps == side or float((found.residual / found.values).max()) < 1e-3:  # the error is about its square
             return found, steps
         steps = min(2 * steps, side)
@@ -92,7 +92,7 @@ def _converged(system, state, index, count):
 
 def _blocks(report, system, state, layer, arguments, what):
     def block():
-        return dynamics.jacobian_block(system, state, arguments.layer, "cls", "cls")
+        return jacobian_block(system, state, arguments.layer, "cls", "cls")
 
     name = f"{what}: cls -> cls block, brh_jax"
     sides = {name: measure.ours(block)}

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.linalg
 
 from benchmarks import measure, models
-from brh_jax import dynamics
+from brh_jax.dynamics.rank import gram_rank, update_grams
 
 
 def main(argv=None) -> int:
@@ -28,7 +28,7 @@ def main(argv=None) -> int:
     states = [encoder.trajectory(encoder.normalize_pixels(batch)) for batch in batches]
 
     def streamed():
-        return dynamics.gram_rank(dynamics.update_grams(states, encoder.layout))
+        return gram_rank(update_grams(states, encoder.layout))
 
     held = np.concatenate([np.asarray(encoder.layout.split(s).patches) for s in states], axis=1)
 

@@ -5,15 +5,22 @@ A shape is read once per call: `dim` is the same number in every argument of one
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Complex, Float, Integer, PRNGKeyArray, UInt8
 
 Array = jax.Array | np.ndarray
 
 State = Float[Array, "batch tokens dim"]
 Trajectory = Float[Array, "states batch tokens dim"]  # index 0 the embedded tokens, so `states` is depth + 1
+TokenState = Float[Array, "tokens dim"]  # of one image
+Directed = Float[Array, "... dim"]  # any number of vectors
 Images = Float[Array, "batch height width channels"]  # preprocessed
 Pixels = UInt8[Array, "batch height width channels"]  # as decoded
 Features = Float[Array, "batch features"]
 Dissimilarity = Float[Array, "depth depth"]  # between the outputs of layers
 Labels = Integer[Array, " batch"]
 Valid = Bool[Array, " batch"]  # which images of a padded batch count
+CurveValues = Float[Array, "points *images"]
+Projection = Float[Array, "states images components"]
+LayerSpectra = Complex[Array, "depth images values"]
+TokenMatrix = Float[Array, "tokens tokens"]  # row = output, column = input
+RandomKey = PRNGKeyArray

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.cluster import KMeans
 
 from brh_jax.dynamics.directions import over_batches
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.types import Labels, Trajectory
 
 # Angles in radians that directions rounded to float32 do not tell from zero.
 RESOLUTION = 1e-6
@@ -43,7 +43,13 @@ class AngularBasins(NamedTuple):
 
 
 def angular_basins(
-    states, labels, layout: TokenLayout, *, num_clusters: int | None = None, num_components: int = 2, seed: int = 0
+    states: Trajectory | ByToken,
+    labels: Labels | None,
+    layout: TokenLayout,
+    *,
+    num_clusters: int | None = None,
+    num_components: int = 2,
+    seed: int = 0,
 ) -> AngularBasins:
     """Within- and between-class angles, their contrast, and a projection of the trajectories (paper, section 8).
 
@@ -91,7 +97,7 @@ def angular_basins(
     return AngularBasins(*by_measure, _project(leading, num_components), labels)
 
 
-def image_directions(batches: Iterable, layout: TokenLayout) -> ByToken:
+def image_directions(batches: Iterable[Trajectory], layout: TokenLayout) -> ByToken:
     """Direction of the mean of the unit vectors x / |x| of an image's tokens, for every image of a stream of trajectories.
 
     Args:
@@ -180,6 +186,8 @@ def _project(directions, num_components):
 
 
 def _cluster(directions, num_clusters, seed):
+    from sklearn.cluster import KMeans
+
     num_images, most = len(directions), len(directions) // 2
     if most < 2:
         raise ValueError(f"two clusters of two images need four images, got {num_images}: give labels or more images")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Directed, Trajectory
 
 
 class Directions(NamedTuple):
@@ -31,7 +32,7 @@ class Directions(NamedTuple):
     coherence: jax.Array
 
 
-def direction_measures(batches: Iterable, layout: TokenLayout) -> Directions:
+def direction_measures(batches: Iterable[Trajectory], layout: TokenLayout) -> Directions:
     """All measures of this file for every image of a stream of trajectories, each of which is read once.
 
     Args:
@@ -47,11 +48,12 @@ def direction_measures(batches: Iterable, layout: TokenLayout) -> Directions:
     return over_batches(_measures, batches, layout)
 
 
-def directional_convergence(states, layout: TokenLayout) -> ByToken:
+def directional_convergence(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """gamma_l = <x^_l, x^_L>: cosine of each state with the last one, mean over tokens and images.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
+        per_image: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         per token type `[depth + 1]`, empty for a type that the model lacks.
@@ -59,19 +61,15 @@ def directional_convergence(states, layout: TokenLayout) -> ByToken:
     Raises:
         ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
-    return _mean_over_images(directional_convergence_per_image(states, layout))
+    return _measure(states, layout, "convergence", per_image)
 
 
-def directional_convergence_per_image(states, layout: TokenLayout) -> ByToken:
-    """`directional_convergence` of each image: per token type `[depth + 1, batch]`."""
-    return _measure(states, layout, "convergence")
-
-
-def angular_speed(states, layout: TokenLayout) -> ByToken:
+def angular_speed(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """s_l = arccos <x^_{l+1}, x^_l>: angle that a token turns in each layer, mean over tokens and images, in radians.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
+        per_image: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         per token type `[depth]`, empty for a type that the model lacks.
@@ -79,19 +77,15 @@ def angular_speed(states, layout: TokenLayout) -> ByToken:
     Raises:
         ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
-    return _mean_over_images(angular_speed_per_image(states, layout))
+    return _measure(states, layout, "speed", per_image)
 
 
-def angular_speed_per_image(states, layout: TokenLayout) -> ByToken:
-    """`angular_speed` of each image: per token type `[depth, batch]`."""
-    return _measure(states, layout, "speed")
-
-
-def angular_acceleration(states, layout: TokenLayout) -> ByToken:
+def angular_acceleration(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """s_{l+1} - s_l: change of a token's angular speed from layer l to the next, mean over tokens and images.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
+        per_image: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         per token type `[depth - 1]` in radians per layer², empty for a type that the model lacks.
@@ -99,19 +93,15 @@ def angular_acceleration(states, layout: TokenLayout) -> ByToken:
     Raises:
         ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
-    return _mean_over_images(angular_acceleration_per_image(states, layout))
+    return _measure(states, layout, "acceleration", per_image)
 
 
-def angular_acceleration_per_image(states, layout: TokenLayout) -> ByToken:
-    """`angular_acceleration` of each image: per token type `[depth - 1, batch]`."""
-    return _measure(states, layout, "acceleration")
-
-
-def token_norm(states, layout: TokenLayout) -> ByToken:
+def token_norm(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> ByToken:
     """|x_l|: length of a token, mean over tokens and images.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
+        per_image: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         per token type `[depth + 1]`, empty for a type that the model lacks.
@@ -119,19 +109,15 @@ def token_norm(states, layout: TokenLayout) -> ByToken:
     Raises:
         ValueError: not a trajectory of that layout, or states that are not finite.
     """
-    return _mean_over_images(token_norm_per_image(states, layout))
+    return _measure(states, layout, "norm", per_image)
 
 
-def token_norm_per_image(states, layout: TokenLayout) -> ByToken:
-    """`token_norm` of each image: per token type `[depth + 1, batch]`."""
-    return _measure(states, layout, "norm")
-
-
-def patch_coherence(states, layout: TokenLayout):
+def patch_coherence(states: Trajectory, layout: TokenLayout, *, per_image: bool = False) -> Array:
     """kappa_l: mean cosine of the patch tokens with their mean direction, mean over images.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
+        per_image: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         `[depth + 1]`, or `[0]` for a model without patches.
@@ -139,22 +125,17 @@ def patch_coherence(states, layout: TokenLayout):
     Raises:
         ValueError: not a trajectory of that layout, or states that are zero or not finite.
     """
-    return _mean_over_images(patch_coherence_per_image(states, layout))
+    return _measure(states, layout, "coherence", per_image)
 
 
-def patch_coherence_per_image(states, layout: TokenLayout):
-    """`patch_coherence` of each image: `[depth + 1, batch]`, or `[0, batch]` for a model without patches."""
-    return _measure(states, layout, "coherence")
-
-
-def angle(a, b):
+def angle(a: Directed, b: Directed) -> Array:
     """Angle between unit vectors, in radians; by chords, exact for small angles where arccos of a rounded cosine is not."""
     half = jnp.linalg.norm(a - b, axis=-1) / 2
     other = jnp.linalg.norm(a + b, axis=-1) / 2
     return 2 * jnp.arctan2(half, other)
 
 
-def over_batches(measure: Callable, batches: Iterable, layout: TokenLayout):
+def over_batches(measure: Callable, batches: Iterable[Trajectory], layout: TokenLayout) -> Any:
     """`measure(states, layout)` of batches that are never held together, as numpy arrays joined along the images.
 
     Args:
@@ -172,7 +153,7 @@ def over_batches(measure: Callable, batches: Iterable, layout: TokenLayout):
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
 
-def checked(batches: Iterable, layout: TokenLayout) -> Iterator:
+def checked(batches: Iterable[Trajectory], layout: TokenLayout) -> Iterator[Trajectory]:
     """The batches, each looked at before it is passed on.
 
     Raises:
@@ -225,12 +206,12 @@ def _one_measure(states, layout, name):
     return getattr(_measures(states, layout), name)
 
 
-def _measure(states, layout, name):
+def _measure(states, layout, name, per_image):
     check_trajectory(states, layout)
     values = _one_measure(states, layout, name)
     if not isinstance(states, jax.core.Tracer):
         _check_finite(values, states)
-    return values
+    return values if per_image else jax.tree.map(lambda v: jnp.mean(v, axis=-1), values)
 
 
 def _check_finite(values, states) -> None:
@@ -242,7 +223,3 @@ def _check_finite(values, states) -> None:
 
 def _unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _mean_over_images(values):
-    return jax.tree.map(lambda v: jnp.mean(v, axis=-1), values)

@@ -18,6 +18,7 @@ from brh_jax.least_squares import NEGLIGIBLE, LeastSquares, least_squares
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Directed, Trajectory
 
 _TINY = np.finfo(np.float64).tiny
 
@@ -95,7 +96,7 @@ class Horizon(NamedTuple):
 
 
 def dmd(
-    states,
+    states: Trajectory | Iterable[Trajectory],
     span: tuple[int, int] = (1, 7),
     rank: int = 64,
     *,
@@ -139,7 +140,7 @@ def dmd(
     return _decompose(pooled, span, rank, ridge, center, projected, clip_rank)
 
 
-def dmd_predict(model: DMD, states, num_steps: int):
+def dmd_predict(model: DMD, states: Directed, num_steps: int) -> Array:
     """K^p a for p = 0 ... num_steps; the affine map applied p times where the model is centred.
 
     Args:
@@ -159,8 +160,8 @@ def dmd_predict(model: DMD, states, num_steps: int):
 
 
 def dmd_horizon(
-    train_states,
-    test_states,
+    train_states: Trajectory | Iterable[Trajectory],
+    test_states: Trajectory | Iterable[Trajectory],
     span: tuple[int, int] = (1, 7),
     rank: int = 64,
     *,

@@ -10,6 +10,7 @@ from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import ByToken, mean_by_type
+from brh_jax.types import State
 
 FATES = ("fixed point", "cycle", "leaves", "vanishes", "wanders")
 
@@ -39,7 +40,7 @@ class Extrapolation(NamedTuple):
 
 
 def extrapolated_depth(
-    system: DepthSystem, state, layer: int, num_steps: int = 200, *, tolerance: float = 1e-3, max_period: int = 16
+    system: DepthSystem, state: State, layer: int, num_steps: int = 200, *, tolerance: float = 1e-3, max_period: int = 16
 ) -> Extrapolation:
     """Iterates the map of one layer: does the state reach a fixed point or a cycle, or does it leave?
 

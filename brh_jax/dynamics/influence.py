@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from brh_jax.dynamics.jacobian import check_span, chunk_size, jacobian_block, linearize_span, token_range
 from brh_jax.dynamics.sphere import tangential
 from brh_jax.system import DepthSystem
+from brh_jax.types import Array, RandomKey, State
 
 
 class JacobianStructure(NamedTuple):
@@ -35,14 +36,14 @@ class JacobianStructure(NamedTuple):
 
 def token_influence(
     system: DepthSystem,
-    state,
+    state: State,
     layer: int,
     *,
     num_probes: int | None = 8,
-    key=None,
+    key: RandomKey | None = None,
     stop: int | None = None,
     sphere: bool = False,
-):
+) -> Array:
     """How much each token moves each: |d y_i / d x_j|_F, the Frobenius norms of the blocks of a layer's Jacobian.
 
     Estimated by random sign vectors in the space of each token j: E |J_ij v|^2 = |J_ij|_F^2, one product with J for all i. The
@@ -70,12 +71,12 @@ def token_influence(
 
 def jacobian_structure(
     system: DepthSystem,
-    state,
+    state: State,
     layer: int,
     *,
     token: int | str | None = None,
     num_probes: int | None = 64,
-    key=None,
+    key: RandomKey | None = None,
     stop: int | None = None,
     sphere: bool = False,
 ) -> JacobianStructure:

@@ -7,6 +7,7 @@ vmap, so that a state sharded over a mesh along its batch axis stays so; what a 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from brh_jax.dynamics.sphere import sphere_linearize
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, RandomKey, State, TokenState
 
 
 class SingularValues(NamedTuple):
@@ -50,14 +52,14 @@ class Eigenvalues(NamedTuple):
 
 def jacobian_singular_values(
     system: DepthSystem,
-    state,
+    state: State,
     layer: int,
     num_values: int | None = None,
     *,
     stop: int | None = None,
     token: int | str | None = None,
     sphere: bool = False,
-    key=None,
+    key: RandomKey | None = None,
     num_steps: int | None = None,
 ) -> SingularValues:
     """Leading singular values and vectors of the Jacobian J = U S V^T of a layer, matrix-free (paper, section 8).
@@ -96,13 +98,13 @@ def jacobian_singular_values(
 
 def jacobian_eigenvalues(
     system: DepthSystem,
-    state,
+    state: State,
     layer: int,
     num_values: int = 16,
     *,
     stop: int | None = None,
     sphere: bool = False,
-    key=None,
+    key: RandomKey | None = None,
     num_steps: int | None = None,
 ) -> Eigenvalues:
     """Leading eigenvalues by modulus of the Jacobian of a layer, J v = lambda v, matrix-free (paper, section 8).
@@ -130,7 +132,7 @@ def jacobian_eigenvalues(
 
 def jacobian_block(
     system: DepthSystem,
-    state,
+    state: State,
     layer: int,
     source: int | str,
     target: int | str,
@@ -138,7 +140,7 @@ def jacobian_block(
     stop: int | None = None,
     sphere: bool = False,
     max_bytes: int = 2**31,
-):
+) -> Array:
     """The dense block d y_target / d x_source of the Jacobian of a layer, rows = outputs, columns = inputs.
 
     By products with basis vectors of the sources in forward mode, or of the targets in reverse mode where those are fewer.
@@ -170,8 +172,8 @@ def jacobian_block(
     return jnp.squeeze(block, one)
 
 
-def check_span(system: DepthSystem, state, layer: int, stop: int | None):
-    """(state, layer, number of layers) of arguments that fit the system, or a ValueError."""
+def check_span(system: DepthSystem, state: State, layer: int, stop: int | None) -> tuple[State, int, int]:
+    """Gives (state, layer, number of layers). Raises ValueError where they do not fit the system."""
     check_state(state, system.layout)
     system.check_layer(layer)
     stop = layer + 1 if stop is None else stop
@@ -208,7 +210,7 @@ def token_range(token: int | str, layout: TokenLayout, single: bool = False) -> 
     return token, 1
 
 
-def linearize_span(system: DepthSystem, state, layer, length: int, sphere: bool):
+def linearize_span(system: DepthSystem, state: TokenState, layer: int | Array, length: int, sphere: bool) -> Callable:
     """The Jacobian of `length` layers from `layer` on, at one image's state, as a function of vectors `[tokens, dim]`.
 
     Its transpose is `jax.linear_transpose(push, state)`. On the sphere, the directions are those that enter and leave the span:

@@ -1,6 +1,7 @@
 """Finite-time Lyapunov exponents along depth."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from brh_jax.dynamics.sphere import sphere_linearize, tangential
 from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem, check_state
+from brh_jax.types import RandomKey, State
 
 
 class Lyapunov(NamedTuple):
@@ -26,10 +28,10 @@ class Lyapunov(NamedTuple):
 
 def lyapunov_exponents(
     system: DepthSystem,
-    state,
+    state: State,
     num_exponents: int = 8,
     *,
-    key=None,
+    key: RandomKey | None = None,
     start: int = 0,
     stop: int | None = None,
     sphere: bool = False,
@@ -79,7 +81,7 @@ def lyapunov_exponents(
     return Lyapunov(jnp.mean(growth, axis=0), growth)
 
 
-def exponents_by_phase(lyapunov: Lyapunov, partition) -> jax.Array:
+def exponents_by_phase(lyapunov: Lyapunov, partition: Partition | Sequence[int]) -> jax.Array:
     """Mean growth per layer within each phase, of tangent vectors that were pushed through all the layers before.
 
     Args:

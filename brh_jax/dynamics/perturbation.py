@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from brh_jax.dynamics.directions import angle
 from brh_jax.dynamics.sphere import unit
 from brh_jax.system import DepthSystem, check_state, check_values
 from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
+from brh_jax.types import RandomKey, State
 
 KINDS = ("isotropic", "along", "towards")
 
@@ -38,14 +40,14 @@ class PerturbationGrowth(NamedTuple):
 
 def perturbation_growth(
     system: DepthSystem,
-    state,
-    key=None,
+    state: State,
+    key: RandomKey | None = None,
     layer: int = 0,
-    relative_size=1e-2,
+    relative_size: float | Sequence[float] = 1e-2,
     num_directions: int = 16,
     *,
     kind: str = "isotropic",
-    towards=None,
+    towards: State | None = None,
     token: str | int | None = None,
 ) -> PerturbationGrowth:
     """Perturbs the state that enters a layer and compares the trajectory from there with the clean one (paper, section 8).

@@ -21,6 +21,7 @@ import threadpoolctl
 from brh_jax.dynamics.directions import checked
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Trajectory
 
 
 class UpdateRank(NamedTuple):
@@ -40,7 +41,9 @@ class UpdateRank(NamedTuple):
     participation: ByToken
 
 
-def update_rank(states, layout: TokenLayout, *, kind: str = "angular", over: str = "images") -> UpdateRank:
+def update_rank(
+    states: Trajectory, layout: TokenLayout, *, kind: str = "angular", over: str = "images", per_image: bool = False
+) -> UpdateRank:
     """Stable, effective and participation rank of what each layer adds to tokens (paper, section 8).
 
     The rows of U are x^_{l+1} - x^_l, x^ = x / |x| (`kind="angular"`), or x_{l+1} - x_l (`kind="raw"`). Of more images than one
@@ -51,26 +54,27 @@ def update_rank(states, layout: TokenLayout, *, kind: str = "angular", over: str
         kind: which update.
         over: "images": U `[images * tokens, dim]` holds all tokens of a type of all images. "tokens": every image has its own
             U `[tokens, dim]`, and the ranks are averaged over images.
+        per_image: over tokens alone: whether the images are told apart, on a last axis, instead of averaged over.
 
     Returns:
         per token type `[depth]`; empty for a type that the model lacks and, over tokens, for a type of a single token, whose
         rank would be one whatever the model does.
 
     Raises:
-        ValueError: not a trajectory of that layout, another kind or `over`, or states that are zero or not finite.
+        ValueError: not a trajectory of that layout, another kind or `over`, per_image of all images together, or states that are
+            zero or not finite.
     """
     if over not in ("images", "tokens"):
         raise ValueError(f'over={over!r}: expected "images" or "tokens"')
-    if over == "images":
-        return gram_rank(update_grams([states], layout, kind=kind))
-    return jax.tree.map(lambda ranks: ranks.mean(-1), update_rank_per_image(states, layout, kind=kind))
+    if over == "tokens":
+        ranks = _rank_per_image(states, layout, kind)
+        return ranks if per_image else jax.tree.map(lambda of_images: of_images.mean(-1), ranks)
+    if per_image:
+        raise ValueError('per_image=True, but over="images" takes the tokens of all images together: give over="tokens"')
+    return gram_rank(update_grams([states], layout, kind=kind))
 
 
-def update_rank_per_image(states, layout: TokenLayout, *, kind: str = "angular") -> UpdateRank:
-    """`update_rank` over the tokens of each image: per token type `[depth, batch]`, `[0, batch]` where that is left empty.
-
-    Args and errors as for `update_rank`. Of a stream: `directions.over_batches(update_rank_per_image, batches, layout)`.
-    """
+def _rank_per_image(states, layout, kind) -> UpdateRank:
     check_trajectory(states, layout)
     _check_kind(kind)
     _check_depth(states)
@@ -89,7 +93,7 @@ def update_rank_per_image(states, layout: TokenLayout, *, kind: str = "angular")
     return _transpose(ByToken(*(of_type(name, count) for name, count in layout.counts._asdict().items())))
 
 
-def update_grams(batches: Iterable, layout: TokenLayout, *, kind: str = "angular") -> ByToken:
+def update_grams(batches: Iterable[Trajectory], layout: TokenLayout, *, kind: str = "angular") -> ByToken:
     """U^T U of each layer's updates, summed over all tokens of a type and all images of a stream.
 
     Args:

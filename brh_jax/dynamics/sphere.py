@@ -12,11 +12,15 @@ trajectory, so it leaves out what a changed norm would do to directions further 
 Matrix products are in the caller's precision: analysis traces these functions under `jax.default_matmul_precision("highest")`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from brh_jax.types import Array, Directed
 
-def sphere_jvp(f, state, tangent):
+
+def sphere_jvp(f: Callable, state: Directed, tangent: Directed) -> tuple[Array, Array]:
     """Pushes one tangent vector through the map of directions of `f`.
 
     Args:
@@ -31,7 +35,7 @@ def sphere_jvp(f, state, tangent):
     return output, tangential(output, image) / _norm(output)
 
 
-def sphere_linearize(f, state):
+def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
     """The derivative of the map of directions of `f` at `state`, as a function to be applied to many tangent vectors.
 
     Args:
@@ -49,13 +53,13 @@ def sphere_linearize(f, state):
     return output, linear
 
 
-def tangential(state, vector):
+def tangential(state: Directed, vector: Directed) -> Array:
     """(I - x^ x^T) v per token: the part of a vector along the sphere, `[..., tokens, dim]`."""
     direction = unit(state)
     return vector - direction * jnp.sum(direction * vector, axis=-1, keepdims=True)
 
 
-def unit(state):
+def unit(state: Directed) -> Array:
     """x^ = x / |x| per token: the directions of a state, `[..., tokens, dim]`."""
     return state / _norm(state)
 

@@ -1,6 +1,6 @@
 """The stages of a run, in order: one folder each, and one line here."""
 
-from experiments.stages import accuracy, agreement, distill, interventions, phases, probes, teacher
+from experiments.stages import accuracy, agreement, distill, dynamics, interventions, phases, probes, teacher
 
 STAGES = (
     teacher.STAGE,
@@ -10,4 +10,5 @@ STAGES = (
     agreement.STAGE,
     probes.STAGE,
     interventions.STAGE,
+    dynamics.STAGE,
 )

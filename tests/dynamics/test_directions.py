@@ -75,11 +75,11 @@ def test_measures_of_a_stream_are_those_of_the_whole(tiny_encoder, tiny_images):
     states, layout = tiny_encoder.trajectory(tiny_images), tiny_encoder.layout
     streamed = directions.direction_measures((states[:, a:b] for a, b in ((0, 3), (3, 6), (6, 8))), layout)
     whole = directions.Directions(
-        directions.directional_convergence_per_image(states, layout),
-        directions.angular_speed_per_image(states, layout),
-        directions.angular_acceleration_per_image(states, layout),
-        directions.token_norm_per_image(states, layout),
-        directions.patch_coherence_per_image(states, layout),
+        directions.directional_convergence(states, layout, per_image=True),
+        directions.angular_speed(states, layout, per_image=True),
+        directions.angular_acceleration(states, layout, per_image=True),
+        directions.token_norm(states, layout, per_image=True),
+        directions.patch_coherence(states, layout, per_image=True),
     )
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(streamed))
     chex.assert_trees_all_close(streamed, whole, atol=1e-5, rtol=1e-5)
@@ -100,10 +100,11 @@ def test_equal_shapes_compile_once():
 
 
 def test_measures_can_be_part_of_a_jitted_function():
+    def measured(states):
+        return directions.angular_speed(states, LAYOUT, per_image=True), directions.patch_coherence(states, LAYOUT)
+
     states = rotating(0.1)
-    inside = jax.jit(lambda x: (directions.angular_speed_per_image(x, LAYOUT), directions.patch_coherence(x, LAYOUT)))(states)
-    outside = directions.angular_speed_per_image(states, LAYOUT), directions.patch_coherence(states, LAYOUT)
-    chex.assert_trees_all_close(inside, outside, rtol=1e-6)
+    chex.assert_trees_all_close(jax.jit(measured)(states), measured(states), rtol=1e-6)
 
 
 def test_a_batch_over_eight_devices_has_the_same_measures():

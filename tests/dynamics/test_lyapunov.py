@@ -6,7 +6,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from brh_jax.dynamics import DepthSystem
 from brh_jax.dynamics.lyapunov import exponents_by_phase, lyapunov_exponents
-from brh_jax.phases import Partition
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 ONE = TokenLayout(1, 0, (0, 0))

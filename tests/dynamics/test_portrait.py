@@ -1,4 +1,4 @@
-import json
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,9 @@ import pytest
 
 from brh_jax import dynamics
 from brh_jax.dynamics import DepthSystem, PortraitSettings
-from brh_jax.phases import Partition
+from brh_jax.dynamics.drawing import pictures
+from brh_jax.errors import UserError
+from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 
 LAYOUT = TokenLayout(1, 0, (1, 2))
@@ -56,63 +58,71 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
     for angle, portrait in ((0.1, comparison.first), (0.2, comparison.second)):
         trajectory = turning(angle).rollout(jnp.asarray(state))
         whole = dynamics.direction_measures([trajectory], LAYOUT)
-        np.testing.assert_allclose(portrait.directions.speed.cls, whole.speed.cls, rtol=1e-5)
+        np.testing.assert_allclose(portrait["directions"].speed.cls, whole.speed.cls, rtol=1e-5)
         ranks = dynamics.update_rank(trajectory, LAYOUT)
-        np.testing.assert_allclose(portrait.rank.stable.patches, ranks.stable.patches, rtol=1e-6)
+        np.testing.assert_allclose(portrait["ranks"].angular.stable.patches, ranks.stable.patches, rtol=1e-6)
         raw = dynamics.update_rank(trajectory, LAYOUT, kind="raw")
-        np.testing.assert_allclose(portrait.raw_rank.stable.patches, raw.stable.patches, rtol=1e-6)
-        np.testing.assert_array_equal(portrait.basins.labels, classes)
-        assert portrait.tangent.growth["isotropic"].angle.cls.shape == (3, 5, 3)
-        assert list(portrait.tangent.growth) == ["isotropic", "along", "towards", "cls", "patch"]
-        np.testing.assert_allclose(portrait.tangent.exponents.exponents, np.log(1.1), atol=1e-5)
-        np.testing.assert_allclose(portrait.tangent.direction_exponents.exponents, 0.0, atol=1e-5)
-        np.testing.assert_allclose(portrait.tangent.singular_values, np.ones((4, 3, 2)), atol=1e-4)
-        np.testing.assert_allclose(portrait.tangent.raw_singular_values, np.full((4, 3, 2), 1.1), atol=1e-4)
-        assert portrait.directions.speed.registers.size == 0 and portrait.modes[0].registers is None
-        assert [model.span for model in (by_token.cls for by_token in portrait.modes)] == [(1, 3), (4, 4)]
-        np.testing.assert_allclose(np.abs(portrait.modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
+        np.testing.assert_allclose(portrait["ranks"].raw.stable.patches, raw.stable.patches, rtol=1e-6)
+        np.testing.assert_array_equal(portrait["basins"].labels, classes)
+        growth, exponents, jacobians = (portrait[name] for name in ("perturbations", "exponents", "jacobians"))
+        assert growth.growth["isotropic"].angle.cls.shape == (3, 5, 3)
+        assert list(growth.growth) == ["isotropic", "along", "towards", "cls", "patch"]
+        np.testing.assert_allclose(exponents.states.exponents, np.log(1.1), atol=1e-5)
+        np.testing.assert_allclose(exponents.directions.exponents, 0.0, atol=1e-5)
+        np.testing.assert_allclose(jacobians.singular_values, np.ones((4, 3, 2)), atol=1e-4)
+        np.testing.assert_allclose(jacobians.raw_singular_values, np.full((4, 3, 2), 1.1), atol=1e-4)
+        modes, horizons = portrait["linear"].modes, portrait["linear"].horizons
+        assert portrait["directions"].speed.registers.size == 0 and modes[0].registers is None
+        assert portrait["linear"].phases == ("1-3", "4")
+        assert [model.span for model in (by_token.cls for by_token in modes)] == [(1, 3), (4, 4)]
+        np.testing.assert_allclose(np.abs(modes[0].patches.eigenvalues), 1.1, rtol=1e-4)
         # Of a linear system K^p is right at any distance, but for the ridge.
-        horizon = portrait.horizons[0].patches
+        horizon = horizons[0].patches
         np.testing.assert_array_equal(horizon.steps, [1, 2, 3])
         np.testing.assert_allclose(horizon.dmd.cosine, [1, 1, 1], atol=0.01)
-        assert (horizon.dmd.relative_error < horizon.identity.relative_error).all() and portrait.horizons[0].registers is None
+        assert (horizon.dmd.relative_error < horizon.identity.relative_error).all() and horizons[0].registers is None
         per_image = dynamics.update_rank(trajectory[:, :6], LAYOUT, over="tokens")
-        np.testing.assert_allclose(portrait.token_rank.stable.patches.mean(-1), per_image.stable.patches, rtol=1e-6)
-        np.testing.assert_allclose(np.abs(portrait.tangent.eigenvalues.values), 1.0, atol=1e-3)
-        fates = [[dynamics.FATES[i] for i in run.fate] for run in portrait.tangent.extrapolation]
+        np.testing.assert_allclose(portrait["ranks"].tokens.stable.patches.mean(-1), per_image.stable.patches, rtol=1e-6)
+        np.testing.assert_allclose(np.abs(jacobians.eigenvalues.values), 1.0, atol=1e-3)
+        fates = [[dynamics.FATES[i] for i in run.fate] for run in portrait["extrapolation"].found]
         assert fates == [["leaves"] * 3] * 2  # it grows by a tenth in each step
 
 
 def test_curves_and_their_distance(comparison):
     ours, theirs = dynamics.curves(comparison.first), dynamics.curves(comparison.second)
     assert set(comparison.distance) == set(ours) == set(theirs)
-    assert ours["speed_cls"].shape == (4, 10) and ours["stable_rank_cls"].shape == (4,)
-    np.testing.assert_allclose(ours["growth_cls"][0], 1.0)
-    np.testing.assert_allclose(ours["raw_gain"], 1.1, atol=1e-4)
-    np.testing.assert_allclose(ours["modulus_patches"], 1.1, rtol=1e-4)
-    speeds = ours["speed_patches"].mean(-1), theirs["speed_patches"].mean(-1)
+    assert ours["speed_cls"].values.shape == (4, 10) and ours["stable_rank_cls"].values.shape == (4,)
+    axes = {
+        name: ours[name].axis for name in ("norm_cls", "speed_cls", "turn_cls", "recovery", "exponents", "gain", "growth_cls")
+    }
+    assert list(axes.values()) == ["states", "layers", "between layers", "sizes", "exponents", "layers", "states"]
+    assert ours["speed_cls"].token == "cls" and ours["gain"].token == ""
+    np.testing.assert_allclose(ours["growth_cls"].values[0], 1.0)
+    np.testing.assert_allclose(ours["raw_gain"].values, 1.1, atol=1e-4)
+    np.testing.assert_allclose(ours["modulus_patches"].values, 1.1, rtol=1e-4)
+    speeds = ours["speed_patches"].mean, theirs["speed_patches"].mean
     found = comparison.distance["speed_patches"]
     assert found.absolute == pytest.approx(np.sqrt(np.mean((speeds[1] - speeds[0]) ** 2)))
     assert found.relative == pytest.approx(np.linalg.norm(speeds[1] - speeds[0]) / np.linalg.norm(speeds[0]))
     assert all(d.absolute == 0 for d in dynamics.distance(comparison.first, comparison.first).values())
 
 
-def test_bands_are_means_and_quantiles_over_images(comparison):
-    found = dynamics.bands(dynamics.curves(comparison.first))
-    values = comparison.first.directions.speed.cls
-    np.testing.assert_allclose(found["speed_cls"]["mean"], values.mean(-1))
-    np.testing.assert_allclose(found["speed_cls"]["high"], np.quantile(values, 0.9, axis=-1))
-    assert set(found["speed_cls"]) == {"mean", "low", "high", "mean_low", "mean_high"}
-    assert set(found["stable_rank_cls"]) == {"mean"}
-    json.dumps(found)
+def test_every_figure_of_a_comparison(comparison):
+    both = {"teacher": comparison.first, "raptor": comparison.second}
+    drawn = {picture.name: dynamics.draw(picture.name, both) for picture in pictures()}
+    assert {name for name, figure in drawn.items() if figure is None} == {"sublayers", "influence"}  # not asked for
+    cuts = [line for line in drawn["coherence"].axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert len(cuts) == 1  # the second system's
+    with pytest.raises(ValueError, match="no figure 'speeds': expected one of summary, dynamics, "):
+        dynamics.draw("speeds", both)
 
 
 def test_images_without_classes_are_clustered(states):
     state, _ = states
     portrait = dynamics.portrait(turning(0.1), [state], key=KEY, settings=SMALL)
-    assert len(np.unique(portrait.basins.labels)) >= 2
+    assert len(np.unique(portrait["basins"].labels)) >= 2
     alone = dynamics.portrait(turning(0.1), [(state, np.arange(10))], key=KEY, settings=SMALL)
-    np.testing.assert_array_equal(alone.basins.labels, portrait.basins.labels)
+    np.testing.assert_array_equal(alone["basins"].labels, portrait["basins"].labels)
 
 
 @pytest.mark.parametrize("classes", [None, np.zeros(10, int)])
@@ -121,16 +131,16 @@ def test_clusters_are_those_of_the_first_system_for_all(states, classes):
     batch = state if classes is None else (state, classes)
     other = DepthSystem(lambda state, layer: 1.1 * jnp.tanh(state[..., ::-1]), 4, LAYOUT)
     both = dynamics.portraits({"a": turning(0.1), "b": other}, [batch], key=KEY, settings=SMALL)
-    np.testing.assert_array_equal(both["a"].basins.labels, both["b"].basins.labels)
+    np.testing.assert_array_equal(both["a"]["basins"].labels, both["b"]["basins"].labels)
 
 
 def test_classes_of_one_image_are_left_out(states):
     state, classes = states
     portrait = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:9], 7])], key=KEY, settings=SMALL)
-    np.testing.assert_array_equal(portrait.basins.labels, classes[:9])
-    assert portrait.directions.speed.cls.shape == (4, 10)
+    np.testing.assert_array_equal(portrait["basins"].labels, classes[:9])
+    assert portrait["directions"].speed.cls.shape == (4, 10)
     some = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:8], -1, -1])], key=KEY, settings=SMALL)
-    np.testing.assert_array_equal(some.basins.labels, classes[:8])
+    np.testing.assert_array_equal(some["basins"].labels, classes[:8])
 
 
 def test_systems_that_do_not_go_together(states):
@@ -158,9 +168,41 @@ def test_a_second_portrait_compiles_nothing(states, traces):
     assert not traces
 
 
-def test_what_is_not_finite_is_none():
-    found = dynamics.bands({"exponents": np.array([[0.1, 0.3], [0.2, -np.inf]])})
-    assert found["exponents"] == {"mean": [pytest.approx(0.2), None]}
+def test_sublayers_and_influence_where_they_are_asked_for(states):
+    state, classes = states
+    halves = {name: DepthSystem(half_turn, 8, LAYOUT) for name in ("a", "b")}
+    settings = dataclasses.replace(SMALL, influence_probes=1, linear_images=0, extrapolated_steps=0)
+    systems = {"a": turning(0.1), "b": turning(0.2)}
+    both = dynamics.portraits(systems, [(state, classes)], key=KEY, settings=settings, sublayers=halves)
+    found = dynamics.curves(both["b"])
+    assert found["attention_speed_cls"].values.shape == found["mlp_speed_cls"].values.shape == (4, 3)
+    np.testing.assert_allclose(found["mlp_speed_cls"].values, 0.0, atol=1e-6)
+    assert (found["attention_speed_cls"].values > 0).all()
+    assert both["a"]["influence"].layers.tolist() == [1, 3, 4] and "influence" not in both["b"].results
+    assert "linear" not in both["a"].results and both["a"]["ranks"].tokens is None
+    alone = dynamics.portrait(turning(0.1), [state], key=KEY, settings=dataclasses.replace(settings, tangent_images=0))
+    assert list(alone.results) == ["directions", "ranks", "basins"]
+    assert dynamics.draw("perturbations", {"teacher": alone}) is None
+
+
+def half_turn(state, layer):
+    """Attention turns, feed-forward leaves directions as they are."""
+    return jnp.where(layer % 2 == 0, state + 0.1 * state[..., ::-1], 1.1 * state)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tangent_images": -1}, "tangent_images is -1: expected 0 or more"),
+        ({"num_probes": 1}, "num_probes is 1: expected 2 or more"),
+        ({"rank": 0}, "rank is 0: expected a positive number"),
+        ({"extrapolated_steps": 8}, "extrapolated_steps is 8: expected 0, or 16 or more"),
+        ({"relative_sizes": ()}, r"relative_sizes is \(\): expected positive sizes"),
+    ],
+)
+def test_settings_out_of_range(values, message):
+    with pytest.raises(UserError, match=message):
+        PortraitSettings(**values)
 
 
 def test_no_images():

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import pytest
 
 from brh_jax.dynamics import rank
 from brh_jax.dynamics.directions import over_batches
-from brh_jax.dynamics.rank import gram_rank, principal_angles, update_grams, update_rank, update_rank_per_image
+from brh_jax.dynamics.rank import gram_rank, principal_angles, update_grams, update_rank
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import make_mesh
 
@@ -84,7 +86,8 @@ def test_a_stream_is_its_whole(tiny_encoder, tiny_images):
     assert grams.cls.shape == (6, 16, 16)
     assert grams.cls.dtype == np.float64
     chex.assert_trees_all_close(gram_rank(grams), update_rank(states, layout), rtol=1e-5)
-    per_image = over_batches(update_rank_per_image, batches, layout)
+    of_images = functools.partial(update_rank, over="tokens", per_image=True)
+    per_image = over_batches(of_images, batches, layout)
     assert per_image.effective.patches.shape == (6, 8)
     chex.assert_trees_all_close(
         jax.tree.map(lambda v: v.mean(1), per_image), update_rank(states, layout, over="tokens"), rtol=1e-5
@@ -149,6 +152,8 @@ def test_bad_arguments():
         update_rank(states, PATCHES, kind="spherical")
     with pytest.raises(ValueError, match="over='batch'"):
         update_rank(states, PATCHES, over="batch")
+    with pytest.raises(ValueError, match='per_image=True, but over="images"'):
+        update_rank(states, PATCHES, per_image=True)
     with pytest.raises(ValueError, match="expected 16 tokens"):
         update_rank(states[:, :, 1:], PATCHES)
     with pytest.raises(ValueError, match="a trajectory of one state has no updates"):

@@ -35,7 +35,8 @@ def test_phases_losses_probes_and_dynamics(family, tokens, tmp_path):
     config.probe.epochs = 1
     results = pipeline.run(config.lock(), tmp_path / "run")
     assert set(results.get(AgreementResult).fits["k2"].r2) == tokens
-    assert {band.token for name, band in results.get(DynamicsResult).measures["k2"].items() if name.startswith("speed")} == tokens
+    bands = results.get(DynamicsResult).models["k2"].bands
+    assert {band.token for name, band in bands.items() if name.startswith("speed")} == tokens
     assert 0 <= results.get(ProbesResult).linear.models["k2"].accuracy.value <= 1
     raptor = brh_jax.load(tmp_path / "run")
     assert raptor.layout == brh_jax.load(tmp_path / "teacher").layout

@@ -81,6 +81,12 @@ def test_results_hold_the_dynamics(done):
     _, results = done
     dynamics = results.get(DynamicsResult)
     assert (dynamics.num_images, dynamics.tangent_images) == (20, 8)
+    teacher, k2, k3 = (dynamics.models[name] for name in ("teacher", "k2", "k3"))
+    assert len(k3.bands["speed_cls"].mean) == len(k3.bands["attention_speed_cls"].mean) == k3.bands["speed_cls"].depth == 4
+    assert not teacher.distance and k2.distance["speed_cls"].relative > 0
+    assert [len(model.iterated) for model in (teacher, k2, k3)] == [3, 2, 3]
+    assert all(sum(block.fates.values()) == 8 for model in (teacher, k2, k3) for block in model.iterated)
+    assert set(teacher.tokens) == {"cls", "registers", "patches"} and len(k3.stability.by_phase) == 3
 
 
 def test_the_page_and_the_figures_are_there(done):

@@ -1,0 +1,18 @@
+"""Depth as a dynamical system: teacher and Raptors from the same first states."""
+
+from experiments.stage import Stage
+from experiments.stages.dynamics.page import page
+from experiments.stages.dynamics.results import DynamicsResult
+from experiments.stages.dynamics.run import Settings, run
+
+STAGE = Stage(
+    "dynamics",
+    Settings,
+    DynamicsResult,
+    run,
+    needs=("teacher", "phases"),
+    uses=("distill",),
+    page=page,
+    measures=True,
+    cheap=True,
+)

@@ -1,0 +1,130 @@
+"""Dynamics on the page: the summary, what it says in figures, then every measure's figures."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from brh_jax.dynamics.drawing import pictures
+from brh_jax.dynamics.measure import Shown
+from brh_jax.report.html import FigureEntry, Table
+from brh_jax.report.style import TOKEN_NAMES
+from brh_jax.tokens import TokenLayout
+from experiments.page import Page
+from experiments.stages.distill.run import DistillResult
+from experiments.stages.dynamics.results import JUMPS, DistanceResult, DynamicsResult, ModelResult
+from experiments.stages.phases.run import PhasesResult
+from experiments.stages.teacher.run import TeacherResult
+
+# Of curves about zero, or next to another one, the distance says nothing of its own.
+_WITHOUT_DISTANCE = {f"{name}_{token}" for name in ("acceleration", "within", "between") for token in TOKEN_NAMES}
+
+
+def page(page: Page) -> Iterator[FigureEntry | Table]:
+    """Yields teacher and Raptors side by side."""
+    found = page.result(DynamicsResult)
+    shown = _shown(page, found)
+    for picture in pictures():
+        if (figure := picture.draw(shown)) is not None:
+            yield page.figure(figure, picture.name, picture.title, picture.caption_of(shown))
+        if picture.name == "summary":
+            yield _directions_table(found.models)
+            yield from _jumps_table(found.models)
+            yield from _stability_table(found.models)
+            yield from _distance_table(found.models)
+    yield from _iterated_table(found)
+
+
+def _shown(page: Page, found: DynamicsResult) -> Shown:
+    layout, distilled = page.result(TeacherResult).layout, page.results.get(DistillResult)
+    phases, raptors = page.result(PhasesResult), distilled.raptors if distilled else {}
+    with np.load(page.workdir / "dynamics" / "arrays.npz") as file:
+        arrays = dict(file)
+
+    def of(name: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+
+    return Shown(
+        bands={name: model.bands for name, model in found.models.items()},
+        arrays={name: of(name) for name in found.models},
+        partitions={name: phases.partition_of(raptors[name].k) for name in found.models if name in raptors},
+        layout=TokenLayout(layout.num_cls, layout.num_registers, layout.grid),
+        num_images=found.num_images,
+        tangent_images=found.tangent_images,
+    )
+
+
+def _directions_table(models: dict[str, ModelResult]) -> Table:
+    rows = []
+    for name, model in models.items():
+        for token in (t for t in TOKEN_NAMES if t in model.tokens):
+            one = model.tokens[token]
+            row = [name, token, *("never" if at is None else f"state {at:.1f}" for at in (one.half, one.nine_tenths))]
+            rows.append([*row, " / ".join(f"{v:.3f}" for v in one.speed), " / ".join(f"{v:.1f}" for v in one.stable_rank)])
+    columns = ["model", "token", "cosine with the end: 0.5 at", "0.9 at", "angular speed: first, middle, last layer"]
+    return Table("Directions in figures", [*columns, "stable rank by thirds"], rows)
+
+
+def _jumps_table(models: dict[str, ModelResult]) -> Iterator[Table]:
+    """p-values of jumps at phase boundaries, measure by measure."""
+    rows, placements = [], set()
+    for name, model in models.items():
+        for token in (t for t in TOKEN_NAMES if t in model.tokens and model.tokens[t].jumps):
+            jumps = model.tokens[token].jumps
+            placements |= {str(jump.num_placements) for jump in jumps.values()}
+            rows.append([name, token, *(f"{jumps[measure].p_value:.3f}" if measure in jumps else "" for measure in JUMPS)])
+    if rows:
+        remark = (
+            "p of the test whether a curve changes more across the phase boundaries than between other layers, against all other "
+            f"places for as many boundaries ({' or '.join(sorted(placements))} of them: p cannot fall below one over their "
+            "number). One in twenty lies below 0.05 by chance. The boundaries were cut where layers differ most, so a small "
+            "value is not independent evidence."
+        )
+        yield Table("Jumps at phase boundaries", ["model", "token", *JUMPS.values()], rows, remark)
+
+
+def _stability_table(models: dict[str, ModelResult]) -> Iterator[Table]:
+    found = {name: model.stability for name, model in models.items() if model.stability is not None}
+    if not found:
+        return
+    kinds = list(next(iter(found.values())).recovery)
+    rows = []
+    for name, one in found.items():
+        row = [name, _number(one.exponent), _number(one.direction_exponent), " / ".join(map(_number, one.by_phase))]
+        rows.append([*row, *(" / ".join(_number(r, 2) for r in one.recovery[kind]) for kind in kinds)])
+    columns = ["model", "largest exponent", "of directions", "by phase", *(f"recovery, {kind}" for kind in kinds)]
+    remark = (
+        "Exponents are per layer, natural logarithms: above zero small differences grow. Recovery: angle of all tokens at "
+        "the end over the injected one, for each size of perturbation (config.dynamics.relative_sizes); below one directions "
+        "recover. Where one token is moved, above one says that the others follow."
+    )
+    yield Table("Stability in figures", columns, rows, remark)
+
+
+def _distance_table(models: dict[str, ModelResult]) -> Iterator[Table]:
+    found = {name: model.distance for name, model in models.items() if model.distance}
+    names = [name for name in next(iter(found.values()), {}) if name not in _WITHOUT_DISTANCE]
+    if names:
+        rows = [[name.replace("_", " "), *(_share(distances.get(name)) for distances in found.values())] for name in names]
+        remark = "Of each curve, mean over images: Euclidean norm of the difference along depth over that of the teacher's curve."
+        yield Table("Distance of the dynamics from the teacher's", ["curve", *found], rows, remark)
+
+
+def _iterated_table(found: DynamicsResult) -> Iterator[Table]:
+    rows, steps = [], 0
+    for name, model in found.models.items():
+        for one in model.iterated:
+            fates = (", ".join(f"{fate} {count}" for fate, count in of.items()) for of in (one.fates, one.direction_fates))
+            rows.append([name, one.layers, *fates, _number(one.norm_growth, 4)])
+            steps = one.num_steps
+    if rows:
+        columns = ["model", "layers", "states", "directions", "norm, factor per step at the end"]
+        remark = f"Fates of {found.tangent_images} images after {steps} applications."
+        yield Table("Where iterated blocks end", columns, rows, remark)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _share(distance: DistanceResult | None) -> str:
+    return "" if distance is None or distance.relative is None else f"{100 * distance.relative:.0f} %"

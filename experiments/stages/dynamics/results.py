@@ -1,0 +1,183 @@
+"""What the dynamics say in a few figures: what the paper says of them can be held against these."""
+
+import dataclasses
+
+import numpy as np
+
+from brh_jax.curves import Band, Curve, band
+from brh_jax.dynamics import FATES, boundary_jump_test, curves, distance
+from brh_jax.dynamics.comparison import Distance
+from brh_jax.dynamics.measures.extrapolation import IteratedBlocks
+from brh_jax.dynamics.portrait import Portrait
+from brh_jax.partition import Partition
+from brh_jax.statistics import crossing
+from brh_jax.types import Array
+
+# Measures whose jumps at phase boundaries are tested, and what they are called; of those of states, what a layer changes.
+JUMPS = {
+    "speed": "angular speed",
+    "convergence": "cosine with the end",
+    "coherence": "patch coherence",
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class JumpResult:
+    """Whether a curve changes more across phase boundaries than elsewhere; see `brh_jax.statistics.JumpTest`."""
+
+    statistic: float
+    p_value: float
+    num_placements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenResult:
+    """Directions of the tokens of one type.
+
+    Attributes:
+        half, nine_tenths: state at which the cosine with the last state passes 0.5 and 0.9; None where it never does.
+        speed: angular speed in the first, middle and last layer.
+        stable_rank: of updates, by thirds of depth.
+        jumps: measure -> whether it jumps at phase boundaries.
+    """
+
+    half: float | None
+    nine_tenths: float | None
+    speed: list[float]
+    stable_rank: list[float]
+    jumps: dict[str, JumpResult]
+
+
+@dataclasses.dataclass(frozen=True)
+class StabilityResult:
+    """What becomes of small differences.
+
+    Attributes:
+        exponent, direction_exponent: largest Lyapunov exponent, of states and of directions.
+        by_phase: that of directions within each phase.
+        recovery: what is perturbed -> for each size, angle of all tokens at the end over the injected one.
+    """
+
+    exponent: float | None
+    direction_exponent: float | None
+    by_phase: list[float | None]
+    recovery: dict[str, list[float | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class IteratedResult:
+    """The last layer of a phase iterated beyond its place.
+
+    Attributes:
+        layers: of the phase.
+        num_steps: how often it was applied.
+        fates, direction_fates: how many images end how, their states and their directions.
+        norm_growth: factor of the norm per step at the end, mean over the images for which it is finite.
+    """
+
+    layers: str
+    num_steps: int
+    fates: dict[str, int]
+    direction_fates: dict[str, int]
+    norm_growth: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DistanceResult:
+    """How far a curve is from the teacher's; see `brh_jax.dynamics.comparison.Distance`."""
+
+    absolute: float | None
+    relative: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResult:
+    """The dynamics of one model.
+
+    Attributes:
+        bands: curve -> its band over images.
+        tokens: token type -> its directions.
+        stability: None without tangent images.
+        iterated: for each run of the partition; empty where none was asked for.
+        distance: curve -> distance to the teacher's; empty for the teacher.
+    """
+
+    bands: dict[str, Band]
+    tokens: dict[str, TokenResult]
+    stability: StabilityResult | None
+    iterated: list[IteratedResult]
+    distance: dict[str, DistanceResult]
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsResult:
+    """The dynamics of teacher and Raptors, by name; of the tangent images perturbations and derivatives were taken."""
+
+    num_images: int
+    tangent_images: int
+    models: dict[str, ModelResult]
+
+
+def model_result(portrait: Portrait, teacher: Portrait) -> ModelResult:
+    """A portrait in a few figures, beside the teacher's."""
+    found = curves(portrait)
+    types = {c.token for c in found.values() if c.token}
+    return ModelResult(
+        bands={name: band(curve) for name, curve in found.items()},
+        tokens={token: _token_result(found, token, portrait.partition) for token in sorted(types)},
+        stability=_stability(portrait, found) if "exponents" in portrait.results else None,
+        iterated=_iterated(portrait["extrapolation"]) if "extrapolation" in portrait.results else [],
+        distance={n: _distance(d) for n, d in distance(teacher, portrait).items()} if portrait is not teacher else {},
+    )
+
+
+def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
+    convergence, speed, rank = (found[f"{name}_{token}"].mean for name in ("convergence", "speed", "stable_rank"))
+    return TokenResult(
+        half=crossing(convergence, 0.5),
+        nine_tenths=crossing(convergence, 0.9),
+        speed=[float(speed[i]) for i in (0, len(speed) // 2, -1)],
+        stable_rank=[float(part.mean()) for part in np.array_split(rank, 3)],
+        jumps=_jumps({name: found[f"{name}_{token}"] for name in JUMPS if f"{name}_{token}" in found}, partition),
+    )
+
+
+def _jumps(found: dict[str, Curve], partition: Partition) -> dict[str, JumpResult]:
+    if not 0 < len(partition.boundaries) < partition.depth - 1:
+        return {}
+    of_layers = {name: np.diff(c.mean) if c.axis == "states" else c.mean for name, c in found.items()}
+    tests = {n: boundary_jump_test(v, partition.boundaries) for n, v in of_layers.items() if np.isfinite(v).all()}
+    return {name: JumpResult(test.statistic, test.p_value, test.num_placements) for name, test in tests.items()}
+
+
+def _stability(portrait: Portrait, found: dict[str, Curve]) -> StabilityResult:
+    growth = portrait["perturbations"].growth
+    return StabilityResult(
+        exponent=_number(found["exponents"].mean[0]),
+        direction_exponent=_number(found["direction_exponents"].mean[0]),
+        by_phase=[_number(value) for value in found["phase_exponents"].mean],
+        recovery={kind: [_number(r) for r in np.mean(one.recovery, axis=-1)] for kind, one in growth.items()},
+    )
+
+
+def _iterated(blocks: IteratedBlocks) -> list[IteratedResult]:
+    def counts(fates: Array) -> dict[str, int]:
+        return {fate: int(np.sum(fates == i)) for i, fate in enumerate(FATES) if np.any(fates == i)}
+
+    results = []
+    for layers, found in zip(blocks.runs, blocks.found, strict=True):
+        finite = found.norm_growth[np.isfinite(found.norm_growth)]
+        growth = float(finite.mean()) if finite.size else None
+        results.append(IteratedResult(layers, blocks.speed.shape[1], counts(found.fate), counts(found.direction_fate), growth))
+    return results
+
+
+def _distance(found: Distance) -> DistanceResult:
+    return DistanceResult(_number(found.absolute), _number(found.relative))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinities."""
+    return float(value) if np.isfinite(value) else None

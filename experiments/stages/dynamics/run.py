@@ -1,0 +1,94 @@
+"""Dynamics of teacher and Raptors from the same first states."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from brh_jax.dynamics import PortraitSettings, curves, portraits
+from brh_jax.dynamics.drawing import arrays_of
+from brh_jax.errors import expect_positive
+from brh_jax.models import Encoder
+from brh_jax.train.parallel import shard_batch, to_host
+from brh_jax.types import Labels, State
+from experiments.data import EvalImages, check_given
+from experiments.settings import Common, without_effect
+from experiments.stage import Context
+from experiments.stages.distill.run import DistillResult, read_models
+from experiments.stages.dynamics.results import DynamicsResult, model_result
+from experiments.stages.phases.run import PhasesResult
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsSettings(PortraitSettings):
+    """Directions, ranks and basins of all images; of some of them linear models, perturbations, exponents and Jacobians.
+
+    Attributes:
+        num_images: images to measure on.
+        batch_size: images at a time.
+    """
+
+    num_images: int = 1000
+    batch_size: int = without_effect(32)
+    influence_probes: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_positive(self, "num_images", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Common):
+    """Sections that the stage uses."""
+
+    data: EvalImages = EvalImages()
+    dynamics: DynamicsSettings = DynamicsSettings()
+
+
+def run(context: Context, settings: Settings) -> DynamicsResult:
+    """Leaves every image's curves, and what figures take besides, in `arrays.npz`, as MODEL/CURVE and MODEL/MEASURE/ARRAY."""
+    models, phases = read_models(context, settings.compute_dtype), context.result(PhasesResult, "phases")
+    distilled = context.results.get(DistillResult)
+    raptors = {name: phases.partition_of(raptor.k) for name, raptor in distilled.raptors.items()} if distilled else {}
+    states = _first_states(context, settings, models["teacher"])
+    # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
+    models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
+    measured = portraits(
+        {name: encoder.system() for name, encoder in models.items()},
+        states,
+        key=jax.random.key(settings.seed),
+        partition={"teacher": phases.finest} | raptors,
+        settings=settings.dynamics,
+        sublayers={name: encoder.system(sublayers=True) for name, encoder in models.items()},
+    )
+    arrays = {f"{name}/{array}": values for name, one in measured.items() for array, values in arrays_of(one).items()}
+    arrays |= {f"{name}/{curve}": c.values for name, one in measured.items() for curve, c in curves(one).items()}
+    context.save_arrays(context.folder / "arrays.npz", **arrays)
+    teacher = measured["teacher"]
+    results = {name: model_result(portrait, teacher) for name, portrait in measured.items()}
+    return DynamicsResult(teacher.num_images, teacher.tangent_images, results)
+
+
+def _first_states(context: Context, settings: Settings, teacher: Encoder) -> Iterator[tuple[State, Labels]]:
+    """The first states of the images, and their classes."""
+    data, own = settings.data, settings.dynamics
+    check_given("eval", data.eval)
+    batches = context.measuring_batches(
+        context.source(data.eval, data.data_dir),
+        data.transform(data.eval_augment, teacher.preprocessing),
+        num_images=own.num_images,
+        batch_size=own.batch_size,
+        label="dynamics",
+        seed=settings.seed,
+        threads=data.threads,
+    )
+    for batch in batches:
+        state = to_host(teacher.embed(teacher.normalize_pixels(batch["image"])))[batch["valid"]]
+        yield _place(state, context.mesh), batch["label"][batch["valid"]]
+
+
+def _place(state: State, mesh: jax.sharding.Mesh) -> State:
+    """Laid over the devices of one process where they divide it; several processes each compute the whole."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return shard_batch(state, mesh) if jax.process_count() == 1 and len(state) % ways == 0 else jnp.asarray(state)
