@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from brh_jax.command import run_command
 from PIL import Image
 
+from brh_jax.command import run_command
 from brh_jax.data.sources import SUFFIXES
 from brh_jax.errors import UserError
 

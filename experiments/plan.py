@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from brh_jax.command import run_command
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
+from brh_jax.command import run_command
 from brh_jax.distill import Joint, init_blocks
 from brh_jax.distill.trainer import make_update, state_specs
 from brh_jax.errors import UserError

@@ -15,9 +15,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-from brh_jax.command import run_command
 from ml_collections import ConfigDict
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure

@@ -31,7 +31,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import MappingProxyType
 
 from brh_jax.command import run_command
-
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from brh_jax.command import run_command
 from matplotlib.figure import Figure
 
+from brh_jax.command import run_command
 from brh_jax.report.html import save_figure
 from brh_jax.report.study import fit_by_phases
 from experiments import published
