@@ -8,5 +8,6 @@ from brh_jax.tokens import TokenLayout
 from brh_jax.train.hardware import avoid_wrong_fusions
 
 __all__ = ["Encoder", "Partition", "Raptor", "RaptorConfig", "TokenLayout", "UserError", "ViT", "ViTConfig", "load"]
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 avoid_wrong_fusions()

@@ -10,32 +10,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from brh_jax.errors import expect, expect_not_negative, expect_one_of, expect_positive
+from brh_jax.errors import expect, expect_one_of, expect_positive
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, init_params, pooled_features, pooled_width
 from brh_jax.models.remat import POLICIES
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.train.loop import Run, adamw, train
+from brh_jax.train.loop import AdamwSettings, Run, adamw, train
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedSettings:
-    """How the ViT trains: AdamW, linear warm-up, cosine decay, label smoothing, the config's stochastic depth."""
+class SupervisedSettings(AdamwSettings):
+    """How the ViT trains, with the config's stochastic depth.
+
+    Attributes:
+        steps: number of optimiser steps.
+        batch_size: images of a step.
+        label_smoothing: share of a label that is spread over all classes.
+        remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
+    """
 
     steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 100
     weight_decay: float = 0.05
-    clip_norm: float = 1.0
     label_smoothing: float = 0.1
     remat: str = "dots"
 
     def __post_init__(self):
-        expect_positive(self, "steps", "batch_size", "learning_rate", "clip_norm")
-        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+        super().__post_init__()
+        expect_positive(self, "steps", "batch_size")
         expect(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share, from 0 to below 1")
         expect_one_of(self, "remat", tuple(POLICIES))
 

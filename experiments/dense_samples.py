@@ -11,10 +11,12 @@ whole: one scene and pasted objects say nothing about a model.
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from brh_jax.command import run_command
 from brh_jax.data.sources import SUFFIXES
 from brh_jax.errors import UserError
 
@@ -103,25 +105,23 @@ def depths(out: pathlib.Path) -> dict[str, int]:
     return counts
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.dense_samples", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=pathlib.Path, help="folder for the sets")
     parser.add_argument("--cutouts", type=pathlib.Path, help="folder of .png pictures with transparency")
     parser.add_argument("--photographs", type=pathlib.Path, help="folder with train/ and test/")
     parser.add_argument("--depths", action="store_true", help="the stereo pair's tiles too")
-    arguments = parser.parse_args(argv)
-    try:
-        if bool(arguments.cutouts) != bool(arguments.photographs) or not (arguments.cutouts or arguments.depths):
-            raise UserError("give --cutouts and --photographs, or --depths, or all of them")
-        if arguments.cutouts:
-            print(f"{arguments.out / 'masks'}: {masks(arguments.out, arguments.cutouts, arguments.photographs)}")
-        if arguments.depths:
-            print(f"{arguments.out / 'depths'}: {depths(arguments.out)}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser, _write, argv)
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    if bool(arguments.cutouts) != bool(arguments.photographs) or not (arguments.cutouts or arguments.depths):
+        raise UserError("give --cutouts and --photographs, or --depths, or all of them")
+    if arguments.cutouts:
+        print(f"{arguments.out / 'masks'}: {masks(arguments.out, arguments.cutouts, arguments.photographs)}")
+    if arguments.depths:
+        print(f"{arguments.out / 'depths'}: {depths(arguments.out)}")
 
 
 if __name__ == "__main__":

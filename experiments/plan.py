@@ -6,6 +6,7 @@ parameters, operations, and the memory of each device as the compiler counts it.
 
 import argparse
 import functools
+import math
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
+from brh_jax.command import run_command
 from brh_jax.distill import Joint, init_blocks
 from brh_jax.distill.trainer import make_update, state_specs
 from brh_jax.errors import UserError
@@ -87,7 +89,7 @@ def _placed(shapes: Any, mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(place, shapes, shardings(shapes, mesh, specs))
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     numbers = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
     parser = argparse.ArgumentParser(prog="python -m experiments.plan", description=__doc__.split("\n")[0])
@@ -98,29 +100,20 @@ def main(argv=None) -> int:
     parser.add_argument("--image_size", type=int, default=0)
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="dots")
-    arguments = parser.parse_args(argv)
-    try:
-        if len(arguments.mesh) != 3 or min(arguments.mesh) < 1:
-            raise UserError(f"--mesh is {arguments.mesh}: expected three numbers, data,fsdp,tensor")
-        devices = arguments.mesh[0] * arguments.mesh[1] * arguments.mesh[2]
-        # Before jax looks for devices.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        jax.config.update("jax_platforms", "cpu")
-        figures = plan(
-            arguments.arch,
-            arguments.partition,
-            arguments.mesh,
-            arguments.batch_size,
-            image_size=arguments.image_size,
-            compute_dtype=arguments.compute_dtype,
-            remat=arguments.remat,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, value in figures.items():
+    return run_command(parser, _print, argv)
+
+
+def _print(arguments: argparse.Namespace) -> None:
+    mesh = arguments.mesh
+    if len(mesh) != 3 or min(mesh) < 1:
+        raise UserError(f"--mesh is {mesh}: expected three numbers, data,fsdp,tensor")
+    # Before jax looks for devices.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={math.prod(mesh)}"
+    jax.config.update("jax_platforms", "cpu")
+    options = {name: getattr(arguments, name) for name in ("image_size", "compute_dtype", "remat")}
+    for name, value in plan(arguments.arch, arguments.partition, mesh, arguments.batch_size, **options).items():
         print(f"{name:<38} {value:,}" if isinstance(value, int) else f"{name:<38} {value:,.2f}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
@@ -296,21 +297,19 @@ def _correlations_csv(found: Correlations) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__.split("\n")[0])
     parser.add_argument("workdir", help="what experiments.sweep had as --workdir")
     parser.add_argument("--out", default=None, help="folder for the page and the tables; WORKDIR/study by default")
-    arguments = parser.parse_args(argv)
+    return run_command(parser, _write, argv)
+
+
+def _write(arguments: argparse.Namespace) -> None:
     workdir = pathlib.Path(arguments.workdir).expanduser()
     out = pathlib.Path(arguments.out).expanduser() if arguments.out else workdir / "study"
-    try:
-        gather(workdir, out)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    gather(workdir, out)
     print((out / "measures.md").read_text() + f"{out / 'index.html'}, measures and correlations as .md, .csv and .tex")
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import MappingProxyType
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
@@ -245,7 +246,7 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 where a run failed, 2 where the command is wrong."""
     parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("--config", required=True, help="configuration file with sweep(), and an optional :argument")
@@ -253,12 +254,8 @@ def main(argv=None) -> int:
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
     parser.add_argument("--index", type=int, default=None, help="run this one only, counted from 0")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    arguments, more = parser.parse_known_args(argv)
     try:
-        return _study(arguments, more)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_command(parser, _study, argv, more=True)
     except Stopped as stopped:
         print(stopped, flush=True)
         return 0
@@ -267,7 +264,7 @@ def main(argv=None) -> int:
         return 130
 
 
-def _study(arguments: argparse.Namespace, more: list[str]) -> int:
+def _study(arguments: argparse.Namespace) -> int:
     """Lists or runs what the arguments say; returns the exit status."""
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
@@ -277,7 +274,7 @@ def _study(arguments: argparse.Namespace, more: list[str]) -> int:
         index = int(os.environ["SLURM_ARRAY_TASK_ID"])
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"there is no run {index}: {arguments.config} has {len(runs)}, numbered from 0")
-    commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
+    commands = {name: command_of(arguments.config, workdir, name, changes, arguments.more) for name, changes in runs.items()}
     if arguments.list:
         for number, (name, command) in enumerate(commands.items()):
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from brh_jax.errors import UserError
+from brh_jax.command import run_command
 from brh_jax.report.html import save_figure
 from brh_jax.report.study import fit_by_phases
 from experiments import published
@@ -98,10 +98,14 @@ def _summarized(results: Results) -> Merits:
     return _take(merits, [name for values in merits.values() for name in values if name not in _PROBES])
 
 
+def _fits(results: Results) -> dict[str, Fit]:
+    agreement = results.get(AgreementResult)
+    return agreement.fits if agreement else {}
+
+
 def fit_merits(results: Results) -> Merits:
     """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types."""
-    agreement = results.get(AgreementResult)
-    return {name: _fit_merits(fit) for name, fit in agreement.fits.items()} if agreement else {}
+    return {name: _fit_merits(fit) for name, fit in _fits(results).items()}
 
 
 def _fit_merits(fit: Fit) -> dict[str, float]:
@@ -118,8 +122,7 @@ def _fit_merits(fit: Fit) -> dict[str, float]:
 
 def _raptor_merits(results: Results) -> Merits:
     """The agreement of the Raptors alone."""
-    agreement = results.get(AgreementResult)
-    return {name: _fit_merits(fit) for name, fit in agreement.fits.items() if fit.kind == "raptor"} if agreement else {}
+    return {name: _fit_merits(fit) for name, fit in _fits(results).items() if fit.kind == "raptor"}
 
 
 def _ablation_merits(results: Results) -> Merits:
@@ -156,28 +159,26 @@ def control_figure(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Figure:
     return fit_by_phases(curves)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", help="work directories, or folders of them")
     parser.add_argument("--by", default="", help="settings to tell rows apart by, separated by commas")
     parser.add_argument("--out", default=None, help="folder for the tables; FIRST FOLDER/tables by default")
-    arguments = parser.parse_args(argv)
-    try:
-        found = list(tables_of(read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]))
-        out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
-        out.mkdir(parents=True, exist_ok=True)
-        for one in found:
-            header, cells = one.cells()
-            write_table(out, one.name, header, cells, one.csv())
-            print(f"{one.name}\n\n{as_markdown(header, cells)}")
-            if one.figure is not None:
-                save_figure(one.figure, out, one.name)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _write, argv)
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    found = list(tables_of(read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]))
+    out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    for one in found:
+        header, cells = one.cells()
+        write_table(out, one.name, header, cells, one.csv())
+        print(f"{one.name}\n\n{as_markdown(header, cells)}")
+        if one.figure is not None:
+            save_figure(one.figure, out, one.name)
     print(f"{out}: {', '.join(one.name for one in found)}, each as .md, .csv and .tex")
-    return 0
 
 
 if __name__ == "__main__":

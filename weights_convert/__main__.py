@@ -6,6 +6,7 @@ With --to-hf the other way: SOURCE is anything that brh_jax.load takes, TARGET b
 import argparse
 import sys
 
+from brh_jax.command import run_command
 from brh_jax.errors import UserError
 from brh_jax.models import store
 
@@ -29,12 +30,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--to-hf", action="store_true", help="write a repository for the hub: state dict, config.json, model card"
     )
-    arguments = parser.parse_args(argv)
-    try:
-        return _run(arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _run, argv)
 
 
 def _run(arguments) -> int:

@@ -12,46 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.distill.losses import LOSSES, token_weights
-from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
 from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.loop import AdamwSettings
 from brh_jax.types import Array, Trajectory
 
 TEACHER_FORCING = ("annealed", "throughout")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(AdamwSettings):
     """How blocks train; the defaults are the paper's.
 
     Attributes:
         steps: number of optimiser steps.
-        learning_rate: the largest.
-        final_learning_rate: that it falls to, by a cosine.
-        warmup_steps: steps over which it rises from zero.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of a gradient.
         noise: standard deviation of Gaussian noise on the states that blocks start from.
         loss: a key of `losses.LOSSES`.
         token_weights: of (cls, registers, patches) in the loss, () for the plain mean; of Blockwise for the last block alone.
     """
 
     steps: int = 312_500
-    learning_rate: float = 3e-4
-    final_learning_rate: float = 1e-6
     warmup_steps: int = 10_000
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
     noise: float = 0.0
     loss: str = "mse"
     token_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "token_weights", tuple(self.token_weights))
-        expect_positive(self, "learning_rate", "clip_norm")
-        expect_not_negative(self, "steps", "final_learning_rate", "warmup_steps", "weight_decay", "noise")
+        expect_not_negative(self, "steps", "noise")
         expect_one_of(self, "loss", LOSSES)
         if len(self.token_weights) not in (0, 3):
             raise UserError(

@@ -28,6 +28,8 @@ class ViTConfig:
         rope_periods: periods of the rotary embedding of patches, head_dim / 4 of them; None without (see `rotary`).
         pre_norm: whether the embedded tokens go through a LayerNorm before the first block (CLIP).
         layer_scale: whether residual branches carry a learned gain.
+        qkv_bias: whether queries, keys and values have a bias.
+        channels: of the images.
         layer_norm_eps: epsilon of every LayerNorm (DINOv2 1e-6, transformers' ViT 1e-12).
         drop_remainder: whether pixels beyond whole patches, right and below, are left out (SigLIP so400m at 384 px) or refused.
         position_resampling: a key of `position.RESAMPLINGS`.

@@ -11,36 +11,34 @@ import optax
 
 from brh_jax.data.pipeline import epoch_rows
 from brh_jax.data.sources import Source
-from brh_jax.errors import UserError, expect_not_negative, expect_positive
+from brh_jax.errors import UserError, expect_positive
 from brh_jax.models.encoder import Encoder, pooled_features
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.heads import train_head
-from brh_jax.train.loop import Run
+from brh_jax.train.loop import AdamwSettings, Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Features, Labels, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeSettings:
+class ProbeSettings(AdamwSettings):
     """How a probe trains; the defaults are the paper's for ImageNet-1k.
 
     Attributes:
         epochs: passes over the training set.
+        batch_size: images of a step.
         cache: whether features are computed once and kept. Saves the encoder's passes on small sets, but sees no random crops.
     """
 
     epochs: int = 15
     batch_size: int = 512
     learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 100
     weight_decay: float = 1e-2
-    clip_norm: float = 1.0
     cache: bool = False
 
     def __post_init__(self):
-        expect_positive(self, "epochs", "batch_size", "learning_rate", "clip_norm")
-        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+        super().__post_init__()
+        expect_positive(self, "epochs", "batch_size")
 
 
 @jax.jit

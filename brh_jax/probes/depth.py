@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from brh_jax.errors import UserError, expect_not_negative, expect_positive
+from brh_jax.errors import UserError, expect_positive
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
 from brh_jax.probes.heads import train_head
 from brh_jax.statistics import summarize
-from brh_jax.train.loop import Run
+from brh_jax.train.loop import AdamwSettings, Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Pixels
 
@@ -24,12 +24,14 @@ UPSAMPLED = 4  # the head's map is so many times as fine as the patches
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthSettings:
+class DepthSettings(AdamwSettings):
     """How a depth probe trains and is measured; the defaults are the paper's for NYUv2.
 
     The paper names no warm-up, final rate or clipping for it: those of its classification probe; nor how strong the jitter is.
 
     Attributes:
+        epochs: passes over the training set.
+        batch_size: images of a step.
         min_depth, max_depth: the range in metres; ground truth out of it is no measurement.
         num_bins: bins of equal width that the range is cut into.
         variance_focus: of the scale-invariant loss.
@@ -52,14 +54,11 @@ class DepthSettings:
     epochs: int = 25
     batch_size: int = 128
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 100
     weight_decay: float = 1e-3
-    clip_norm: float = 1.0
 
     def __post_init__(self):
-        expect_positive(self, "epochs", "batch_size", "learning_rate", "clip_norm")
-        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+        super().__post_init__()
+        expect_positive(self, "epochs", "batch_size")
         for field in ("crop_size", "eval_size", "eval_crop"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:

@@ -11,24 +11,26 @@ import numpy as np
 import optax
 
 from brh_jax.data.dense import IGNORED
-from brh_jax.errors import UserError, expect_not_negative, expect_positive
+from brh_jax.errors import UserError, expect_positive
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
 from brh_jax.probes.heads import bootstrap_interval, train_head
-from brh_jax.train.loop import Run
+from brh_jax.train.loop import AdamwSettings, Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentationSettings:
+class SegmentationSettings(AdamwSettings):
     """How a segmentation probe trains; the defaults are the paper's for ADE20k.
 
     The paper names no warm-up, final rate or clipping for it: those of its classification probe.
 
     Attributes:
         image_size: side of the square that images and masks are cropped (training) or stretched (testing) to, in pixels.
+        epochs: passes over the training set.
+        batch_size: images of a step.
         crop_scale: smallest and largest share of an image's area in a training crop.
     """
 
@@ -37,14 +39,11 @@ class SegmentationSettings:
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 100
     weight_decay: float = 1e-2
-    clip_norm: float = 1.0
 
     def __post_init__(self):
-        expect_positive(self, "image_size", "epochs", "batch_size", "learning_rate", "clip_norm")
-        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+        super().__post_init__()
+        expect_positive(self, "image_size", "epochs", "batch_size")
 
 
 class SegmentationScores(NamedTuple):

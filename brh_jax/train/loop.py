@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from brh_jax.errors import UserError, expect, expect_positive
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.train import stopping
 from brh_jax.train.checkpoints import Checkpoints
 from brh_jax.train.hardware import memory, peak_flops
@@ -254,12 +254,31 @@ def accumulate(grad_fn: Callable, batch: Any, pieces: int) -> Any:
     return jax.lax.scan(add, zeros, split)[0]
 
 
-def adamw(settings: Any, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with linear warm-up and cosine decay, and its schedule (paper, sections 4 and 9).
+@dataclasses.dataclass(frozen=True)
+class AdamwSettings:
+    """How something is optimised: AdamW behind a clipped gradient, its learning rate rising linearly and falling by a cosine.
 
-    Args:
-        settings: has `learning_rate`, `final_learning_rate`, `warmup_steps` and `weight_decay`.
+    Attributes:
+        learning_rate: the largest.
+        final_learning_rate: what it falls to.
+        warmup_steps: steps over which it rises from zero.
+        weight_decay: share of the parameters, times the learning rate, that is taken off in a step.
+        clip_norm: largest norm of a gradient.
     """
+
+    learning_rate: float = 3e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        expect_positive(self, "learning_rate", "clip_norm")
+        expect_not_negative(self, "final_learning_rate", "warmup_steps", "weight_decay")
+
+
+def adamw(settings: AdamwSettings, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Gives AdamW and the schedule of its learning rate (paper, sections 4 and 9)."""
     peak, last = settings.learning_rate, settings.final_learning_rate
     warmup_steps = min(settings.warmup_steps, num_steps - 1)
     start = 0.0 if warmup_steps else peak

@@ -3,12 +3,16 @@
 import json
 
 from experiments import stages
+from experiments.interval import Interval
 from experiments.records import Record
 from experiments.results import Results, to_json, write_json
 from experiments.settings import flat
 from experiments.stages.agreement.run import AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult, RaptorResult
 from experiments.stages.phases.run import CutResult, PhasesResult
+from experiments.stages.probes.choice import Choice
+from experiments.stages.probes.linear import LinearProbe, LinearResult
+from experiments.stages.probes.run import ProbesResult
 from experiments.stages.teacher.run import CostResult
 
 COST = CostResult(10, 5, 7, 320, 160, 1.0, 3.0, 163.0)
@@ -33,6 +37,14 @@ def distilled(name, k):
 
 def agreement(*fits):
     return AgreementResult({"digits:test": {one.label: one for one in fits}})
+
+
+def probed(accuracies):
+    """Linear probes of models, by name, that started from a classifier that was 10 points worse."""
+    probes = {
+        name: LinearProbe(Interval(value, value, value), value - 0.1, Choice(1e-3, {})) for name, value in accuracies.items()
+    }
+    return ProbesResult(linear=LinearResult("digits", "digits", 64, 40, "teacher", probes))
 
 
 def write_run(folder, results: dict, config: dict | None = None, **settings):

@@ -169,7 +169,7 @@ def test_a_probe_starts_from_the_teachers_own_classifier(context, tiny_encoder, 
     own = dataclasses.replace(context, workdir=tmp_path, folder=tmp_path / "probes", results=Results())
     own.save(tiny_encoder.replace(head=head), tmp_path / "teacher" / "model", {})
     config = tiny.get_config().unlock()
-    config.probe.update({"head": "teacher", "cache": cache, "learning_rate": 0.0, "final_learning_rate": 0.0, "epochs": 1})
+    config.probe.update({"head": "teacher", "cache": cache, "learning_rate": 1e-30, "final_learning_rate": 0.0, "epochs": 1})
     linear = run(own, settings_of(config)).linear
     assert linear.head == "teacher"
     probe = linear.models["teacher"]

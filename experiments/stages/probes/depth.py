@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 from brh_jax.data.dense import check_depths
 from brh_jax.data.transforms import RandomCrop, Resize
-from brh_jax.errors import UserError
 from brh_jax.models import Encoder
 from brh_jax.probes import depth as probe
 from brh_jax.probes.depth import DepthScores, DepthSettings
@@ -57,10 +56,7 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
     """Trains and measures a probe of every model; leaves some predictions in `depth/examples.npz`."""
     train, test = (context.source(spec, settings.data.data_dir, kind="depths") for spec in (own.train, own.eval))
     for name, source in (("train", train), ("eval", test)):
-        try:
-            check_depths(source, own.min_depth, own.max_depth)
-        except UserError as error:
-            raise UserError(f"config.depth.{name}: {error}") from None
+        check_depths(source, own.min_depth, own.max_depth, f"config.depth.{name}")
 
     def fit(encoder: Encoder, batches: Iterator, num_steps: int, settings: DepthProbeSettings, run: Run) -> Head:
         return probe.train_depth(encoder, batches, num_steps, settings, run, batch_size=settings.batch_size), None
