@@ -18,6 +18,7 @@ from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
 from experiments.page import Page
 from experiments.results import Results, from_json, to_json
+from experiments.settings import flat
 from experiments.stage import Context
 from experiments.stages.distill.run import DistillResult, RaptorResult
 from experiments.stages.probes import ProbesResult, merits, page, run
@@ -107,6 +108,12 @@ def test_every_probe_of_every_model(context, found):
         assert arrays["predictions/k2"].shape == arrays["targets"].shape == (4, 12, 16)
     with np.load(context.folder / "k2" / "head.npz") as head:
         assert head["kernel"].shape == (32, 10) and list(head["classes"]) == [str(n) for n in range(10)]
+
+
+def test_what_is_measured_elsewhere_is_no_setting_of_probes(folders):
+    used = flat(settings_of(complete(folders)))
+    assert {"probe.num_eval", "depth.eval", "feature_probe.neighbours", "compute_dtype"} <= set(used)
+    assert not any(name.startswith(("data.", "eval.")) or name.endswith("eval_batch_size") for name in used)
 
 
 def test_merits_are_of_every_model(found):

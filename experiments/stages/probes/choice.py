@@ -28,8 +28,7 @@ class ProbeImages:
     """What a probe is trained and tested on.
 
     Attributes:
-        train: images to train on; empty for no such probe.
-        eval: images to test on.
+        train, eval: labelled images to train and to test on, as data.train names them; both empty for no such probe.
         num_train, num_eval: at most so many of them, 0 for all.
         held_out: share of the training set that chooses a setting where there are several to choose from.
     """

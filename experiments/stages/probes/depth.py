@@ -17,7 +17,11 @@ from experiments.stages.probes.dense import DenseProbe, Head, Task, run_task
 
 @dataclasses.dataclass(frozen=True)
 class DepthProbeSettings(DenseProbe, DepthSettings):
-    """Linear depth on [patch, cls], of nyu:PATH:train, depths:PATH (images/ and depth/) or tfds:nyu_depth_v2:train."""
+    """Linear depth on [patch, cls].
+
+    Attributes:
+        train, eval: nyu:PATH:train, depths:PATH (images/ and depth/) or tfds:nyu_depth_v2:train; both empty for no such probe.
+    """
 
     def __post_init__(self):
         DenseProbe.__post_init__(self)

@@ -19,9 +19,10 @@ from experiments.stages.probes.dense import DenseProbe, Head, Task, run_task
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationProbeSettings(DenseProbe, SegmentationSettings):
-    """Linear segmentation on patches, of ade20k:PATH:training, masks:PATH (images/ and masks/) or tfds:NAME:SPLIT.
+    """Linear segmentation on patches.
 
     Attributes:
+        train, eval: ade20k:PATH:training, masks:PATH (images/ and masks/) or tfds:NAME:SPLIT; both empty for no such probe.
         num_classes: where the data do not say it.
     """
 
