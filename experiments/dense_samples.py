@@ -54,7 +54,7 @@ def masks(out: pathlib.Path, cutouts: pathlib.Path, photographs: pathlib.Path, s
     return counts
 
 
-def _usable(path) -> bool:
+def _usable(path: pathlib.Path) -> bool:
     """A picture, not a drawing of a few colours, of which part is to be seen."""
     with Image.open(path) as image:
         if image.mode != "RGBA" or min(image.size) < 120:
@@ -64,7 +64,7 @@ def _usable(path) -> bool:
     return bool(0.1 < (pixels[..., 3] > 127).mean() < 0.9) and colours > 800
 
 
-def _composed(cutout: Image.Image, background: Image.Image, rng) -> tuple[Image.Image, np.ndarray]:
+def _composed(cutout: Image.Image, background: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     side = int(min(background.size) * rng.uniform(0.4, 1))
     x, y = rng.integers(background.width - side + 1), rng.integers(background.height - side + 1)
     image = background.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)

@@ -163,7 +163,7 @@ def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(interval) -> str:
+def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 

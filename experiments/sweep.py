@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import MappingProxyType
+from typing import Any
 
 from brh_jax.command import run_command
 from brh_jax.errors import UserError
@@ -67,7 +68,7 @@ def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, mor
     return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *settings, *more]
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "(" + "".join(f"{v!r}," for v in value) + ")"
     return str(value)

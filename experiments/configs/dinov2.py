@@ -58,15 +58,6 @@ def _run_local(config: ConfigDict) -> None:
     config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})
     config.interventions.update({"num_images": 48, "batch_size": 16})
     # ImageNet is not at hand: no probe, unless the command line names labelled images.
-    config.probe.update(
-        {
-            "train": "",
-            "eval": "",
-            "cache": True,
-            "epochs": 40,
-            "batch_size": 256,
-            "learning_rate": 1e-2,
-            "warmup_steps": 10,
-        }
-    )
+    config.probe.update({"train": "", "eval": "", "cache": True})
+    config.probe.update({"epochs": 40, "batch_size": 256, "learning_rate": 1e-2, "warmup_steps": 10})
     config.dynamics.update({"num_images": 128, "batch_size": 16})

@@ -18,38 +18,12 @@ def get_config(arg: str = "") -> ConfigDict:
         raise UserError(f"configs/quickstart.py takes no argument, got {arg!r}")
     config = default.get_config().unlock()
     config.teacher.source = "train"
-    config.teacher.vit.update(
-        {
-            "dim": 64,
-            "depth": 12,
-            "num_heads": 2,
-            "mlp_dim": 256,
-            "patch_size": 2,
-            "num_registers": 4,
-            "drop_path": 0.1,
-        }
-    )
-    config.teacher.train.update(
-        {
-            "steps": 600,
-            "batch_size": 64,
-            "learning_rate": 2e-3,
-            "warmup_steps": 60,
-            "weight_decay": 0.05,
-            "label_smoothing": 0.1,
-            "remat": "full",
-        }
-    )
-    config.data.update(
-        {
-            "train": "digits:train",
-            "eval": "digits:test",
-            "image_size": 8,
-            "augment": "random_resized_crop",
-            "crop_scale": (0.9, 1.0),
-            "flip": False,
-        }
-    )
+    config.teacher.vit.update({"dim": 64, "depth": 12, "num_heads": 2, "mlp_dim": 256, "patch_size": 2})
+    config.teacher.vit.update({"num_registers": 4, "drop_path": 0.1})
+    config.teacher.train.update({"steps": 600, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 60})
+    config.teacher.train.update({"weight_decay": 0.05, "label_smoothing": 0.1, "remat": "full"})
+    config.data.update({"train": "digits:train", "eval": "digits:test", "image_size": 8})
+    config.data.update({"augment": "random_resized_crop", "crop_scale": (0.9, 1.0), "flip": False})
     config.phases.update({"k": (2, 3), "num_images": 360})
     config.data.threads = 1  # images of 8 x 8 pixels: more threads only wait for each other
     config.distill.update({"batch_size": 64, "remat": "full"})
@@ -57,17 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.distill.stage1.update({"steps": 200, "learning_rate": 2e-3, "warmup_steps": 20})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20})
     config.eval.update({"num_images": 360, "baseline_images": 360})
-    config.probe.update(
-        {
-            "train": "digits:train",
-            "eval": "digits:test",
-            "cache": True,
-            "epochs": 40,
-            "batch_size": 256,
-            "learning_rate": 1e-2,
-            "warmup_steps": 10,
-        }
-    )
+    config.probe.update({"train": "digits:train", "eval": "digits:test", "cache": True})
+    config.probe.update({"epochs": 40, "batch_size": 256, "learning_rate": 1e-2, "warmup_steps": 10})
     config.interventions.update({"num_images": 144, "batch_size": 144})
     config.dynamics.update({"num_images": 360, "batch_size": 72})
     return config.lock()
