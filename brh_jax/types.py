@@ -3,6 +3,8 @@
 A shape is read once per call: `dim` is the same number in every argument of one function. Arrays are numpy's or jax's.
 """
 
+import os
+
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -17,3 +19,6 @@ Features = Float[Array, "batch features"]
 Dissimilarity = Float[Array, "depth depth"]  # between the outputs of layers
 Labels = Integer[Array, " batch"]
 Valid = Bool[Array, " batch"]  # which images of a padded batch count
+
+PathLike = str | os.PathLike[str]
+Size = int | tuple[int, int]  # of an image in pixels: of a square one, or (height, width)
