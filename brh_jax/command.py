@@ -24,10 +24,8 @@ def run_command(
     Returns:
         The exit status, 2 where an error was printed.
     """
-    if more:
-        arguments, arguments.more = parser.parse_known_args(argv)
-    else:
-        arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv) if more else (parser.parse_args(argv), [])
+    arguments.more = unknown
     try:
         return body(arguments) or 0
     except (UserError, OSError) as error:

@@ -29,7 +29,9 @@ class LeastSquares(NamedTuple):
     mean_y: np.ndarray
 
 
-def least_squares(count, x, xx, y, yx, *, ridge: float, center: bool) -> LeastSquares:
+def least_squares(
+    count: int, x: np.ndarray, xx: np.ndarray, y: np.ndarray, yx: np.ndarray, *, ridge: float, center: bool
+) -> LeastSquares:
     """The maps W that minimise |Y - W X|_F^2 + alpha |W|_F^2, alpha = ridge |X|_F^2 / dim; X and Y about their means if `center`.
 
     Args:

@@ -1,15 +1,26 @@
 """brh_jax.load: an Encoder from anything that holds one."""
 
 import pathlib
+from collections.abc import Sequence
+
+from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
 from brh_jax.partition import Partition
+from brh_jax.types import PathLike, Size
 
 
 def load(
-    path, *, image_size=None, k: int | None = None, dtype=None, partition=None, num_heads: int | None = None, teacher=None
+    path: PathLike,
+    *,
+    image_size: Size | None = None,
+    k: int | None = None,
+    dtype: DTypeLike | None = None,
+    partition: Partition | Sequence[int] | None = None,
+    num_heads: int | None = None,
+    teacher: Encoder | PathLike | None = None,
 ) -> Encoder:
     """Loads a ViT or a Raptor.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 from brh_jax.errors import UserError
@@ -35,7 +36,7 @@ class Partition:
     """
 
     lengths: tuple[int, ...]
-    phases: tuple[int, ...] | None = None
+    phases: tuple[int, ...] = None  # type: ignore[assignment]  # filled in below: a phase per run
 
     def __post_init__(self):
         lengths = tuple(int(n) for n in self.lengths)
@@ -52,7 +53,7 @@ class Partition:
         object.__setattr__(self, "phases", phases)
 
     @classmethod
-    def from_labels(cls, labels) -> "Partition":
+    def from_labels(cls, labels: Iterable[Hashable]) -> "Partition":
         """The partition in which layer l has phase `labels[l]` (any hashable labels; phases are numbered as they appear)."""
         labels = list(labels)
         numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}

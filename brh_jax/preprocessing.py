@@ -6,13 +6,15 @@ import numpy as np
 from PIL import Image
 
 from brh_jax.errors import UserError
+from brh_jax.types import Array
 
+ImageLike = Image.Image | np.ndarray
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
 
 
-def as_image(image) -> Image.Image:
+def as_image(image: ImageLike) -> Image.Image:
     """A PIL RGB image from one or from a uint8 array `[height, width]` or `[height, width, 1 or 3]`."""
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -50,13 +52,14 @@ class Preprocessing:
 
     def at_size(self, crop: tuple[int, int]) -> "Preprocessing":
         """For another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
-        if isinstance(self.resize, tuple):
-            resize = tuple(round(r * new / old) for r, new, old in zip(self.resize, crop, self.crop, strict=True))
-        else:
-            resize = self.resize and round(self.resize * max(crop) / max(self.crop))
-        return dataclasses.replace(self, crop=tuple(crop), resize=resize)
+        resize = self.resize
+        if isinstance(resize, tuple):
+            resize = round(resize[0] * crop[0] / self.crop[0]), round(resize[1] * crop[1] / self.crop[1])
+        elif resize is not None:
+            resize = round(resize * max(crop) / max(self.crop))
+        return dataclasses.replace(self, crop=crop, resize=resize)
 
-    def resize_and_crop(self, image) -> np.ndarray:
+    def resize_and_crop(self, image: ImageLike) -> np.ndarray:
         """An image to uint8 `[crop height, crop width, 3]`."""
         image = as_image(image)
         height, width = self.crop
@@ -76,7 +79,7 @@ class Preprocessing:
         # PIL fills with black where the crop is larger than the image.
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
-    def normalize(self, images):
+    def normalize(self, images: Array) -> Array:
         """uint8 `[..., 3]` to float32; works on numpy and, inside jit, on jax arrays."""
         mean = np.asarray(self.mean, np.float32) * 255
         scale = 1 / (np.asarray(self.std, np.float32) * 255)

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Summary(NamedTuple):
@@ -54,7 +55,14 @@ def bootstrap_counts(num_units: int, num_resamples: int, seed: int) -> Iterator[
     return (np.bincount(draw, minlength=num_units) for draw in bootstrap_draws(num_units, num_resamples, seed))
 
 
-def summarize(values, *, seed: int = 0, quantiles=(0.1, 0.5, 0.9), num_resamples: int = 1000, level: float = 0.95) -> Summary:
+def summarize(
+    values: ArrayLike,
+    *,
+    seed: int = 0,
+    quantiles: Sequence[float] = (0.1, 0.5, 0.9),
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Summary:
     """Mean over images with its bootstrap band, and quantiles of the images.
 
     The band is the percentile bootstrap (Efron and Tibshirani 1993, section 13.3): from the (1 - level) / 2 to the
@@ -87,7 +95,9 @@ def summarize(values, *, seed: int = 0, quantiles=(0.1, 0.5, 0.9), num_resamples
     return Summary(values.mean(-1), low, high, np.quantile(values, quantiles, axis=-1))
 
 
-def boundary_jump_test(values, boundaries, *, num_permutations: int = 10_000, seed: int = 0) -> JumpTest:
+def boundary_jump_test(
+    values: ArrayLike, boundaries: Sequence[int], *, num_permutations: int = 10_000, seed: int = 0
+) -> JumpTest:
     """Permutation test of whether a curve changes more across phase boundaries than between other layers.
 
     c_b = |v_b - v_{b-1}| is the change of the image-mean curve between layers b - 1 and b; the statistic is its mean over the
@@ -138,7 +148,7 @@ def boundary_jump_test(values, boundaries, *, num_permutations: int = 10_000, se
     return JumpTest(float(statistic), float((reached + observed) / count), count)
 
 
-def crossing(curve, level: float) -> float | None:
+def crossing(curve: ArrayLike, level: float) -> float | None:
     """Where a curve first comes up to a level, counted from its first point and interpolated; None where it never does.
 
     Args:

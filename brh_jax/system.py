@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.tokens import TokenLayout
+from brh_jax.types import Array, State, Trajectory
 
 
 @jax.tree_util.register_pytree_node_class
@@ -29,7 +30,7 @@ class DepthSystem:
     depth: int
     layout: TokenLayout
 
-    def rollout(self, state):
+    def rollout(self, state: State) -> Trajectory:
         """Every state from a_0 on, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`.
 
         Raises:
@@ -48,11 +49,11 @@ class DepthSystem:
         return (step,), (self.depth, self.layout)
 
     @classmethod
-    def tree_unflatten(cls, static, children):
+    def tree_unflatten(cls, static: tuple, children: tuple):
         return cls(children[0], *static)
 
 
-def check_state(state, layout: TokenLayout) -> None:
+def check_state(state: Array, layout: TokenLayout) -> None:
     """Raises ValueError unless `state` is `[batch, tokens, dim]` with the tokens of `layout`, finite, and no token zero."""
     if state.ndim != 3:
         raise ValueError(f"expected a state [batch, tokens, dim], got an array of shape {tuple(state.shape)}")
@@ -60,7 +61,7 @@ def check_state(state, layout: TokenLayout) -> None:
     check_values(state)
 
 
-def check_values(states) -> None:
+def check_values(states: Array) -> None:
     """Raises ValueError if a token of `[..., tokens, dim]` is zero or not finite. Says nothing of traced values."""
     if isinstance(states, jax.core.Tracer) or not states.size:
         return

@@ -1,18 +1,21 @@
 """TokenLayout: which tokens of a state are cls, registers and patches."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 
+from brh_jax.types import Array
 
-class ByToken(NamedTuple):
+T = TypeVar("T")
+
+
+class ByToken(NamedTuple, Generic[T]):
     """One value per token type; where a model lacks the type the value is empty (size 0) or None."""
 
-    cls: jax.Array
-    registers: jax.Array
-    patches: jax.Array
+    cls: T
+    registers: T
+    patches: T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TokenLayout:
         """Number of tokens of each type."""
         return ByToken(self.num_cls, self.num_registers, self.num_patches)
 
-    def split(self, states) -> ByToken:
+    def split(self, states: Array) -> ByToken:
         """Slices `[..., tokens, dim]` by token type, each `[..., tokens of the type, dim]`.
 
         Raises:
@@ -58,14 +61,14 @@ class TokenLayout:
         return ByToken(states[..., : self.num_cls, :], states[..., self.num_cls : patches, :], states[..., patches:, :])
 
 
-def check_trajectory(states, layout: TokenLayout) -> None:
+def check_trajectory(states: Array, layout: TokenLayout) -> None:
     """Raises ValueError unless `states` is `[depth + 1, batch, tokens, dim]` with the tokens of `layout`."""
     if states.ndim != 4:
         raise ValueError(f"expected a trajectory [depth + 1, batch, tokens, dim], got an array of shape {tuple(states.shape)}")
     layout.split(states)
 
 
-def mean_by_type(values, layout: TokenLayout) -> ByToken:
+def mean_by_type(values: Array, layout: TokenLayout) -> ByToken:
     """Mean of `[batch, tokens]` over the tokens of each type, `[batch]`; `[0]` for a type that the layout lacks."""
 
     def mean(tokens):

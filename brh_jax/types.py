@@ -3,6 +3,8 @@
 A shape is read once per call: `dim` is the same number in every argument of one function. Arrays are numpy's or jax's.
 """
 
+import os
+
 import jax
 import numpy as np
 from jaxtyping import Bool, Complex, Float, Integer, PRNGKeyArray, UInt8
@@ -24,3 +26,6 @@ Projection = Float[Array, "states images components"]
 LayerSpectra = Complex[Array, "depth images values"]
 TokenMatrix = Float[Array, "tokens tokens"]  # row = output, column = input
 RandomKey = PRNGKeyArray
+
+PathLike = str | os.PathLike[str]
+Size = int | tuple[int, int]  # of an image in pixels: of a square one, or (height, width)

@@ -5,6 +5,7 @@ With --to-hf the other way: SOURCE is anything that brh_jax.load takes, TARGET b
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from brh_jax.command import run_command
 from brh_jax.errors import UserError
@@ -13,7 +14,7 @@ from brh_jax.models import store
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 2 for what cannot be converted, 1 where --check finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
     parser.add_argument("source", help="hf:organisation/model, a folder, or a .safetensors, .pth or .onnx file")

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from brh_jax.errors import UserError
 from brh_jax.models import store
@@ -52,7 +53,7 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or base / "brh_jax").expanduser()
 
 
-def key(spec: str, folder: pathlib.Path, files, options: dict) -> str:
+def key(spec: str, folder: pathlib.Path, files: Sequence[pathlib.Path], options: dict) -> str:
     """What a conversion depends on: content of the weights and of what lies beside them, file name, options, version."""
     name = spec.rstrip("/").rpartition("/")[2]  # the encoder's name, and what the names of published files tell
     about = [VERSION, store.VERSION, name, {k: str(v) for k, v in options.items()}]

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,15 +79,15 @@ def _difference(stage, ours, theirs):
 
 
 def _reference(source: Source, encoder: Encoder) -> tuple[str, Callable]:
-    if source.hf is not None and not export.is_raptor(source):
+    if (hf := source.hf) is not None and not export.is_raptor(source):
         _need("torch", "transformers")
-        return "transformers", lambda image: _transformers(source, image)
-    if source.timm is not None:
+        return "transformers", lambda image: _transformers(source, hf["model_type"], image)
+    if (about := source.timm) is not None:
         _need("torch", "timm")
-        return f"timm's {source.timm['architecture']}", lambda image: _timm(source, image)
-    if source.open_clip is not None:
+        return f"timm's {about['architecture']}", lambda image: _timm(source, about, image)
+    if (config := source.open_clip) is not None:
         _need("torch", "open_clip")
-        return "open_clip", lambda image: _open_clip(source, image)
+        return "open_clip", lambda image: _open_clip(source, config["model_cfg"], image)
     raise UserError(
         f"{source.origin} has no configuration of transformers, timm or open_clip beside it, so there is no implementation to "
         "compare with: give a folder in the hub's layout"
@@ -106,17 +106,16 @@ def _pixels(image):
     return torch.tensor(image).permute(0, 3, 1, 2)
 
 
-def _transformers(source: Source, image):
+def _transformers(source: Source, kind: str, image):
     import torch
     import transformers
 
-    kind = source.hf["model_type"]
     if kind.startswith("siglip2"):
         raise UserError("SigLIP 2 of any aspect ratio takes patches, not images: it is compared in this project's tests")
     classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
     model_class = getattr(transformers, classes.get(kind, "AutoModel"))
     model = model_class.from_pretrained(source.folder, dtype=torch.float32).eval()
-    options = {}
+    options: dict[str, Any] = {}
     if not kind.startswith("dinov"):
         options["interpolate_pos_encoding"] = True
     if kind == "vit_mae":
@@ -149,10 +148,9 @@ def _hooked(blocks, run):
     return [s.numpy() for s in states]
 
 
-def _timm(source: Source, image):
+def _timm(source: Source, about: dict, image):
     import timm
 
-    about = source.timm
     args = dict(about.get("model_args") or {}) | {"num_classes": about.get("num_classes", 0)}
     size = image.shape[1:3]
     model = timm.create_model(
@@ -166,10 +164,10 @@ def _timm(source: Source, image):
     return states, final[0].detach().numpy()
 
 
-def _open_clip(source: Source, image):
+def _open_clip(source: Source, about: dict, image):
     import open_clip
 
-    about = dict(source.open_clip["model_cfg"])
+    about = dict(about)
     custom = about.pop("custom_text", False) or "timm_model_name" in about["vision_cfg"]
     model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**about)
     open_clip.load_checkpoint(model, str(source.files[0]))

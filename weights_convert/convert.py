@@ -1,14 +1,18 @@
 """The conversion: family and architecture are found, every tensor goes through its one rule, every place is filled once."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
 from brh_jax.models import registry
 from brh_jax.models.encoder import Encoder, count_params
 from brh_jax.models.vit import ViTConfig
+from brh_jax.partition import Partition
+from brh_jax.types import Size
 from weights_convert import export, raptor
 from weights_convert.facts import Facts
 from weights_convert.families import FAMILIES
@@ -49,7 +53,7 @@ class Report(NamedTuple):
         c, layout = encoder.config, encoder.layout
         height, width = encoder.preprocessing.crop
         vit = c.vit
-        position = "rotary positions" if vit.rope_periods else "positions {} x {}".format(*vit.position_grid)
+        position = "rotary positions" if vit.rope_periods else f"positions {' x '.join(map(str, vit.position_grid or ()))}"
         lines = [
             f"{self.source}: {self.family} ({self.format}), {self.tensors} tensors, {count_params(encoder.params):,} parameters",
             f"  {c.depth} layers{'' if c is vit else f' as {c.partition}'}, dim {c.dim}, {vit.num_heads} heads, "
@@ -68,10 +72,10 @@ def convert(
     spec: str,
     *,
     arch: str = "",
-    image_size=None,
-    dtype=jnp.float32,
+    image_size: Size | None = None,
+    dtype: DTypeLike = jnp.float32,
     num_heads: int | None = None,
-    partition=None,
+    partition: Partition | Sequence[int] | None = None,
     teacher: Encoder | None = None,
 ) -> tuple[Encoder, Report]:
     """Reads weights of any known family, or a Raptor, into an Encoder.
@@ -97,9 +101,10 @@ def convert(
         raise UserError(f"{spec} is a Raptor, so it is not {arch}: leave that out, it says what a ViT must be")
     if not bare and (teacher is not None or partition is not None):
         raise UserError(f"{spec} is no bare state dict of a Raptor, so it takes no partition and no teacher: leave them out")
-    unused = {}
+    unused: dict[str, str] = {}
+    assumed: list[str] = []
     if exported:
-        encoder, family, assumed = export.read_raptor(source, dtype), "Raptor", []
+        encoder, family = export.read_raptor(source, dtype), "Raptor"
     elif bare:
         encoder, assumed = raptor.read(source, partition, num_heads, dtype)
         family = "Raptor state dict"

@@ -8,14 +8,17 @@ Raptor is written under the names of the paper's authors, its teacher's embeddin
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder, count_params
 from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import Preprocessing
+from brh_jax.types import PathLike
 from weights_convert import raptor
 from weights_convert.families import FAMILIES, clip, dinov2, dinov3, siglip, vit
 from weights_convert.families.rules import Family
@@ -44,7 +47,7 @@ def is_raptor(source: Source) -> bool:
 
 def vit_config(about: dict) -> ViTConfig:
     """The architecture out of the section."""
-    return store.config_of(about["config"])
+    return ViTConfig(**about["config"])
 
 
 def preprocessing(about: dict) -> Preprocessing:
@@ -52,7 +55,7 @@ def preprocessing(about: dict) -> Preprocessing:
     return Preprocessing(**about["preprocessing"])
 
 
-def write(encoder: Encoder, folder) -> pathlib.Path:
+def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
     """Writes an encoder as a repository of the hub, whole or not at all.
 
     Raises:
@@ -96,9 +99,9 @@ def write(encoder: Encoder, folder) -> pathlib.Path:
     return store.write_folder(folder, tensors, files, metadata={"format": "pt"})
 
 
-def read_raptor(source: Source, dtype) -> Encoder:
+def read_raptor(source: Source, dtype: DTypeLike) -> Encoder:
     """Reads what `write` wrote for a Raptor."""
-    about = section(source)
+    about = section(source) or {}
     try:
         return _read_raptor(source, about, dtype)
     except (KeyError, TypeError) as error:
@@ -106,7 +109,7 @@ def read_raptor(source: Source, dtype) -> Encoder:
 
 
 def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
-    config = store.config_of(about["config"])
+    config: Any = store.config_of(about["config"])
     teacher = config.teacher
     family = FAMILIES[about["teacher_family"]]
     outside = {path: shape for path, shape in wanted_shapes(teacher).items() if not path.startswith("blocks/")}

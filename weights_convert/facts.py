@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def _vision(open_clip: dict | None) -> dict:
     return ((open_clip or {}).get("model_cfg") or {}).get("vision_cfg") or {}
 
 
-def square_grid(positions: int, shape) -> tuple[int, int]:
+def square_grid(positions: int, shape: Sequence[int]) -> tuple[int, int]:
     """Side of a square position table, from its number of patch positions."""
     side = int(np.sqrt(max(positions, 0)) + 0.5)
     if side * side != positions or not side:

@@ -22,7 +22,7 @@ def read_linear_head(spec: str, num_features: int, num_classes: int) -> dict:
         UserError: not a linear head, or one of another size.
     """
     source = open_source(spec)
-    found = {}
+    found: dict[str, list] = {}
     for name, tensor in source.tensors.items():
         found.setdefault(name.rpartition(".")[2], []).append((name, tensor))
     if set(found) != {"weight", "bias"} or any(len(tensors) != 1 for tensors in found.values()):

@@ -9,7 +9,7 @@ from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from weights_convert.facts import Facts
 from weights_convert.families import clip
-from weights_convert.families.rules import Family
+from weights_convert.families.rules import Family, table_size
 from weights_convert.sources import Source
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -53,13 +53,12 @@ def _of_transformers(origin: str, p: dict, facts: Facts, config: ViTConfig) -> P
     if p["resample"] not in FILTERS:
         raise UserError(f"{origin}: preprocessor_config.json asks for the filter {p['resample']}, known are {FILTERS}")
     if processor.startswith("Siglip2"):
+        height, width = table_size(config)
         facts.assume(
-            "images stretched to {} x {} patches; the source's own processor keeps their aspect ratio within a number of "
-            "patches".format(*config.position_grid)
+            f"images stretched to {height // config.patch_size} x {width // config.patch_size} patches; the source's own "
+            "processor keeps their aspect ratio within a number of patches"
         )
-        p = p | {
-            "size": {"height": config.position_grid[0] * config.patch_size, "width": config.position_grid[1] * config.patch_size}
-        }
+        p = p | {"size": {"height": height, "width": width}}
     if p.get("do_rescale", True) and not math.isclose(p.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
         raise UserError(f"{origin}: preprocessor_config.json scales pixels by {p['rescale_factor']}, expected 1/255")
 

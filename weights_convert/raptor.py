@@ -6,11 +6,14 @@ number of heads are the teacher's, and the partition is not in it.
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder, init_params
@@ -18,7 +21,7 @@ from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.models.vit import ViTConfig
 from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
-from weights_convert.families.rules import first_layer, fused_attention, linear, norm, vector
+from weights_convert.families.rules import Place, first_layer, fused_attention, linear, norm, vector
 from weights_convert.sources import Source
 from weights_convert.table import fill
 
@@ -47,7 +50,7 @@ EPSILON = 1e-5
 PUBLISHED = {"raptor2": (7, 5), "raptor3": (7, 3, 2), "raptor4": (4, 3, 3, 2)}
 
 
-def locate(place, match):
+def locate(place: Place, match: re.Match | dict) -> tuple[str, tuple]:
     """Blocks are trees of their own, `phase_1` ..."""
     if not place.path.startswith("blocks/"):
         return place
@@ -66,13 +69,15 @@ def _prefix(source: Source) -> str | None:
     return found[0]
 
 
-def read(source: Source, partition, num_heads: int | None, dtype) -> tuple[Encoder, list[str]]:
+def read(
+    source: Source, partition: Partition | Sequence[int] | None, num_heads: int | None, dtype: DTypeLike
+) -> tuple[Encoder, list[str]]:
     """The blocks as an Encoder without embedding and norm; `with_teacher` gives it those.
 
     Raises:
         UserError: no partition where the file name does not tell, or one that does not fit; faults of the tensors.
     """
-    prefix, assumed = _prefix(source), []
+    prefix, assumed = _prefix(source) or "", list[str]()
     names = {name.removeprefix(prefix): name for name in source.tensors}
     shapes = {short: source.tensors[full].shape for short, full in names.items()}
     k = 1 + max(int(m["layer"]) for name in shapes if (m := re.match(B, name)))
@@ -154,7 +159,8 @@ def with_teacher(encoder: Encoder, teacher: Encoder) -> Encoder:
     if encoder.config.teacher.num_heads != teacher.config.num_heads:
         blocks = jax.tree_util.tree_map_with_path(lambda path, leaf: _reheaded(path, leaf, teacher.config.num_heads), blocks)
     params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
-    config = dataclasses.replace(encoder.config, teacher=teacher.config)
+    raptor: Any = encoder.config
+    config = dataclasses.replace(raptor, teacher=teacher.config)
     return encoder.replace(config=config, params=params, preprocessing=teacher.preprocessing, head=teacher.head)
 
 

@@ -83,7 +83,8 @@ def open_source(spec: str) -> Source:
         UserError: nothing there, the hub cannot be reached, the file is damaged or of an unknown kind.
     """
     folder, files = locate(spec)
-    tensors, kind = {}, None
+    tensors: dict[str, Tensor] = {}
+    kind = ""
     for file in files:
         kind, found = _open_file(file)
         if twice := tensors.keys() & found.keys():
@@ -236,25 +237,31 @@ def _open_onnx(path):
         graph = onnx.load(path).graph
     except Exception as error:
         raise UserError(f"{path} is damaged or no ONNX graph ({_first_line(error)}): download it again") from None
+
+    def transposed(tensor):
+        return numpy_helper.to_array(tensor).T
+
+    def joined(tensors):
+        return np.concatenate([numpy_helper.to_array(tensor) for tensor in tensors], axis=1)
+
     tensors = {t.name: t for t in graph.initializer}
     readers = {}
     for name, tensor in tensors.items():
         if not name.startswith("onnx::"):
             readers[name] = Tensor(tuple(tensor.dims), functools.partial(numpy_helper.to_array, tensor))
-    position_parts = {}
+    position_parts: dict[str, dict] = {}
     for node in graph.node:
         for name in (i for i in node.input if i.startswith("onnx::") and i in tensors):
             tensor = tensors[name]
             module = node.name.strip("/").split("/")[:-1]
             if node.op_type == "MatMul" and len(tensor.dims) == 2:
-                transposed = Tensor(tuple(tensor.dims)[::-1], lambda t=tensor: numpy_helper.to_array(t).T)
-                readers[".".join([*module, "weight"])] = transposed
+                readers[".".join([*module, "weight"])] = Tensor(tuple(tensor.dims)[::-1], functools.partial(transposed, tensor))
             elif module and module[-1] == "embeddings" and len(tensor.dims) == 3:
                 position_parts.setdefault(".".join([*module, "position_embeddings"]), {})[name] = tensor
     for name, parts in position_parts.items():
         ordered = sorted(parts.values(), key=lambda t: t.dims[1])
         whole = (1, sum(t.dims[1] for t in ordered), ordered[0].dims[2])
-        readers.setdefault(name, Tensor(whole, lambda ts=ordered: np.concatenate([numpy_helper.to_array(t) for t in ts], axis=1)))
+        readers.setdefault(name, Tensor(whole, functools.partial(joined, ordered)))
     if not readers:
         raise UserError(f"{path} holds no named weights: export it with its initialisers (export_params=True)")
     return readers

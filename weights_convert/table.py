@@ -1,15 +1,21 @@
 """A table applied: from named tensors to a parameter tree that is filled whole and once, and back."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
 from brh_jax.models.vit import ViT, ViTConfig
+from weights_convert.families.rules import Place, Rule
 from weights_convert.sources import Source
+
+Locate = Callable[[Place, Any], tuple[str, tuple]]  # a rule's place and what it matched -> path of a leaf, index into it
 
 
 def wanted_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
@@ -20,7 +26,19 @@ def wanted_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted, sep="/").items()}
 
 
-def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(), *, locate=None, about="", contradictions=()):
+def fill(
+    source: Source,
+    names: Mapping[str, str],
+    rules: Sequence[Rule],
+    wanted: Mapping[str, tuple[int, ...]],
+    config: ViTConfig,
+    dtype: DTypeLike,
+    zeros: Sequence[Place] = (),
+    *,
+    locate: Locate | None = None,
+    about: str = "",
+    contradictions: Sequence[str] = (),
+) -> tuple[dict, dict | None, dict[str, str]]:
     """Takes every tensor through its one rule; every place is filled once.
 
     One tensor is in memory at a time, beside the parameters themselves.
@@ -74,7 +92,8 @@ def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(
                     faults.add("twice", full, f"is a second {name} of the classifier")
                 head[name] = value.astype(dtype)
             elif value.size:
-                _put(faults, leaves, filled, *locate(place, match), full, array, value, config)
+                path, index = locate(place, match)
+                _put(faults, leaves, filled, path, index, full, array, value, config)
     for path, mask in filled.items():
         if not mask.all():
             open_places = f", {mask.size - mask.sum()} of {mask.size} values unfilled" if mask.any() else ""
@@ -93,7 +112,9 @@ def fill(source: Source, names, rules, wanted, config: ViTConfig, dtype, zeros=(
     return traverse_util.unflatten_dict(params, sep="/"), {k: jnp.asarray(v) for k, v in head.items()} or None, unused
 
 
-def empty(params, rules, config: ViTConfig, *, depth: int, locate=None, about="") -> dict[str, np.ndarray]:
+def empty(
+    params: Mapping, rules: Sequence[Rule], config: ViTConfig, *, depth: int, locate: Locate | None = None, about: str = ""
+) -> dict[str, np.ndarray]:
     """The way back: tensors under the names that the rules write.
 
     Args:
@@ -176,8 +197,8 @@ class Faults(dict):
 
 def _ranges(numbers: list[int]) -> str:
     """1, 2, 3, 5 -> [1-3,5]; a single number as it is."""
-    numbers, runs = sorted(numbers), []
-    for n in numbers:
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
         if runs and n == runs[-1][1] + 1:
             runs[-1][1] = n
         else:

@@ -6,13 +6,15 @@ metres, 0 where there is no measurement.
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from brh_jax.data.sources import SUFFIXES, CorruptImage, Selection, Source, TfdsSource, digest, listing, name_and_split
 from brh_jax.errors import UserError
+from brh_jax.types import PathLike
 
 IGNORED = 255
 ADE20K_CLASSES = 150
@@ -45,7 +47,15 @@ class PairedFolders(Source):
         UserError: no such folders, nothing in them, or an image without a target.
     """
 
-    def __init__(self, images, targets, layout: str, suffixes, read_target: Callable, classes=()):
+    def __init__(
+        self,
+        images: PathLike,
+        targets: PathLike,
+        layout: str,
+        suffixes: Sequence[str],
+        read_target: Callable[[pathlib.Path], np.ndarray],
+        classes: Iterable[str] = (),
+    ):
         images, targets = pathlib.Path(images).expanduser(), pathlib.Path(targets).expanduser()
         if missing := [folder for folder in (images, targets) if not folder.is_dir()]:
             raise UserError(f"no folder {missing[0]}: {layout}")
@@ -65,7 +75,7 @@ class PairedFolders(Source):
     def __len__(self):
         return len(self.pairs)
 
-    def read(self, index):
+    def read(self, index: int):
         path, target_path = self.pairs[index]
         image = _decoded(path, lambda: Image.open(path).convert("RGB"))
         target = _decoded(target_path, lambda: self._read_target(target_path))
@@ -97,7 +107,7 @@ def _decoded(path, read: Callable):
 # Masks.
 
 
-def read_mask(path, *, num_classes: int, from_one: bool = False) -> np.ndarray:
+def read_mask(path: PathLike, *, num_classes: int, from_one: bool = False) -> np.ndarray:
     """A mask from a file of one channel.
 
     Raises:
@@ -110,7 +120,7 @@ def read_mask(path, *, num_classes: int, from_one: bool = False) -> np.ndarray:
     return check_mask(values, path, num_classes, from_one)
 
 
-def check_mask(values, name, num_classes: int, from_one: bool = False) -> np.ndarray:
+def check_mask(values: ArrayLike, name: PathLike, num_classes: int, from_one: bool = False) -> np.ndarray:
     """A mask of classes from 0, IGNORED for no label.
 
     Args:
@@ -143,7 +153,7 @@ class TfdsMasks(TfdsSource):
         self._from_one = plain in _COUNTED_FROM_ONE
         self.classes = _class_names(num_classes or _COUNTED_FROM_ONE.get(plain, 0), f"tfds:{name}")
 
-    def read(self, index):
+    def read(self, index: int):
         record = self.record(index)
         values = np.asarray(record[self._key])
         values = values[..., 0] if values.ndim == 3 else values
@@ -161,7 +171,7 @@ def _class_names(count: int, what: str) -> tuple[str, ...]:
     return tuple(str(i) for i in range(count))
 
 
-def ade20k(path, split: str) -> PairedFolders:
+def ade20k(path: PathLike, split: str) -> PairedFolders:
     """ADE20k's scene parsing release, `ADEChallengeData2016`; 150 classes."""
     root = pathlib.Path(path).expanduser()
     if split not in ("training", "validation"):
@@ -175,7 +185,7 @@ def ade20k(path, split: str) -> PairedFolders:
     return PairedFolders(root / "images" / split, root / "annotations" / split, _MASKS_LAYOUT, (".png",), read, names)
 
 
-def mask_folders(path, num_classes: int = 0) -> PairedFolders:
+def mask_folders(path: PathLike, num_classes: int = 0) -> PairedFolders:
     """`images/` and `masks/` of equal names."""
     root = pathlib.Path(path).expanduser()
     listed = root / "classes.txt"
@@ -210,7 +220,7 @@ def open_masks(spec: str, *, num_classes: int = 0, data_dir: str = "") -> Source
 # Depth.
 
 
-def read_depth(path) -> np.ndarray:
+def read_depth(path: pathlib.Path) -> np.ndarray:
     """A depth map in metres from a 16-bit .png in millimetres or an .npy in metres.
 
     Raises:
@@ -236,7 +246,7 @@ def _metres(depth) -> np.ndarray:
 class NyuRelease(Source):
     """`nyu_depth_v2_labeled.mat`, MATLAB 7.3, 1,449 images of 480 x 640 with dense depth; read through h5py."""
 
-    def __init__(self, path):
+    def __init__(self, path: PathLike):
         try:
             import h5py
         except ImportError:
@@ -257,7 +267,7 @@ class NyuRelease(Source):
     def __len__(self):
         return self._count
 
-    def read(self, index):
+    def read(self, index: int):
         import h5py
 
         # Opened for every record: a file that is open goes into no worker process.
@@ -270,7 +280,7 @@ class NyuRelease(Source):
         return digest(listing(file.parent, [file]))
 
 
-def nyu(path, split: str) -> Source:
+def nyu(path: PathLike, split: str) -> Source:
     """NYU Depth v2 from its release: `train` (795 images) and `test` (654) as splits.mat has them, or `all`."""
     root = pathlib.Path(path).expanduser()
     file = root if root.suffix == ".mat" else root / "nyu_depth_v2_labeled.mat"
@@ -295,7 +305,7 @@ def nyu(path, split: str) -> Source:
     return Selection(source, rows)
 
 
-def depth_folders(path) -> PairedFolders:
+def depth_folders(path: PathLike) -> PairedFolders:
     """`images/` and `depth/` of equal names."""
     root = pathlib.Path(path).expanduser()
     return PairedFolders(root / "images", root / "depth", _DEPTHS_LAYOUT, (".png", ".npy"), read_depth)
@@ -309,7 +319,7 @@ class TfdsDepths(TfdsSource):
         if "depth" not in self.features:
             raise UserError(f"tfds:{name} holds {', '.join(self.features)}, no depth: {_DEPTHS_LAYOUT}")
 
-    def read(self, index):
+    def read(self, index: int):
         record = self.record(index)
         depth = np.asarray(record["depth"])
         depth = depth[..., 0] if depth.ndim == 3 else depth

@@ -13,13 +13,14 @@ import numpy as np
 from absl import flags
 
 from brh_jax.data.sources import UNLABELLED, Source
+from brh_jax.data.transforms import Transform
 from brh_jax.errors import UserError
 
 
 class _Load(grain.transforms.RandomMap, grain.transforms.Map):
     """Index -> transformed record; an image that cannot be decoded is replaced by the next that can, and `failed` names it."""
 
-    def __init__(self, source: Source, transform):
+    def __init__(self, source: Source, transform: Transform):
         self.source, self.transform = source, transform
 
     def map(self, index: int):
@@ -36,7 +37,7 @@ class _Load(grain.transforms.RandomMap, grain.transforms.Map):
         return {"image": image, "target": target} | found
 
 
-def _records(indices, source: Source, transform):
+def _records(indices, source: Source, transform: Transform):
     """The records of indices; a random generator for each only where the transform uses it."""
     load = _Load(source, transform)
     return indices.random_map(load) if transform.random else indices.map(load)
@@ -45,7 +46,7 @@ def _records(indices, source: Source, transform):
 class _Part(grain.MapDataset):
     """What one process gives to batches of `batch_size` records: the `part`-th of `count` equal pieces of each."""
 
-    def __init__(self, parent, batch_size: int, part: int, count: int):
+    def __init__(self, parent: grain.MapDataset, batch_size: int, part: int, count: int):
         super().__init__(parent)
         self._batch_size, self._part, self._count = batch_size, part, count
 
@@ -76,7 +77,15 @@ class TrainingBatches(Iterator):
     """
 
     def __init__(
-        self, source: Source, transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0, process=None
+        self,
+        source: Source,
+        transform: Transform,
+        batch_size: int,
+        *,
+        seed: int,
+        threads: int = 8,
+        workers: int = 0,
+        process: tuple[int, int] | None = None,
     ):
         index, count = process or (jax.process_index(), jax.process_count())
         if batch_size % count:
@@ -85,7 +94,7 @@ class TrainingBatches(Iterator):
         self._threads, self._workers = threads, workers
         records = _records(grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None), source, transform)
         self._batches = _Part(records, batch_size, index, count).batch(batch_size // count)
-        self._iterator = None
+        self._iterator: Iterator | None = None
 
     def seek(self, step: int) -> None:
         """Makes batch number `step` the next one."""
@@ -125,13 +134,20 @@ def epoch_rows(step: int, total: int, batch_size: int, seed: int) -> np.ndarray:
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 
-def training_batches(source: Source, transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0):
+def training_batches(source: Source, transform: Transform, batch_size: int, *, seed: int, threads: int = 8, workers: int = 0):
     """See TrainingBatches."""
     return TrainingBatches(source, transform, batch_size, seed=seed, threads=threads, workers=workers)
 
 
 def measuring_batches(
-    source: Source, transform, batch_size: int, *, num_images: int | None = None, seed: int = 0, threads: int = 8, process=None
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    *,
+    num_images: int | None = None,
+    seed: int = 0,
+    threads: int = 8,
+    process: tuple[int, int] | None = None,
 ) -> Iterator[dict]:
     """One pass of full batches with a `valid` mask, the last one padded; the same images every time.
 

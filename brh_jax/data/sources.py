@@ -7,14 +7,16 @@ import pathlib
 import re
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from brh_jax.errors import UserError
 from brh_jax.preprocessing import as_image
+from brh_jax.types import PathLike
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
 UNLABELLED = -1
@@ -33,7 +35,7 @@ class Source:
         skipped: what could not be decoded so far, name -> reason.
     """
 
-    def __init__(self, name: str, classes=()):
+    def __init__(self, name: str, classes: Iterable[str] = ()):
         self.name = name
         self.classes = tuple(classes)
         self.skipped: dict[str, str] = {}
@@ -77,7 +79,7 @@ class Source:
             return None
 
 
-def digest(*parts) -> str:
+def digest(*parts: object) -> str:
     """Sha256 of strings, numbers, and lists of them; what `Source.fingerprint` gives."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -90,33 +92,33 @@ def listing(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> list:
 class ArraySource(Source):
     """Images held in memory, uint8 `[n, height, width]` or `[n, height, width, 3]`, with optional labels `[n]`."""
 
-    def __init__(self, images, labels=None, name: str = "array", classes=()):
+    def __init__(self, images: np.ndarray, labels: ArrayLike | None = None, name: str = "array", classes: Sequence[str] = ()):
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise UserError(f"{name}: expected uint8 images [n, height, width(, 3)], got {images.dtype} {images.shape}")
-        if labels is not None and len(labels) != len(images):
-            raise UserError(f"{name}: {len(images)} images but {len(labels)} labels")
+        found = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
+        if len(found) != len(images):
+            raise UserError(f"{name}: {len(images)} images but {len(found)} labels")
         if labels is not None and not len(classes):
-            classes = [str(i) for i in range(int(np.max(labels)) + 1)]
+            classes = [str(i) for i in range(int(found.max()) + 1)]
         super().__init__(name, classes)
-        self.images = images
-        self.labels = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
+        self.images, self.labels = images, found
 
     def __len__(self):
         return len(self.images)
 
-    def read(self, index):
+    def read(self, index: int):
         return {"image": self.images[index], "label": int(self.labels[index])}
 
     def fingerprint(self):
         arrays = (np.ascontiguousarray(array) for array in (self.images, self.labels.astype(np.int64)))
-        return digest(self.classes, *((array.shape, hashlib.sha256(array).hexdigest()) for array in arrays))
+        return digest(self.classes, *((array.shape, hashlib.sha256(array.data).hexdigest()) for array in arrays))
 
 
 class Selection(Source):
     """Records of another source, by their indices."""
 
-    def __init__(self, source: Source, indices):
+    def __init__(self, source: Source, indices: ArrayLike):
         super().__init__(source.name, source.classes)
         self.skipped = source.skipped
         self._source, self._indices = source, np.asarray(indices)
@@ -124,7 +126,7 @@ class Selection(Source):
     def __len__(self):
         return len(self._indices)
 
-    def read(self, index):
+    def read(self, index: int):
         return self._source.read(int(self._indices[index]))
 
     def fingerprint(self):
@@ -145,7 +147,7 @@ class ImageFolder(Source):
         UserError: no such folder, or no images in it.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: PathLike):
         folder = pathlib.Path(folder).expanduser()
         if not folder.is_dir():
             raise UserError(f"no image folder at {folder}: expected images in it, or one sub-folder of images per class")
@@ -164,7 +166,7 @@ class ImageFolder(Source):
     def __len__(self):
         return len(self.paths)
 
-    def read(self, index):
+    def read(self, index: int):
         path = self.paths[index]
         try:
             with Image.open(path) as image:
@@ -218,14 +220,14 @@ class TfdsSource(Source):
     def __len__(self):
         return len(self.records)
 
-    def record(self, index) -> dict:
+    def record(self, index: int) -> dict:
         """All features of a record; raises CorruptImage."""
         try:
             return self.records[index]
         except Exception as error:  # TFDS decodes as it reads, with whatever errors its decoder has
             raise CorruptImage(f"{self.name} record {index}: {error}") from None
 
-    def read(self, index):
+    def read(self, index: int):
         record = self.record(index)
         return {"image": record["image"], "label": int(record.get("label", UNLABELLED))}
 
@@ -247,14 +249,14 @@ def digits(split: str) -> ArraySource:
     return ArraySource(images, data.target[part], f"digits:{split}")
 
 
-def idx(path) -> ArraySource:
+def idx(path: PathLike) -> ArraySource:
     """MNIST's format: `PATH-images-idx3-ubyte` and `PATH-labels-idx1-ubyte`, plain or .gz.
 
     Raises:
         UserError: the files are not there or not of that format.
     """
 
-    def load(kind):
+    def load(kind: str):
         candidates = [pathlib.Path(f"{path}-{kind}-ubyte{suffix}").expanduser() for suffix in (".gz", "")]
         file = next((f for f in candidates if f.exists()), None)
         if file is None:

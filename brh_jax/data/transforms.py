@@ -1,11 +1,24 @@
 """Images to pixels: decoding, resizing, cropping, flipping. Everything stays uint8 until the device normalises it."""
 
 import dataclasses
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from brh_jax.preprocessing import FILTERS, Preprocessing, as_image
+from brh_jax.preprocessing import FILTERS, ImageLike, Preprocessing, as_image
+
+
+class Transform(Protocol):
+    """Called with (image, generator) to give pixels, or with (image, generator, target) to give pixels and the target's.
+
+    Attributes:
+        random: whether it draws from the generator, so that an image seen again comes out differently.
+    """
+
+    random: ClassVar[bool]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,9 +26,9 @@ class CenterCrop:
     """`Preprocessing.resize_and_crop` as a transform; ignores the random generator."""
 
     preprocessing: Preprocessing
-    random = False
+    random: ClassVar[bool] = False
 
-    def __call__(self, image, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: ImageLike, rng: np.random.Generator | None) -> np.ndarray:
         return self.preprocessing.resize_and_crop(image)
 
 
@@ -35,9 +48,9 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     interpolation: str = "bicubic"
-    random = True
+    random: ClassVar[bool] = True
 
-    def __call__(self, image, rng: np.random.Generator, target=None):
+    def __call__(self, image: ImageLike, rng: np.random.Generator, target: np.ndarray | None = None):
         """uint8 `[height, width, 3]`; with a target of the image's size also that, through the same crop and flip."""
         image = as_image(image)
         box = self._box(image.width, image.height, rng)
@@ -65,9 +78,9 @@ class Resize:
 
     size: tuple[int, int]
     interpolation: str = "bicubic"
-    random = False
+    random: ClassVar[bool] = False
 
-    def __call__(self, image, rng: np.random.Generator, target=None):
+    def __call__(self, image: ImageLike, rng: np.random.Generator, target: np.ndarray | None = None):
         pixels = _resized(as_image(image), self.size, self.interpolation)
         return pixels if target is None else (pixels, _resized(Image.fromarray(target), self.size, "nearest"))
 
@@ -86,17 +99,18 @@ class RandomCrop:
     size: tuple[int, int]
     flip: bool = True
     jitter: float = 0.2
-    random = True
+    random: ClassVar[bool] = True
 
-    def __call__(self, image, rng: np.random.Generator, target):
-        image, (height, width) = as_image(image), self.size
-        left, top = (int(rng.integers(max(have - want, 0) + 1)) for have, want in zip(image.size, (width, height), strict=True))
+    def __call__(self, image: ImageLike, rng: np.random.Generator, target: np.ndarray):
+        picture, (height, width) = as_image(image), self.size
+        left, top = (int(rng.integers(max(have - want, 0) + 1)) for have, want in zip(picture.size, (width, height), strict=True))
         flip = self.flip and rng.random() < 0.5
         box = (left, top, left + width, top + height)
-        image = image.crop(box)
-        for enhance in rng.permutation([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]):
-            image = enhance(image).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
-        return _pixels(image, flip), _pixels(Image.fromarray(target).crop(box), flip)
+        picture = picture.crop(box)
+        kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for number in rng.permutation(len(kinds)):
+            picture = kinds[number](picture).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
+        return _pixels(picture, flip), _pixels(Image.fromarray(target).crop(box), flip)
 
 
 def _resized(image: Image.Image, size, interpolation: str, box=None, flip: bool = False) -> np.ndarray:

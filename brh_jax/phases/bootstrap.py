@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from brh_jax.phases.similarity import image_similarity, token_vectors
 from brh_jax.statistics import bootstrap_counts
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Trajectory, Valid
 
 METRICS = ("cosine", "cka")
 _GROUP = 16  # images of an unbiased HSIC
@@ -44,7 +45,7 @@ class LayerSamples:
 
     def halves(self) -> tuple["LayerSamples", "LayerSamples"]:
         """Every second unit, and the others."""
-        return tuple(dataclasses.replace(self, values=self.values[i::2]) for i in (0, 1))
+        return dataclasses.replace(self, values=self.values[::2]), dataclasses.replace(self, values=self.values[1::2])
 
     def resampled(self, num_resamples: int, seed: int) -> np.ndarray:
         """The dissimilarity over units drawn with replacement, as many as there are: `[num_resamples, depth, depth]`."""
@@ -59,7 +60,9 @@ class LayerSamples:
         return dissimilarity
 
 
-def layer_samples(trajectories: Iterable, layout: TokenLayout, metrics=METRICS) -> dict[str, LayerSamples]:
+def layer_samples(
+    trajectories: Iterable[tuple[Trajectory, Valid]], layout: TokenLayout, metrics: Sequence[str] = METRICS
+) -> dict[str, LayerSamples]:
     """The samples of each metric, in one pass over batches that are never held together.
 
     Args:
@@ -110,7 +113,7 @@ class Stability(NamedTuple):
     rand_index: np.ndarray
 
 
-def stability(matrices, cut: Callable, found: Partition) -> Stability:
+def stability(matrices: Array, cut: Callable[[np.ndarray], Partition], found: Partition) -> Stability:
     """Cuts every resampled matrix and compares with the partition of all images.
 
     Args:

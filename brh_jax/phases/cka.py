@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from brh_jax.types import Array
 
-def hsic(features) -> np.ndarray:
+
+def hsic(features: Array) -> np.ndarray:
     """Unbiased Hilbert-Schmidt independence criterion between the linear kernels of layers, over one group of images.
 
     With K = X X^T and its diagonal set to zero, of n images (Song et al., 2012, JMLR 13, equation 5):
@@ -34,7 +36,7 @@ def hsic(features) -> np.ndarray:
     return (trace + outer / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
 
 
-def alignment(mean_hsic) -> np.ndarray:
+def alignment(mean_hsic: np.ndarray) -> np.ndarray:
     """CKA(l, m) = HSIC(l, m) / sqrt(HSIC(l, l) HSIC(m, m)), of sums or means over groups (Nguyen et al., 2021, arXiv 2010.15327).
 
     The estimates of HSIC are unbiased whatever the size of the groups; of many groups the ratio is that of all images together.

@@ -4,14 +4,16 @@ The objectives are different and may give different partitions of one matrix; a 
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
+from brh_jax.types import Array
 
 
-def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
+def max_cut(dissimilarity: Array, k: int, min_length: int = 1) -> Partition:
     """The contiguous partition of largest total dissimilarity across phases, by dynamic programming (paper, section 2).
 
     Exact, in O(k depth²). Of equal optima the one with the earliest last cut is returned.
@@ -39,7 +41,7 @@ def max_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
     return _trace(cut, depth)
 
 
-def contrast_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
+def contrast_cut(dissimilarity: Array, k: int, min_length: int = 1) -> Partition:
     """The contiguous partition of largest (mean dissimilarity across phases) - (mean within), exactly.
 
     Means, unlike sums, do not favour phases of equal length, but isolate an outlying layer unless `min_length` forbids it.
@@ -78,7 +80,7 @@ def contrast_cut(dissimilarity, k: int, min_length: int = 1) -> Partition:
     return Partition(tuple(np.diff(edges[::-1])))
 
 
-def recursive_bisection(dissimilarity, threshold: float) -> Partition:
+def recursive_bisection(dissimilarity: Array, threshold: float) -> Partition:
     """Cuts a segment in two where most dissimilarity crosses, and each half again, as long as a cut is worth it.
 
     Args:
@@ -123,13 +125,13 @@ def random_contiguous(depth: int, k: int, seed: int, min_length: int = 1) -> Par
     return Partition(tuple(extra + min_length))
 
 
-def random_fragmented(lengths, seed: int) -> Partition:
+def random_fragmented(lengths: Sequence[int] | np.ndarray, seed: int) -> Partition:
     """The layers of a partition dealt out to its phases at random: phases keep their sizes but not their place in depth."""
     labels = np.repeat(np.arange(len(lengths)), lengths)
     return Partition.from_labels(np.random.default_rng(seed).permutation(labels).tolist())
 
 
-def cut_weight(dissimilarity, partition: Partition) -> float:
+def cut_weight(dissimilarity: Array, partition: Partition) -> float:
     """Share of the dissimilarity that lies between phases: what `max_cut` maximises, divided by the total."""
     d = np.asarray(dissimilarity, np.float64)
     labels = np.asarray(partition.labels)
@@ -137,7 +139,7 @@ def cut_weight(dissimilarity, partition: Partition) -> float:
     return float(d[labels[:, None] != labels[None, :]].sum() / total) if total else 0.0
 
 
-def all_contiguous(depth: int, k: int, min_length: int = 1):
+def all_contiguous(depth: int, k: int, min_length: int = 1) -> Iterator[Partition]:
     """Every contiguous partition into k phases; for brute force at small depth."""
     for cuts in itertools.combinations(range(1, depth), k - 1):
         lengths = np.diff([0, *cuts, depth])

@@ -7,6 +7,7 @@ import numpy as np
 
 from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous, random_fragmented
+from brh_jax.types import Array
 
 
 class RandomCuts(NamedTuple):
@@ -29,7 +30,7 @@ class RandomCuts(NamedTuple):
         return float(np.mean(self.contiguous <= self.weight + 1e-12))
 
 
-def random_cuts(dissimilarity, partition: Partition, *, num_random: int = 1000, seed: int = 0) -> RandomCuts:
+def random_cuts(dissimilarity: Array, partition: Partition, *, num_random: int = 1000, seed: int = 0) -> RandomCuts:
     """Weighs a partition against random ones on one matrix of dissimilarities (the reviewers' control, paper, section 10).
 
     Args:

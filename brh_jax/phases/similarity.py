@@ -5,13 +5,15 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from brh_jax.errors import UserError
 from brh_jax.tokens import TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array, Dissimilarity, Trajectory, Valid
 
 
-def layer_similarity(states, layout: TokenLayout):
+def layer_similarity(states: Array, layout: TokenLayout) -> Dissimilarity:
     """Mean cosine between block outputs, of the class token and of the mean patch, averaged over both and over images.
 
     Args:
@@ -26,19 +28,19 @@ def layer_similarity(states, layout: TokenLayout):
     return jnp.mean(image_similarity(states, layout), axis=0)
 
 
-def layer_dissimilarity(states, layout: TokenLayout):
+def layer_dissimilarity(states: Array, layout: TokenLayout) -> Dissimilarity:
     """1 - `layer_similarity`: `[depth, depth]`, zero on the diagonal."""
     return 1.0 - layer_similarity(states, layout)
 
 
-def image_similarity(states, layout: TokenLayout):
+def image_similarity(states: Array, layout: TokenLayout) -> Float[Array, "batch depth depth"]:
     """`layer_similarity` of each image: `[batch, depth, depth]`."""
     vectors = token_vectors(states, layout)
     unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return jnp.mean(jnp.einsum("tlbd,tmbd->tblm", unit, unit, precision="highest"), axis=0)
 
 
-def token_vectors(states, layout: TokenLayout):
+def token_vectors(states: Array, layout: TokenLayout) -> Float[Array, "types depth batch dim"]:
     """What layers are compared by: the class token and the mean patch of a_1 ... a_L, `[token types, depth, batch, dim]`.
 
     A model without class token has the mean patch alone.
@@ -48,7 +50,7 @@ def token_vectors(states, layout: TokenLayout):
     return jnp.stack([tokens.mean(-2) for tokens in (outputs.cls, outputs.patches) if tokens.shape[-2]])
 
 
-def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tuple[np.ndarray, int]:
+def streaming_dissimilarity(trajectories: Iterable[tuple[Trajectory, Valid]], layout: TokenLayout) -> tuple[np.ndarray, int]:
     """`layer_dissimilarity` over batches that are never held together.
 
     Args:
@@ -60,7 +62,7 @@ def streaming_dissimilarity(trajectories: Iterable, layout: TokenLayout) -> tupl
     Raises:
         UserError: no images.
     """
-    total, count = 0.0, 0
+    total, count = np.zeros(()), 0
     similarity = jax.jit(image_similarity, static_argnums=1)
     for states, valid in trajectories:
         valid = np.asarray(valid)

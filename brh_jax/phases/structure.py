@@ -8,6 +8,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous
+from brh_jax.types import Array
 
 _ALL_UP_TO = 5000  # partitions; beyond, so many random ones stand for all
 
@@ -39,7 +40,7 @@ class PhaseStructure(NamedTuple):
     z: float | None
 
 
-def phase_structure(dissimilarity, partition: Partition, *, min_length: int = 1, seed: int = 0) -> PhaseStructure:
+def phase_structure(dissimilarity: Array, partition: Partition, *, min_length: int = 1, seed: int = 0) -> PhaseStructure:
     """Phase structure of S = 1 - `dissimilarity` (paper, section 6).
 
     Args:

@@ -13,6 +13,7 @@ from weights_convert.families.rules import (
     norm,
     patch_projection,
     position_table,
+    table_size,
     tokens,
     unused,
 )
@@ -123,7 +124,7 @@ def zeros(facts: Facts, c: ViTConfig):
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
     """OpenAI's."""
-    size = tuple(n * c.patch_size for n in c.position_grid)
+    size = table_size(c)
     return Preprocessing(size, min(size), MEAN, STD)
 
 

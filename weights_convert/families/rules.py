@@ -1,7 +1,7 @@
 """What a family's table is made of: rules that take a source tensor to its places in the Flax tree, and back."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +10,15 @@ from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from weights_convert.facts import Facts
 
+Transform = Callable[[np.ndarray, ViTConfig], np.ndarray]
+
 
 class Place(NamedTuple):
     """A place in the Flax tree: a path such as `blocks/attn/qkv/kernel`, and an index into the leaf where several source
     tensors share it (queries, keys and values). Paths under `blocks` get the rule's layer as first index."""
 
     path: str
-    index: tuple = ()
+    index: tuple = ()  # type: ignore[assignment]  # hides the method of tuples
 
 
 class Rule(NamedTuple):
@@ -68,12 +70,18 @@ class Family(NamedTuple):
     to_transformers: Callable[[ViTConfig], dict | None] = lambda config: None
 
 
+def table_size(c: ViTConfig) -> tuple[int, int]:
+    """Pixels, (height, width), of an image with as many patches as the position table, which the family must have."""
+    assert c.position_grid is not None
+    return c.position_grid[0] * c.patch_size, c.position_grid[1] * c.patch_size
+
+
 def unused(pattern: str, why: str) -> Rule:
     """A tensor that is known and not needed."""
     return Rule(pattern, (), why=why)
 
 
-def single(pattern: str, place: Place, to=lambda a, c: a, back=lambda a, c: a, name: str = "") -> Rule:
+def single(pattern: str, place: Place, to: Transform = lambda a, c: a, back: Transform = lambda a, c: a, name: str = "") -> Rule:
     """A tensor with one place."""
     return Rule(pattern, (place,), lambda a, c: [to(a, c)], lambda parts, c: back(parts[0], c), name)
 
@@ -227,11 +235,11 @@ def fused_attention(weight: str, bias: str, out: str, name: str = "", out_name: 
     )
 
 
-def attention(parts: tuple[str, str, str], out: str, names=("", "", ""), out_name: str = "") -> tuple[Rule, ...]:
+def attention(parts: Sequence[str], out: str, names: Sequence[str] = ("", "", ""), out_name: str = "") -> tuple[Rule, ...]:
     """Queries, keys and values as three layers `[dim, dim]`, and the layer `out` after the heads.
 
     Args:
-        parts, out: patterns of the layers; `names`, `out_name` what they are written as.
+        parts, out: patterns of the three layers, and of the one after them; `names`, `out_name` what they are written as.
     """
     rules = [rule for part in range(3) for rule in _part(f"(?:{parts[part]})", part, names[part])]
     return (*rules, *_heads_out(out, out_name))

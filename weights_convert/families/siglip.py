@@ -18,6 +18,7 @@ from weights_convert.families.rules import (
     norm,
     patch_projection,
     position_table,
+    table_size,
     unused,
 )
 
@@ -106,7 +107,7 @@ def _activation(facts: Facts) -> str:
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
     """Stretched to the table's size."""
-    size = tuple(n * c.patch_size for n in c.position_grid)
+    size = table_size(c)
     return Preprocessing(size, None, (0.5,) * 3, (0.5,) * 3)
 
 

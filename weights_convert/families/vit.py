@@ -18,6 +18,7 @@ from weights_convert.families.rules import (
     norm,
     patch_projection,
     position_table,
+    table_size,
     tokens,
     unused,
     vector,
@@ -95,7 +96,7 @@ def dino_config(facts: Facts) -> ViTConfig:
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
     """google/vit's (stretched, mean and deviation 1/2) in transformers' layout; else that of DeiT, DINO and MAE."""
-    size = tuple(n * c.patch_size for n in c.position_grid)
+    size = table_size(c)
     if facts.hf is not None and facts.hf.get("model_type") == "vit":
         return Preprocessing(size, None, (0.5,) * 3, (0.5,) * 3, "bilinear")
     return Preprocessing(size, round(min(size) * 256 / 224), IMAGENET_MEAN, IMAGENET_STD)
