@@ -17,3 +17,11 @@ Features = Float[Array, "batch features"]
 Dissimilarity = Float[Array, "depth depth"]  # between the outputs of layers
 Labels = Integer[Array, " batch"]
 Valid = Bool[Array, " batch"]  # which images of a padded batch count
+
+States = Float[Array, "*lead tokens dim"]
+Outputs = Float[Array, "depth batch tokens dim"]  # of the layers: a trajectory without a_0
+HeadTokens = Float[Array, "batch heads tokens head_dim"]  # queries, keys or values
+Turn = Float[Array, "patches head_dim"]
+Rotations = tuple[Turn, Turn]  # cosines and sines of the patches' angles
+Grid = tuple[int, int] | None  # (rows, columns) of patches; None for a square
+Layer = int | np.integer | Integer[Array, ""]  # from 0
