@@ -1,6 +1,7 @@
 """The models that benchmarks run: of published shape, with random weights, ours and the same in PyTorch."""
 
 import argparse
+import functools
 import tempfile
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import brh_jax
 from benchmarks import measure
 from brh_jax.models import Encoder, ViT, ViTConfig, architecture
+from brh_jax.models.encoder import init_params
 from brh_jax.preprocessing import Preprocessing
 
 TINY = ViTConfig(
@@ -26,7 +28,8 @@ def config_of(arch: str, tiny: bool = False) -> ViTConfig:
 def random_vit(arch: str, size: int, *, tiny: bool = False, dtype: str = "float32") -> Encoder:
     """A ViT with random weights at `size` pixels; every branch is of the size of the stream, so that errors would show."""
     config = config_of(arch, tiny)
-    shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(init_params, ViT(config)), jax.random.key(0), image)
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -36,7 +39,7 @@ def random_vit(arch: str, size: int, *, tiny: bool = False, dtype: str = "float3
         fan_in = max(config.dim, leaf.shape[-2]) if "kernel" in name else 2500
         return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
 
-    params = jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes["params"]))
+    params = jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
     name = f"{'a tiny ViT' if tiny else arch} with random weights"
     return Encoder(config, params, Preprocessing((size, size)), name=name, dtype=None if dtype == "float32" else jnp.dtype(dtype))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure, models
-from brh_jax.distill import STAGE1, init_blocks
+from brh_jax.distill import Blockwise, BlockwiseSettings, init_blocks
 from brh_jax.distill.trainer import make_update
 from brh_jax.models import RaptorConfig, ViT
 from brh_jax.models.cost import vit_flops
@@ -34,7 +34,7 @@ def main(argv=None) -> int:
     teacher = models.random_vit(arguments.arch, arguments.size, tiny=arguments.tiny, dtype=arguments.dtype)
     config = RaptorConfig(teacher.config, Partition(tuple(int(n) for n in arguments.partition.split(","))))
     blocks = init_blocks(config, teacher.layout, jax.random.key(0))
-    pixels, settings = models.random_pixels(arguments.batch_size, arguments.size), dataclasses.replace(STAGE1, warmup_steps=0)
+    pixels, settings = models.random_pixels(arguments.batch_size, arguments.size), BlockwiseSettings(warmup_steps=0)
 
     sides, names = {}, []
     kinds = (True,) if arguments.tiny else (True, False)  # whether there is a teacher-forced pass
@@ -68,7 +68,7 @@ def main(argv=None) -> int:
 
 def _together(teacher, config, blocks, pixels, settings, forced):
     """A function that does one step of all blocks and gives their losses, `[k]`."""
-    update, optimiser = make_update(1, teacher, config, settings, seed=0)
+    update, optimiser = make_update(Blockwise(settings), teacher, config, seed=0)
     batch = {"image": jax.device_put(pixels), "row": np.arange(len(pixels))}
     return _stepping(update, optimiser, blocks, lambda: (teacher.params, batch), forced)
 
@@ -88,7 +88,7 @@ def _apart(teacher, config, phase, blocks, pixels, settings, forced):
     one = RaptorConfig(dataclasses.replace(teacher.config, depth=run.stop - run.start), Partition((run.stop - run.start,)))
     if phase < config.partition.k - 1:  # plain mean over tokens
         settings = dataclasses.replace(settings, token_weights=tuple(teacher.layout.counts))
-    update, optimiser = make_update(1, teacher.replace(config=one.teacher), one, settings, seed=0)
+    update, optimiser = make_update(Blockwise(settings), teacher.replace(config=one.teacher), one, seed=0)
     images = jax.device_put(pixels)
     block = {"phase_1": _counted_from_zero(blocks[f"phase_{phase + 1}"], run.start)}
     return _stepping(
@@ -110,7 +110,7 @@ def _stepping(update, optimiser, blocks, inputs, forced):
     def step():
         nonlocal held
         params, batch = inputs()
-        held, metrics = update(held, params, batch, 0, forced=forced)
+        held, metrics = update(held, params, batch, 0, forced)
         return jnp.stack([value for name, value in sorted(metrics.items()) if name.startswith("loss_")])
 
     return step

@@ -81,7 +81,7 @@ class Step:
     Args:
         config: RaptorConfig.
         token_weights: `[tokens]`, of the squared errors.
-        settings: StageSettings; the learning rate is its peak, the schedule costs nothing.
+        settings: JointSettings; the learning rate is its peak, the schedule costs nothing.
         dtype: of the products; parameters, residual stream, loss and optimiser stay float32 as in ours.
         compiled: through torch.compile.
     """

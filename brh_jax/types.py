@@ -29,3 +29,11 @@ RandomKey = PRNGKeyArray
 
 PathLike = str | os.PathLike[str]
 Size = int | tuple[int, int]  # of an image in pixels: of a square one, or (height, width)
+
+States = Float[Array, "*lead tokens dim"]
+Outputs = Float[Array, "depth batch tokens dim"]  # of the layers: a trajectory without a_0
+HeadTokens = Float[Array, "batch heads tokens head_dim"]  # queries, keys or values
+Turn = Float[Array, "patches head_dim"]
+Rotations = tuple[Turn, Turn]  # cosines and sines of the patches' angles
+Grid = tuple[int, int] | None  # (rows, columns) of patches; None for a square
+Layer = int | np.integer | Integer[Array, ""]  # from 0

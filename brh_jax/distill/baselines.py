@@ -5,7 +5,7 @@ together, and the fit is exact however many images there are.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ BASELINES = ("mean", "linear", "linear_blocks")
 def fit_baselines(
     trajectories: Iterable,
     layout: TokenLayout,
-    names=BASELINES,
+    names: Collection[str] = BASELINES,
     *,
     partitions: dict[str, Partition] | None = None,
     ridge: float = 1e-6,

@@ -73,7 +73,7 @@ def evaluate(
         batches: from `measuring_batches`.
 
     Raises:
-        ValueError: no images.
+        UserError: no images.
     """
     totals = {name: None for name in predictors}
     errors = {name: [] for name in predictors}

@@ -1,5 +1,7 @@
-"""How far predicted states are from the teacher's (paper, section 4): LOSSES, by name. One function and one entry make "
-"another."""
+"""How far predicted states are from the teacher's (paper, section 4).
+
+LOSSES has them by name: one function and one entry add another.
+"""
 
 from collections.abc import Callable
 

@@ -11,9 +11,11 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
+from jax.sharding import Mesh
 
 from brh_jax.data.pipeline import epoch_rows, measuring_batches
 from brh_jax.data.sources import Source
@@ -30,7 +32,7 @@ def bytes_needed(teacher: Encoder, num_images: int) -> int:
     return 4 * num_images * (teacher.depth + 1) * teacher.layout.num_tokens * teacher.dim
 
 
-def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit_gb: float, batch_size: int, mesh):
+def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit_gb: float, batch_size: int, mesh: Mesh) -> Any:
     """The states of all images of a source, centre crops, `[images, depth + 1, tokens, dim]` float32; made if they are not there.
 
     Raises:
@@ -39,8 +41,8 @@ def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit
     needed = bytes_needed(teacher, len(source)) / 1e9
     if needed > limit_gb:
         raise UserError(
-            f"the teacher's states of the {len(source)} images of {source.name} take {needed:,.3g} GB, config.data.states_gb "
-            f"allows {limit_gb:,.3g}: allow more, or set it to 0 to run the teacher inside the step, which needs no disk"
+            f"the teacher's states of the {len(source)} images of {source.name} take {needed:,.3g} GB, limit_gb "
+            f"is {limit_gb:,.3g}: allow more, or run the teacher inside the step, which needs no disk"
         )
     about = _about(teacher, source)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -53,7 +55,7 @@ def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit
         free = shutil.disk_usage(folder).free / 1e9
         if needed > 0.95 * free:
             raise UserError(
-                f"the teacher's states take {needed:,.3g} GB, {folder} has {free:,.3g} GB left: set config.data.states_gb=0"
+                f"the teacher's states take {needed:,.3g} GB, {folder} has {free:,.3g} GB left: run the teacher inside the step"
             )
     wait_for_all("room for the states")
     store = _store(folder / "states", about["shape"], create=True)
@@ -64,7 +66,7 @@ def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit
         states = np.moveaxis(to_host(teacher.trajectory(teacher.normalize_pixels(placed["image"]))), 0, 1)
         valid = to_host(placed["valid"])
         if source.skipped:
-            raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or set config.data.states_gb=0")
+            raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or run the teacher inside the step")
         count = int(valid.sum())
         if is_main():
             store[number : number + count].write(states[valid]).result()
@@ -87,7 +89,7 @@ def _about(teacher: Encoder, source: Source) -> dict:
 def _record(source: Source, index: int) -> dict:
     record = source.read_or_skip(index)
     if record is None:
-        raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or set config.data.states_gb=0")
+        raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or run the teacher inside the step")
     return record
 
 

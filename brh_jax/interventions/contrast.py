@@ -15,6 +15,7 @@ from brh_jax.errors import UserError
 from brh_jax.interventions.plans import Swap
 from brh_jax.partition import Partition
 from brh_jax.statistics import summarize
+from brh_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,14 @@ class BoundaryTest:
     num_placements: int
 
 
-def matched_contrast(values, inter, strata, *, num_permutations: int = 10_000, seed: int = 0) -> Contrast | None:
+def matched_contrast(
+    values: Array,
+    inter: Sequence[bool] | Array,
+    strata: Sequence | Array,
+    *,
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> Contrast | None:
     """Mean difference of swaps across phases and within them, compared within strata.
 
         difference = sum_s w_s (mean inter_s - mean intra_s) / sum_s w_s,   w_s = n_intra n_inter / (n_intra + n_inter)
@@ -112,7 +120,7 @@ def matched_contrast(values, inter, strata, *, num_permutations: int = 10_000, s
 
 
 def boundary_test(
-    values, swaps: Sequence[Swap], partition: Partition, *, num_permutations: int = 2000, seed: int = 0
+    values: Array, swaps: Sequence[Swap], partition: Partition, *, num_permutations: int = 2000, seed: int = 0
 ) -> BoundaryTest | None:
     """Whether the phase boundaries that were found part swaps better, at equal distance, than boundaries elsewhere.
 

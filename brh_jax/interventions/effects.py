@@ -67,7 +67,9 @@ def apply_plans(
         raise UserError(
             f"the head reads {head['kernel'].shape[0]} features, {encoder.name} has {width}: expected a head on [cls, mean patch]"
         )
-    return _run(encoder, head, system, start, begins, ends, orders)
+    # What an encoder is called, and a head that is not asked, are no reason to compile again.
+    bare = encoder.replace(name="", head=None)
+    return _run(bare, head, system, start, begins, ends, orders)
 
 
 def join(first: DepthSystem, second: DepthSystem) -> DepthSystem:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from brh_jax.errors import UserError
 from brh_jax.models.raptor import Raptor
@@ -18,6 +20,7 @@ from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import shard
+from brh_jax.types import Array, State, States, Trajectory
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method", "grid"))
@@ -68,7 +71,7 @@ class ModelConfig(Protocol):
     @property
     def applications(self) -> int: ...
     def layout(self, height: int, width: int) -> TokenLayout: ...
-    def module(self, dtype: Any = None, **options) -> Any: ...
+    def module(self, dtype: Any = None, **options: Any) -> Any: ...
 
 
 class Encoder(flax.struct.PyTreeNode, eq=False):
@@ -114,32 +117,32 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         """The tokens of an image of height x width pixels. Raises UserError if that is no multiple of the patch."""
         return self.config.layout(height, width)
 
-    def preprocess(self, images) -> np.ndarray:
+    def preprocess(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
         """PIL images (or uint8 arrays `[height, width, 3]`) to float32 `[batch, height, width, 3]`."""
         return self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images]))
 
-    def normalize_pixels(self, images):
+    def normalize_pixels(self, images: Array) -> Array:
         """uint8 pixels to what the model takes: (pixels / 255 - mean) / std."""
         return self.preprocessing.normalize(images)
 
-    def trajectory(self, images):
+    def trajectory(self, images: Array) -> Trajectory:
         """Every state: preprocessed images `[batch, height, width, 3] -> [depth + 1, batch, tokens, dim]`; no final norm."""
         self._need("embedding")
         return _apply(self.module, self.params, self._check(images), method="__call__")
 
-    def embed(self, images):
+    def embed(self, images: Array) -> State:
         """a_0 of preprocessed images, `[batch, tokens, dim]`."""
         self._need("embedding")
         return _apply(self.module, self.params, self._check(images), method="embed")
 
-    def rollout(self, state):
+    def rollout(self, state: State) -> Trajectory:
         """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`."""
         state = jnp.asarray(state)
         # States of another image size than the encoder's are taken for square ones.
         grid = self.layout.grid if state.shape[-2] == self.layout.num_tokens else None
         return _apply(self.module, self.params, state, method="rollout", grid=grid)
 
-    def features(self, states):
+    def features(self, states: States) -> States:
         """States after the final LayerNorm, of any leading shape."""
         self._need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
@@ -163,7 +166,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         """The shape of one image of the encoder's size."""
         return jax.ShapeDtypeStruct((1, *self.preprocessing.crop, self.config.vit.channels), jnp.float32)
 
-    def at_size(self, size) -> "Encoder":
+    def at_size(self, size: int | Sequence[int]) -> "Encoder":
         """A copy for images of another size, an int or (height, width); resizing keeps its ratio to the crop.
 
         Raises:
@@ -208,7 +211,7 @@ def param_specs(module: nn.Module, *args, **options) -> Any:
     return nn.get_partition_spec(boxed_params(module, *args, **options))
 
 
-def pooled_features(features, layout: TokenLayout):
+def pooled_features(features: States, layout: TokenLayout) -> jax.Array:
     """[cls, mean patch] of normalised tokens, what the paper's linear probes read.
 
     Args:
@@ -226,6 +229,6 @@ def pooled_width(dim: int, layout: TokenLayout) -> int:
     return dim * (bool(layout.num_cls) + bool(layout.num_patches))
 
 
-def count_params(params) -> int:
+def count_params(params: Any) -> int:
     """Number of parameters in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

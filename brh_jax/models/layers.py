@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.models import rotary
+from brh_jax.types import Array, HeadTokens, Rotations, State
 
 # Activations of the plain feed-forward layer; "swiglu" is the gated one.
 ACTIVATIONS = {
@@ -37,7 +38,8 @@ class Dense(nn.DenseGeneral):
     """flax's, on all tokens as rows of one matrix: the gradient of the weights then needs no transposed copies on CPUs."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> jax.Array:
+        """`[..., inputs] -> [..., features]`; inputs and features may be several axes."""
         inputs = len(self.axis) if isinstance(self.axis, tuple) else 1
         out = super().__call__(x.reshape(-1, *x.shape[x.ndim - inputs :]))
         return out.reshape(*x.shape[: x.ndim - inputs], *out.shape[1:])
@@ -58,7 +60,7 @@ class Attention(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x, rotations=None):
+    def __call__(self, x: State, rotations: Rotations | None = None) -> State:
         """[batch, tokens, dim] -> [batch, tokens, dim]; `rotations` of the patches' queries and keys, see `rotary`."""
         dim = x.shape[-1]
         head_dim = dim // self.num_heads
@@ -85,7 +87,7 @@ class Attention(nn.Module):
         return Dense(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))
 
 
-def fused_attention(q, k, v, implementation: str = "cudnn"):
+def fused_attention(q: HeadTokens, k: HeadTokens, v: HeadTokens, implementation: str = "cudnn") -> HeadTokens | None:
     """Attention `[batch, heads, tokens, head_dim]` in one kernel: cuDNN's on NVIDIA GPUs in half precision; None elsewhere."""
     if implementation == "cudnn" and not (jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)):
         return None
@@ -104,7 +106,7 @@ class Mlp(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: State) -> State:
         """[batch, tokens, dim] -> [batch, tokens, dim]."""
         dim = x.shape[-1]
         if self.kind in ACTIVATIONS:
@@ -126,7 +128,8 @@ class LayerScale(nn.Module):
     init_value: float
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: State) -> State:
+        """Scales the channels."""
         return x * self.param("scale", nn.initializers.constant(self.init_value), (x.shape[-1],))
 
 
@@ -136,7 +139,8 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True):
+    def __call__(self, x: State, deterministic: bool = True) -> State:
+        """Leaves `x` as it is where `deterministic`."""
         if deterministic or self.rate == 0.0:
             return x
         keep = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))

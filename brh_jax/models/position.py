@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from brh_jax.types import Array
+
 # name -> what the reference calls.
 RESAMPLINGS = {
     "cubic": "torch interpolate(size=..., mode='bicubic'): transformers' DINOv2 and ViT",
@@ -12,7 +14,7 @@ RESAMPLINGS = {
 }
 
 
-def resample(table, grid: tuple[int, int], method: str):
+def resample(table: Array, grid: tuple[int, int], method: str) -> Array:
     """Resamples a position table to another patch grid, in at least float32.
 
     Args:

@@ -11,8 +11,9 @@ from brh_jax.errors import UserError
 from brh_jax.models import layers
 from brh_jax.models.remat import rematerialize
 from brh_jax.models.vit import Embedding, ViTConfig
-from brh_jax.partition import Partition
+from brh_jax.partition import Partition, Run
 from brh_jax.tokens import TokenLayout
+from brh_jax.types import Array, Grid, Images, Layer, Outputs, Rotations, State, States, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class DepthScaling(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, depth):
+    def __call__(self, depth: Array) -> list[jax.Array]:
         """depth `[...]` -> three gains `[..., dim]`."""
         hidden = nn.silu(nn.Dense(16, name="fc1")(depth[..., None]))
         small = nn.initializers.normal(1e-4)
@@ -110,7 +111,9 @@ class RaptorBlock(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x, depth, rotations=None, part: str | None = None):
+    def __call__(
+        self, x: State, depth: Array | float | int, rotations: Rotations | None = None, part: str | None = None
+    ) -> State:
         """One application.
 
         Args:
@@ -160,26 +163,26 @@ class Raptor(nn.Module):
         self.blocks = Blocks(cfg, self.dtype)
         self.norm = layers.LayerNorm(epsilon=cfg.teacher.layer_norm_eps)
 
-    def __call__(self, images):
+    def __call__(self, images: Images) -> Trajectory:
         """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
         states = self.rollout(self.embed(images), self.config.layout(*images.shape[1:3]).grid)
         if self.is_initializing():
             self.norm(states[-1])
         return states
 
-    def embed(self, images):
+    def embed(self, images: Images) -> State:
         """a_0 of the images, `[batch, tokens, dim]`: the teacher's own."""
         return self.embedding(images)
 
-    def rollout(self, state, grid=None):
+    def rollout(self, state: State, grid: Grid = None) -> Trajectory:
         """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`; `grid` as in `ViT.rollout`."""
         return self.blocks.rollout(state, grid)
 
-    def step(self, state, layer, grid=None, part: str | None = None):
+    def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
         """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `part` as in `ViT.step`."""
         return self.blocks.step(state, layer, grid, part)
 
-    def normalize(self, states):
+    def normalize(self, states: States) -> States:
         """The final LayerNorm (the teacher's), on states of any leading shape."""
         return self.norm(states)
 
@@ -221,7 +224,7 @@ class Blocks(nn.Module):
         scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
         return scan(self._block(run.phase), state, depths(run, state.dtype))
 
-    def rollout(self, state, grid=None):
+    def rollout(self, state: State, grid: Grid = None) -> Trajectory:
         """All layers from a_0, each from the output of the one before: `[depth + 1, batch, tokens, dim]`."""
         pieces = [state[None]]
         for run in self.config.partition.runs:
@@ -229,7 +232,7 @@ class Blocks(nn.Module):
             pieces.append(outputs)
         return jnp.concatenate(pieces)
 
-    def rollout_runs(self, states, grid=None):
+    def rollout_runs(self, states: Trajectory, grid: Grid = None) -> Outputs:
         """Each run rolled out from the teacher's state before it (stage 1's autoregression).
 
         Args:
@@ -240,7 +243,7 @@ class Blocks(nn.Module):
         """
         return jnp.concatenate([self._scan(run, states[run.start], grid)[1] for run in self.config.partition.runs])
 
-    def teacher_forced(self, states, grid=None):
+    def teacher_forced(self, states: Trajectory, grid: Grid = None) -> Outputs:
         """Every layer predicted from the teacher's state before it; all layers of a run go through as one batch.
 
         Args:
@@ -260,7 +263,7 @@ class Blocks(nn.Module):
             pieces.append(outputs.reshape(-1, batch, *rest))
         return jnp.concatenate(pieces)
 
-    def step(self, state, layer, grid=None, part: str | None = None):
+    def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
         """Layer `layer` (from 0, may be traced) applied to a state; `part` as in `ViT.step`."""
         params = self.variables["params"]
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
@@ -280,6 +283,6 @@ class Blocks(nn.Module):
         return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
 
 
-def depths(run, dtype):
+def depths(run: Run, dtype: Any) -> jax.Array:
     """1-based indices of the layers that a run produces."""
     return jnp.arange(run.start + 1, run.stop + 1, dtype=dtype)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from brh_jax.errors import UserError
 from brh_jax.models import rotary
@@ -160,7 +160,7 @@ def differences(found: ViTConfig, expected: ViTConfig) -> list[str]:
     ]
 
 
-def check_architecture(origin, config: ViTConfig, name: str) -> None:
+def check_architecture(origin: Any, config: ViTConfig, name: str) -> None:
     """Raises UserError unless the weights at `origin` are of the architecture of that name."""
     if faults := differences(config, architecture(name).config):
         raise UserError(

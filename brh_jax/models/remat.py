@@ -1,5 +1,7 @@
 """What the backward pass keeps of a block and what it computes again."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -14,7 +16,7 @@ POLICIES = {
 }
 
 
-def rematerialize(body, policy: str):
+def rematerialize(body: Callable, policy: str) -> Callable:
     """A scan body `(module, carry, xs) -> (carry, ys)` whose backward pass keeps what the named policy says.
 
     Raises:

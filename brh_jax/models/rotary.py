@@ -5,13 +5,15 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.types import HeadTokens, Rotations
+
 
 def periods(head_dim: int, theta: float) -> tuple[float, ...]:
     """theta^(4 i / head_dim) for i = 0 ... head_dim / 4 - 1."""
     return tuple(float(p) for p in theta ** np.arange(0, 1, 4 / head_dim))
 
 
-def rotations(periods: tuple[float, ...], grid: tuple[int, int]):
+def rotations(periods: tuple[float, ...], grid: tuple[int, int]) -> Rotations:
     """Cosines and sines of the angles 2 pi y / period, 2 pi x / period of every patch.
 
     Places are the centres of the patches, from -1 to 1 along each side of the grid.
@@ -30,7 +32,7 @@ def rotations(periods: tuple[float, ...], grid: tuple[int, int]):
     return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 
-def rotate(x, rotations):
+def rotate(x: HeadTokens, rotations: Rotations) -> HeadTokens:
     """Turns the patches' queries or keys, `[..., tokens, head_dim]`; the tokens before them carry no place."""
     cos, sin = rotations
     first = x.shape[-2] - cos.shape[0]

@@ -25,7 +25,7 @@ VERSION = 1
 SHARD_BYTES = 2**30
 
 
-def is_encoder_folder(path) -> bool:
+def is_encoder_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a folder that `save` wrote."""
     config = pathlib.Path(path) / "config.json"
     try:
@@ -34,7 +34,7 @@ def is_encoder_folder(path) -> bool:
         return False
 
 
-def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
+def save(encoder: Encoder, folder: str | os.PathLike, notes: dict | None = None) -> pathlib.Path:
     """Writes an encoder in place of what is at `folder`; a crash leaves nothing half-written.
 
     Args:
@@ -57,7 +57,7 @@ def save(encoder: Encoder, folder, notes: dict | None = None) -> pathlib.Path:
     return write_folder(folder, tensors, {"config.json": json.dumps(about, indent=2) + "\n"})
 
 
-def write_folder(folder, tensors: dict, files: dict[str, str], metadata: dict | None = None) -> pathlib.Path:
+def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str], metadata: dict | None = None) -> pathlib.Path:
     """Writes tensors and small files in place of the encoder at `folder`; a crash leaves nothing half-written.
 
     Tensors beyond SHARD_BYTES go into several files with an index, as on the hub: a file is made in memory before it is written.
@@ -118,7 +118,7 @@ def _shards(tensors: dict) -> list[list[str]]:
     return shards
 
 
-def read(folder) -> Encoder:
+def read(folder: str | os.PathLike) -> Encoder:
     """Reads an encoder that `save` wrote.
 
     Raises:

@@ -12,6 +12,7 @@ from brh_jax.errors import UserError
 from brh_jax.models import layers, position, rotary
 from brh_jax.models.remat import rematerialize
 from brh_jax.tokens import TokenLayout
+from brh_jax.types import Grid, Images, Layer, Rotations, State, States, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class ViTConfig:
             )
         return TokenLayout(self.num_cls, self.num_registers, (height // p, width // p))
 
-    def rotations(self, num_tokens: int, grid: tuple[int, int] | None):
+    def rotations(self, num_tokens: int, grid: Grid) -> Rotations | None:
         """What attention turns the patches by; None where the model has no rotary embedding.
 
         Args:
@@ -139,7 +140,7 @@ class Embedding(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Images) -> State:
         """[batch, height, width, channels] -> [batch, tokens, dim]."""
         cfg = self.config
         batch, height, width, channels = images.shape
@@ -179,7 +180,9 @@ class Block(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True, rotations=None, part: str | None = None):
+    def __call__(
+        self, x: State, deterministic: bool = True, rotations: Rotations | None = None, part: str | None = None
+    ) -> State:
         """[batch, tokens, dim] -> [batch, tokens, dim]; `part` is "attention" or "mlp" for one half alone."""
         cfg = self.config
 
@@ -218,7 +221,7 @@ class ViT(nn.Module):
         self.blocks = Block(self.config, self.dtype, self.fused)
         self.norm = layers.LayerNorm(epsilon=self.config.layer_norm_eps)
 
-    def __call__(self, images, deterministic: bool = True):
+    def __call__(self, images: Images, deterministic: bool = True) -> Trajectory:
         """Images to a trajectory, `[batch, height, width, channels] -> [depth + 1, batch, tokens, dim]`; no final norm."""
         grid = self.config.layout(*images.shape[1:3]).grid
         states = self.rollout(self.embed(images), deterministic, grid)
@@ -226,11 +229,11 @@ class ViT(nn.Module):
             self.norm(states[-1])
         return states
 
-    def embed(self, images):
+    def embed(self, images: Images) -> State:
         """a_0 of the images, `[batch, tokens, dim]`."""
         return self.embedding(images)
 
-    def rollout(self, state, deterministic: bool = True, grid=None):
+    def rollout(self, state: State, deterministic: bool = True, grid: Grid = None) -> Trajectory:
         """The trajectory from a_0, `[batch, tokens, dim] -> [depth + 1, batch, tokens, dim]`.
 
         Args:
@@ -252,7 +255,7 @@ class ViT(nn.Module):
         _, outputs = scan(self.blocks, state, None)
         return jnp.concatenate([state[None], outputs])
 
-    def step(self, state, layer, grid=None, part: str | None = None):
+    def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
         """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `grid` as in `rollout`.
 
         Args:
@@ -262,6 +265,6 @@ class ViT(nn.Module):
         rotations = self.config.rotations(state.shape[-2], grid)
         return Block(self.config, self.dtype, parent=None).apply({"params": params}, state, rotations=rotations, part=part)
 
-    def normalize(self, states):
+    def normalize(self, states: States) -> States:
         """The final LayerNorm, on states of any leading shape."""
         return self.norm(states)

@@ -81,7 +81,7 @@ class DepthSettings(AdamwSettings):
         edges = np.linspace(self.min_depth, self.max_depth, self.num_bins + 1)
         return ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
 
-    def valid(self, depth):
+    def valid(self, depth: Array) -> Array:
         """Whether ground truth is a measurement within the range."""
         return (depth > self.min_depth) & (depth < self.max_depth)
 

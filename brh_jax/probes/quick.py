@@ -1,6 +1,7 @@
 """Quick probes on features that are there already: weighted k-NN as in DINO, and logistic regression by L-BFGS."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,19 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.probes.heads import choose
+from brh_jax.types import Features, Labels
 
 
-def knn_predict(features, labels, queries, num_classes: int, neighbours, *, temperature: float = 0.07, chunk: int = 256):
+def knn_predict(
+    features: Features,
+    labels: Labels,
+    queries: Features,
+    num_classes: int,
+    neighbours: Sequence[int],
+    *,
+    temperature: float = 0.07,
+    chunk: int = 256,
+) -> dict[int, np.ndarray]:
     """Classes by a vote of the nearest training images, each with weight exp(cosine / temperature) (Caron et al. 2021).
 
     Args:
@@ -49,7 +60,16 @@ def _vote(bank, labels, queries, num_classes, neighbours, temperature):
     return [jnp.argmax(votes[:, :k].sum(1), -1) for k in neighbours]
 
 
-def logistic_predict(features, labels, queries, *, strengths=(1.0,), held_out: float = 0.1, seed: int = 0, max_iter: int = 1000):
+def logistic_predict(
+    features: Features,
+    labels: Labels,
+    queries: Features,
+    *,
+    strengths: Sequence[float] = (1.0,),
+    held_out: float = 0.1,
+    seed: int = 0,
+    max_iter: int = 1000,
+) -> tuple[np.ndarray, float, dict[float, float]]:
     """Classes by multinomial logistic regression on standardised features, fitted by L-BFGS (scikit-learn).
 
     Args:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class Checkpoints:
         keep_last, keep_best: how many are kept.
     """
 
-    def __init__(self, folder, identity: dict, *, keep_last: int = 2, keep_best: int = 1):
+    def __init__(self, folder: str | os.PathLike, identity: dict, *, keep_last: int = 2, keep_best: int = 1):
         self.folder = pathlib.Path(folder).absolute()
         self.identity = identity
         managing = ocp.checkpoint_managers
@@ -49,7 +50,7 @@ class Checkpoints:
     def __exit__(self, *exc):
         self.close()
 
-    def save(self, step: int, state, loss: float | None = None) -> None:
+    def save(self, step: int, state: Any, loss: float | None = None) -> None:
         """Saves the state after `step` steps; returns before it is written."""
         about = {
             "identity": self.identity,
@@ -64,7 +65,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=items, metrics={"loss": float("inf") if loss is None else loss})
 
-    def restore(self, like):
+    def restore(self, like: Any) -> tuple[int, Any] | None:
         """The newest checkpoint that is whole, laid out as `like` is, or None: (step, state).
 
         Damaged ones are set aside, aloud.
@@ -81,7 +82,7 @@ class Checkpoints:
             self._set_aside(step)
         if steps:
             raise UserError(
-                f"every checkpoint in {self.folder} was damaged: look at the disk; the same command now starts this stage again"
+                f"every checkpoint in {self.folder} was damaged: look at the disk; the same call now starts the training again"
             )
         return None
 
@@ -111,9 +112,9 @@ class Checkpoints:
             damage = _first_line(error)
         if agree(damage is not None):
             return None, damage or "another process could not read it"
-        found = fingerprints(state)
-        if found != about["fingerprints"]:
-            wrong = next(path for path in found if found[path] != about["fingerprints"].get(path))
+        read = fingerprints(state)
+        if read != about["fingerprints"]:
+            wrong = next(path for path in read if read[path] != about["fingerprints"].get(path))
             return None, f"{wrong} is not what was written"
         return state, None
 
@@ -129,7 +130,7 @@ class Checkpoints:
         if about["identity"] != self.identity:
             refusal = UserError(
                 f"the checkpoint in {self.folder} was made with {about['identity']}, this run has {self.identity}: "
-                "use another --workdir, or remove that folder to start again"
+                "use another folder, or remove that one to start again"
             )
             return about, None, refusal
         shapes = {path: list(leaf.shape) for path, leaf in _by_path(like).items()}
@@ -154,7 +155,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-def fingerprints(tree) -> dict[str, dict]:
+def fingerprints(tree: Any) -> dict[str, dict]:
     """Shape, type and a 32-bit number of every array, the same for any layout over devices; any flipped bit changes it.
 
     The number is the sum of the array's 32-bit words, each times an odd number that belongs to its place, modulo 2^32.

@@ -58,9 +58,9 @@ def peak_flops() -> float | None:
 def memory() -> dict:
     """`host_memory_gb` of this process; `memory_gb` and `peak_memory_gb` of its fullest device where the platform tells them."""
     host = _host_memory()
-    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"} if found else {}
-    used = {ours: max(s.get(theirs, 0) for s in found) / 1e9 for ours, theirs in names.items()}
+    devices = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"} if devices else {}
+    used = {ours: max(s.get(theirs, 0) for s in devices) / 1e9 for ours, theirs in names.items()}
     return ({} if host is None else {"host_memory_gb": host / 1e9}) | used
 
 

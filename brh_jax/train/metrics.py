@@ -20,7 +20,7 @@ class MetricsFile:
         tensorboard: also write events for TensorBoard, into `tensorboard/` beside the file.
     """
 
-    def __init__(self, path, resume_step: int = 0, *, tensorboard: bool = False):
+    def __init__(self, path: str | os.PathLike, resume_step: int = 0, *, tensorboard: bool = False):
         self.path = pathlib.Path(path)
         self._file = self._events = None
         if not is_main():
@@ -45,6 +45,7 @@ class MetricsFile:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Ends the file."""
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
@@ -54,7 +55,7 @@ class MetricsFile:
         self._file.flush()
 
 
-def read_metrics(path) -> list[dict]:
+def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a metrics file; none where there is no file. A line cut off by a crash is left out."""
     rows = []
     path = pathlib.Path(path)

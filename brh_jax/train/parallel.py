@@ -6,6 +6,7 @@ batches; `fsdp` splits batches and parameters (gathered as they are used); `tens
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ BATCH = P(("data", "fsdp"))
 SPLIT = {"embed": "fsdp", "heads": "tensor", "hidden": "tensor"}
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all processes; one axis may be -1 and takes what is left.
 
     Raises:
@@ -75,7 +76,7 @@ def _put(leaf, sharding):
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def shard_batch(batch, mesh: Mesh):
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """A process's part of a batch onto the mesh, split over ("data", "fsdp") along the first axis.
 
     Raises:
@@ -100,7 +101,7 @@ def shard_batch(batch, mesh: Mesh):
     return jax.tree.map(place, batch)
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
     """numpy arrays of all values, also of what other processes hold; all processes must ask together."""
 
     def fetch(leaf):
@@ -132,16 +133,16 @@ def agree(flag: bool) -> bool:
 
 
 def start_processes(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of a run: by flags, or by what a TPU pod or SLURM says; nothing where there is one process.
+    """Joins the processes of a run: by these arguments, or by what a TPU pod or SLURM says; nothing where there is one process.
 
     Must come before anything else asks jax for devices. Processes other than the first stop printing.
 
     Raises:
-        UserError: flags that do not go together, or a coordinator that does not answer.
+        UserError: arguments that do not go together, or a coordinator that does not answer.
     """
     given = [bool(coordinator), num_processes > 0, process_id >= 0]
     if any(given) and not all(given):
-        raise UserError("--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together: give all three or none")
+        raise UserError("coordinator=HOST:PORT, num_processes=N and process_id=I go together: give all three or none")
     slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
     pod = len([host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1
     if not (any(given) or slurm or pod):
@@ -156,7 +157,7 @@ def start_processes(coordinator: str = "", num_processes: int = 0, process_id: i
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the {num_processes or ''} processes of this run did not find each other ({str(error).splitlines()[0]}): check that "
-            "every one is started, with the same --coordinator=HOST:PORT, which must be reachable from all of them"
+            "every one is started, with the same coordinator=HOST:PORT, which must be reachable from all of them"
         ) from None
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - kept open for as long as the process lives

@@ -46,7 +46,7 @@ def test_made_once_and_anew_for_another_teacher(tiny_encoder, source, tmp_path, 
 
 def test_too_large_says_how_large(tiny_encoder, source, tmp_path):
     assert bytes_needed(tiny_encoder, 10) == 4 * 10 * 7 * 19 * 16
-    with pytest.raises(UserError, match=r"the 10 images of ten images take 8.51e-05 GB, config.data.states_gb allows 1e-05"):
+    with pytest.raises(UserError, match=r"the 10 images of ten images take 8.51e-05 GB, limit_gb is 1e-05"):
         opened(tiny_encoder, source, tmp_path / "states", limit_gb=1e-5)
     assert not (tmp_path / "states").exists()
 

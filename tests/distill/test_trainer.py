@@ -114,7 +114,7 @@ def test_noise_on_the_inputs_changes_the_loss(tiny_encoder, source, tmp_path):
 
 def test_a_checkpoint_of_another_partition_is_refused(tiny_encoder, source, tmp_path):
     run(tiny_encoder, source, tmp_path, BLOCKWISE, stop_after=5)
-    with pytest.raises(UserError, match=r"was made with .*1-3 \| 4-5 \| 6.*use another --workdir"):
+    with pytest.raises(UserError, match=r"was made with .*1-3 \| 4-5 \| 6.*use another folder"):
         run(tiny_encoder, source, tmp_path, BLOCKWISE, partition=Partition((2, 2, 2)))
 
 

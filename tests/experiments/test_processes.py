@@ -173,4 +173,4 @@ def test_flags_of_processes_go_together(tmp_path):
     process = start(tmp_path / "run", "--num_processes=2")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "error: --coordinator=HOST:PORT, --num_processes=N and --process_id=I go together" in out
+    assert "error: coordinator=HOST:PORT, num_processes=N and process_id=I go together" in out

@@ -284,7 +284,7 @@ def test_states_on_disk_give_the_run_that_the_teacher_inside_gives(tmp_path):
     assert (tmp_path / "run/states/done.json").exists()
     assert results.get(AgreementResult).fits["k2"].num_images == 40
     config.data.states_gb = 1e-6
-    with pytest.raises(UserError, match="config.data.states_gb allows 1e-06"):
+    with pytest.raises(UserError, match="config.data.states_gb: .*limit_gb is 1e-06"):
         pipeline.run(config, tmp_path / "small")
     config.data.augment = "random_resized_crop"
     with pytest.raises(UserError, match="keeps one state for each image"):

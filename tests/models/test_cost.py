@@ -5,8 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.distill import init_blocks, raptor_encoder
-from brh_jax.distill.objectives import stage1_losses, stage2_loss
+from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, raptor_encoder
 from brh_jax.models import RaptorConfig, count_params
 from brh_jax.models.cost import block_params, cost, describe, partition_bits, unshared, vit_flops
 from brh_jax.models.raptor import Blocks
@@ -63,9 +62,10 @@ def test_blocks_applied_once_produce_the_last_state_of_their_phase(tiny_encoder,
     # Only the last states of the phases are compared.
     teacher, module = tiny_encoder.trajectory(tiny_images), Blocks(config)
     errors = np.square(np.asarray(states - teacher)).mean((1, 2, 3))
-    loss = stage2_loss(module, blocks, teacher, control.layout, None)
+    arguments = (module, blocks, teacher, control.layout, 0, jax.random.key(0), True)
+    loss, _ = Joint(JointSettings(token_weights=())).loss(*arguments)
     assert loss == pytest.approx((errors[4] + errors[6]) / 2, rel=1e-5)
-    first, second = stage1_losses(module, blocks, teacher, control.layout, None, 0.5)
-    assert first == pytest.approx(errors[4], rel=1e-5) and second > 0
+    _, metrics = Blockwise(BlockwiseSettings(token_weights=())).loss(*arguments)
+    assert metrics["loss_phase_1"] == pytest.approx(errors[4], rel=1e-5) and metrics["loss_phase_2"] > 0
     with pytest.raises(ValueError, match="phases of consecutive layers"):
         dataclasses.replace(config, partition=Partition((2, 2, 2), (0, 1, 0)))

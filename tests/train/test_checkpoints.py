@@ -99,7 +99,7 @@ def test_no_damage_goes_unnoticed(tmp_path, how, capsys):
         try:
             step, found = restore(folder)
         except UserError as error:
-            assert "use another --workdir" in str(error) or "does not fit" in str(error)
+            assert "use another folder" in str(error) or "does not fit" in str(error)
             continue
         jax.tree.map(np.testing.assert_array_equal, found, state(float(step)))
         if step == 1:

@@ -3,6 +3,7 @@
 BRH_JAX_TEST_MEMORY_ARCH=vitg14 python -m pytest tests/weights_convert/test_memory.py -rP    # 4.5 GB of random weights
 """
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from brh_jax.models import Encoder, ViT, architecture
+from brh_jax.models.encoder import init_params
 from brh_jax.preprocessing import Preprocessing
 from weights_convert import export
 
@@ -47,7 +49,7 @@ print(f"{weights / 1e9:.2f} GB of weights: peak {(peak - before) / 1e9:.2f} GB, 
 def test_a_conversion_takes_less_than_twice_its_weights(tmp_path):
     config = architecture(ARCH).config
     image = jax.ShapeDtypeStruct((1, 14, 14, 3), np.float32)
-    shapes = jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
+    shapes = jax.eval_shape(functools.partial(init_params, ViT(config)), jax.random.key(0), image)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     export.write(Encoder(config, params, Preprocessing((224, 224), 256), name="random"), tmp_path / "source")

@@ -218,5 +218,9 @@ def _batches(context: Context, settings: Settings, source: Source, teacher: Enco
     data, size = settings.data, settings.distill.batch_size
     if not data.states_gb:
         return data.training_batches(source, teacher.preprocessing, size, seed)
-    store = open_states(teacher, source, context.workdir / "states", limit_gb=data.states_gb, batch_size=size, mesh=context.mesh)
+    options = {"limit_gb": data.states_gb, "batch_size": size, "mesh": context.mesh}
+    try:
+        store = open_states(teacher, source, context.workdir / "states", **options)
+    except UserError as error:
+        raise UserError(f"config.data.states_gb: {error}") from None
     return StatesBatches(store, size, seed=seed)
