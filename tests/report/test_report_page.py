@@ -3,43 +3,60 @@ import pytest
 
 from brh_jax.curves import Band
 from brh_jax.phases import Partition
-from brh_jax.report import figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.portrait import side_by_side
+from brh_jax.report.training import training_curves
+from experiments.stages.agreement.figures import error_per_layer, fit_per_layer
+from experiments.stages.agreement.run import Edges, Fit
+from experiments.stages.phases.figures import dissimilarity
 
 PARTITIONS = {"k2": Partition((4, 2)), "k3": Partition((2, 2, 2), (0, 1, 0))}
 
 
+KINDS = {"identity": ("", "baseline"), "k2_stage1": ("k2", "blockwise"), "k2": ("k2", "raptor"), "k3": ("k3", "raptor")}
+
+
 def fits(types=("cls", "registers", "patches")):
     rng = np.random.default_rng(0)
-    return {
-        name: {"r2": {t: (rng.random(6) - low).tolist() for t in types}}
-        for name, low in (("identity", 3.0), ("k2_stage1", 0.2), ("k2", 0.1), ("k3", 0.0))
-    }
+    made = {}
+    for shift, (name, (raptor, kind)) in zip((3.0, 0.2, 0.1, 0.0), KINDS.items(), strict=True):
+        r2 = {t: (rng.random(6) - shift).tolist() for t in types}
+        error = {t: (rng.random(6) + 0.1).tolist() for t in (*types, "all")}
+        edges = {"error": {t: Edges([0.9 * e for e in v], [1.1 * e for e in v]) for t, v in error.items()}}
+        made[name] = Fit(name, raptor, kind, r2, r2, error, error, 0.5, 9, edges, {})
+    return made
 
 
 def test_dissimilarity_draws_every_partition():
-    figure = figures.dissimilarity(np.random.default_rng(0).random((6, 6)), list(PARTITIONS.values()))
+    figure = dissimilarity(np.random.default_rng(0).random((6, 6)), list(PARTITIONS.values()))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:2] == ["k = 2:  1-4 | 5-6", "k = 2:  1-2,5-6 | 3-4"]
 
 
 @pytest.mark.parametrize("types", [("cls", "registers", "patches"), ("patches",)])
 def test_one_panel_for_each_token_type_that_is_there(types):
-    figure = figures.fit_per_layer(fits(types), "r2", "R²", floor=-0.5)
+    figure = fit_per_layer(fits(types), "r2", "R²", floor=-0.5)
     assert [a.get_title() for a in figure.axes] == list(types)
     axis = figure.axes[0]
     assert axis.get_ylim()[0] == -0.5
     lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
-    np.testing.assert_allclose(lines["k3"], fits(types)["k3"]["r2"][types[0]])
+    np.testing.assert_allclose(lines["k3"], fits(types)["k3"].r2[types[0]])
     assert min(min(y) for y in lines.values()) >= -0.5  # what lies lower is marked on the edge
+
+
+def test_errors_have_a_column_for_each_token_type_and_their_bands():
+    figure = error_per_layer(fits())
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["cls", "registers", "patches", "all tokens"]
+    below = figure.axes[4]
+    colours = {line.get_label(): line.get_color() for line in below.get_lines()}
+    assert colours["k2"] == colours["k2_stage1"] != colours["k3"] and len(below.collections) == 4
 
 
 def test_training_curves_show_every_block():
     rows = [
         {"step": s, "loss": 1 / s, "loss_phase_1": 2 / s, "loss_phase_2": 3 / s, "teacher_forcing": 1 - s / 3} for s in (1, 2, 3)
     ]
-    figure = figures.training_curves({"stage 1": rows, "stage 2": [{"step": 1, "loss": 1.0}], "stage 3": []})
+    figure = training_curves({"stage 1": rows, "stage 2": [{"step": 1, "loss": 1.0}], "stage 3": []})
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert labels[:3] == ["block 1", "block 2", "mean"]
 
