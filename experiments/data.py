@@ -42,8 +42,8 @@ class Crops(Reading):
         flip: whether random crops are mirrored half the time.
     """
 
-    crop_scale: tuple[float, ...] = (0.08, 1.0)
-    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
 
     def __post_init__(self):

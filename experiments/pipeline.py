@@ -138,16 +138,16 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
     records = {stage.name: read_record(workdir / stage.name) for stage in stages.STAGES}
     named = [s for s in stages.STAGES if s.name in own.stages or (s.follows in own.stages and s.follows)]
     if mode != "train":
-        chosen = [s for s in named if s.measures] if mode == "eval" else []
-        _check_finished(workdir, records, settings, chosen, mode)
-        names = tuple(s.name for s in chosen)
+        again = [s for s in named if s.measures] if mode == "eval" else []
+        _check_finished(workdir, records, settings, again, mode)
+        names = tuple(s.name for s in again)
         return _Plan(workdir, settings, records, names, frozenset(names))
     changed, chosen = _changed(records, settings), tuple(s.name for s in named)
     kept = [s.name for s in stages.STAGES if s.name in changed and not s.cheap]
     if kept and not rerun:
-        lines = dict.fromkeys(line for name in kept for line in changed[name].values())
+        said = dict.fromkeys(line for name in kept for line in changed[name].values())
         raise UserError(
-            f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines) + "\nUse another --workdir, or give "
+            f"{workdir} was made with another configuration:\n  " + "\n  ".join(said) + "\nUse another --workdir, or give "
             f"--rerun to discard what differs ({', '.join(changed)}) and run it again"
         )
     for name, lines in changed.items():

@@ -3,7 +3,6 @@
 python -m experiments.results          prints the JSON schema of results.json
 """
 
-import functools
 import json
 import os
 import pathlib
@@ -51,20 +50,15 @@ def check_schema(whole: Any, path: pathlib.Path) -> None:
         )
 
 
-@functools.cache
-def _adapter(kind: type) -> TypeAdapter:
-    return TypeAdapter(kind)
-
-
 def to_json(result: Any) -> Any:
     """A result dataclass as JSON holds it."""
-    return _adapter(type(result)).dump_python(result, mode="json", warnings="error")
+    return TypeAdapter(type(result)).dump_python(result, mode="json", warnings="error")
 
 
 def from_json(kind: type[R], value: Any, path: pathlib.Path) -> R:
     """A result dataclass from JSON. Raises UserError where it does not fit, naming the first place."""
     try:
-        return _adapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -93,7 +93,7 @@ def read(kind: type[T], config, path: str = "config") -> T:
     """
     defaults = kind()
     values = {}
-    for field in dataclasses.fields(kind):
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         default, name = getattr(defaults, field.name), f"{path}.{field.name}"
         if field.name not in config or default is None:
             continue

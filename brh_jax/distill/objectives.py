@@ -85,8 +85,10 @@ class Objective(Protocol):
         per_block: whether gradients are clipped block by block: blocks that are trained side by side must not share a norm.
     """
 
-    settings: Any
-    per_block: bool
+    @property
+    def settings(self) -> Any: ...
+    @property
+    def per_block(self) -> bool: ...
 
     def variant(self, step: int) -> bool:
         """What of the objective is compiled for this step, a static argument of `loss`."""
@@ -125,7 +127,7 @@ class Blockwise:
 
     def losses(
         self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, inputs: Trajectory, share: Array, forced: bool
-    ) -> jax.Array:
+    ) -> Any:
         """The loss of each block, `[k]`; `inputs` are what the blocks start from, without `forced` by autoregression alone."""
         partition = module.config.partition
         plain, last = token_weights(layout), token_weights(layout, self.settings.token_weights)

@@ -1,7 +1,6 @@
 """Training a Raptor's blocks. The frozen teacher runs inside the jitted step: no state ever touches the disk."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -73,7 +72,7 @@ def train_blocks(
 
 def make_update(
     objective: Objective, teacher: Encoder, config: RaptorConfig, *, seed: int, remat: str = "dots", pieces: int = 1
-) -> tuple[Callable, optax.GradientTransformation]:
+) -> tuple[Any, optax.GradientTransformation]:
     """The jitted step of an objective, and its optimiser.
 
     `update(state, teacher_params, batch, index, variant)` takes and gives `{"params", "opt_state"}` (donated), and gives metrics.

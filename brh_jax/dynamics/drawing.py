@@ -78,7 +78,7 @@ def _summary(shown: Shown):
         (f"growth_{token}", f"growth of a perturbation, {token}", "log"),
         ("gain", "largest singular value of a layer", "log"),
     )
-    panels = [panel for panel in panels if panel[0] in first]
+    panels = tuple(panel for panel in panels if panel[0] in first)
     figure = Figure(figsize=(11.0, 7.6), layout="constrained")
     axes = figure.subplots(3, 3).ravel()
     for axis, (name, label, scale) in zip(axes, panels, strict=False):

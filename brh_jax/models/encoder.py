@@ -57,9 +57,10 @@ class ModelConfig(Protocol):
         applications: how many times a block is applied to an image.
     """
 
-    mlp: str
-    mlp_dim: int
-
+    @property
+    def mlp(self) -> str: ...
+    @property
+    def mlp_dim(self) -> int: ...
     @property
     def kind(self) -> str: ...
     @property

@@ -263,7 +263,8 @@ class ViT(nn.Module):
         """
         params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
         rotations = self.config.rotations(state.shape[-2], grid)
-        return Block(self.config, self.dtype, parent=None).apply({"params": params}, state, rotations=rotations, part=part)
+        block: Any = Block(self.config, self.dtype, parent=None)
+        return block.apply({"params": params}, state, rotations=rotations, part=part)
 
     def normalize(self, states: States) -> States:
         """The final LayerNorm, on states of any leading shape."""

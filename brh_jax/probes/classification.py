@@ -45,8 +45,9 @@ class ProbeSettings(AdamwSettings):
 def encode(encoder: Encoder, images: Pixels) -> Features:
     """uint8 images to probe features."""
     variables = {"params": encoder.params}
-    states = encoder.module.apply(variables, encoder.normalize_pixels(images))
-    return pooled_features(encoder.module.apply(variables, states[-1], method="normalize"), encoder.layout)
+    module: Any = encoder.module
+    states = module.apply(variables, encoder.normalize_pixels(images))
+    return pooled_features(module.apply(variables, states[-1], method="normalize"), encoder.layout)
 
 
 def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:

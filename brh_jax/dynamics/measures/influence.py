@@ -1,7 +1,7 @@
 """Which token moves which, in the first, middle and last layer of the first system."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def _compute(seen: Seen) -> Influence | None:
     if not (seen.reference and seen.settings.influence_probes):
         return None
     layers = sorted({0, seen.system.depth // 2, seen.system.depth - 1})
-    options = {"num_probes": seen.settings.influence_probes, "key": seen.key, "sphere": True}
+    options: dict[str, Any] = {"num_probes": seen.settings.influence_probes, "key": seen.key, "sphere": True}
     matrices = [to_host(token_influence(seen.system, seen.states[layer][:1], layer, **options))[0] for layer in layers]
     return Influence(np.array(layers) + 1, np.stack(matrices))
 

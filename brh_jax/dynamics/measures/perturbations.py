@@ -1,6 +1,6 @@
 """What becomes of perturbations of the first state, of every token or of one type of token."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,13 +28,13 @@ class Perturbations(NamedTuple):
 def _compute(seen: Seen) -> Perturbations:
     layout, settings = seen.layout, seen.settings
     middle = layout.num_cls + layout.num_registers + layout.grid[0] // 2 * layout.grid[1] + layout.grid[1] // 2
-    kinds = {"isotropic": {}, "along": {"kind": "along"}}
+    kinds: dict[str, dict[str, Any]] = {"isotropic": {}, "along": {"kind": "along"}}
     if len(seen.start) > 1:
         kinds["towards"] = {"kind": "towards"}
     tokens = {"cls": "cls", "registers": "registers", "patch": middle}
     present = zip(tokens.items(), layout.counts, strict=True)
     kinds |= {name: {"token": token} for (name, token), count in present if 0 < count < layout.num_tokens}
-    options = {"relative_size": settings.relative_sizes, "num_directions": settings.num_directions}
+    options: dict[str, Any] = {"relative_size": settings.relative_sizes, "num_directions": settings.num_directions}
     growth = {
         name: to_host(perturbation_growth(seen.system, seen.start, seen.key, 0, **options, **kind))
         for name, kind in kinds.items()

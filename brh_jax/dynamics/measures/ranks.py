@@ -37,8 +37,7 @@ def _num_angles(seen: Sequence[Seen]) -> ByToken:
 
 
 def _compute(seen: Seen) -> Ranks:
-    options = {"over": "tokens", "per_image": True}
-    per_image = [update_rank(jnp.asarray(held), seen.layout, **options) for held in seen.trajectories]
+    per_image = [update_rank(jnp.asarray(held), seen.layout, over="tokens", per_image=True) for held in seen.trajectories]
     return Ranks(
         gram_rank(seen.gathered["angular"]),
         gram_rank(seen.gathered["raw"]),

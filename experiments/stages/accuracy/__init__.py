@@ -3,4 +3,4 @@
 from experiments.stage import Stage
 from experiments.stages.accuracy.run import AccuracyResult, Settings, run
 
-STAGE = Stage("accuracy", Settings, AccuracyResult, run, needs=("teacher",), measures=True, cheap=True, follows="teacher")
+STAGE: Stage = Stage("accuracy", Settings, AccuracyResult, run, needs=("teacher",), measures=True, cheap=True, follows="teacher")

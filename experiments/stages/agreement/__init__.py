@@ -4,7 +4,7 @@ from experiments.stage import Stage
 from experiments.stages.agreement.page import page
 from experiments.stages.agreement.run import AgreementResult, Settings, merits, run
 
-STAGE = Stage(
+STAGE: Stage = Stage(
     "agreement",
     Settings,
     AgreementResult,

@@ -218,9 +218,9 @@ def _batches(context: Context, settings: Settings, source: Source, teacher: Enco
     data, size = settings.data, settings.distill.batch_size
     if not data.states_gb:
         return data.training_batches(source, teacher.preprocessing, size, seed)
-    options = {"limit_gb": data.states_gb, "batch_size": size, "mesh": context.mesh}
+    folder, limit = context.workdir / "states", data.states_gb
     try:
-        store = open_states(teacher, source, context.workdir / "states", **options)
+        store = open_states(teacher, source, folder, limit_gb=limit, batch_size=size, mesh=context.mesh)
     except UserError as error:
         raise UserError(f"config.data.states_gb: {error}") from None
     return StatesBatches(store, size, seed=seed)

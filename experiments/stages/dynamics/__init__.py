@@ -5,7 +5,7 @@ from experiments.stages.dynamics.page import page
 from experiments.stages.dynamics.results import DynamicsResult
 from experiments.stages.dynamics.run import Settings, run
 
-STAGE = Stage(
+STAGE: Stage = Stage(
     "dynamics",
     Settings,
     DynamicsResult,

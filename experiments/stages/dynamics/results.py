@@ -1,6 +1,7 @@
 """What the dynamics say in a few figures: what the paper says of them can be held against these."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +157,6 @@ def _iterated(blocks: IteratedBlocks) -> list[IteratedResult]:
     return results
 
 
-def _number(value: float) -> float | None:
+def _number(value: Any) -> float | None:
     """JSON has no infinities."""
     return float(value) if np.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,9 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
         settings=settings.dynamics,
         sublayers={name: encoder.system(sublayers=True) for name, encoder in models.items()},
     )
-    arrays = {f"{name}/{array}": values for name, one in measured.items() for array, values in arrays_of(one).items()}
+    arrays: dict[str, Any] = {
+        f"{name}/{array}": values for name, one in measured.items() for array, values in arrays_of(one).items()
+    }
     arrays |= {f"{name}/{curve}": c.values for name, one in measured.items() for curve, c in curves(one).items()}
     context.save_arrays(context.folder / "arrays.npz", **arrays)
     teacher = measured["teacher"]

@@ -5,7 +5,7 @@ from experiments.stages.interventions.page import page
 from experiments.stages.interventions.results import InterventionsResult
 from experiments.stages.interventions.run import Settings, run
 
-STAGE = Stage(
+STAGE: Stage = Stage(
     "interventions",
     Settings,
     InterventionsResult,

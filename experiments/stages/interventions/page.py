@@ -17,7 +17,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
     result = page.result(InterventionsResult)
     if not result.num_images:
         return
-    measures = [measure for measure in ("change", "error") if measure in result.unchanged]
+    measures: list[str] = [measure for measure in ("change", "error") if measure in result.unchanged]
     images = f"{result.num_images} images of {result.images}"
     head = f" Images are classified by {result.head}." if result.head else ""
     yield from _swaps(page, result, measures, images, head)

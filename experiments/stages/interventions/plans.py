@@ -1,6 +1,8 @@
 """What runs in place of the trained order: groups of plans of one sort each."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 from brh_jax import interventions as causal
@@ -77,7 +79,8 @@ class Groups:
     @property
     def alone(self) -> dict[str, list[Plan]]:
         """Plans of the teacher alone by group, the trained order first."""
-        plans = {group.name: group.plans(self.depth) for group in (*self.swaps, *self.layers)}
+        groups: list[SwapGroup | LayerGroup] = [*self.swaps, *self.layers]
+        plans = {group.name: group.plans(self.depth) for group in groups}
         return {UNCHANGED: [causal.unchanged(self.depth)]} | plans
 
     @property
@@ -112,6 +115,6 @@ def hybrid_plans(partition: Partition) -> list[Plan]:
     phases = range(partition.k)
     return [
         plan(lambda phase: True),
-        *(plan(lambda phase, this=this: phase == this) for this in phases),
-        *(plan(lambda phase, this=this: phase != this) for this in phases),
+        *(plan(functools.partial(operator.eq, this)) for this in phases),
+        *(plan(functools.partial(operator.ne, this)) for this in phases),
     ]

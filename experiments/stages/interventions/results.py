@@ -191,7 +191,8 @@ def _matrix(group: SwapGroup, values: np.ndarray, depth: int) -> list[list[float
 def _phase_swaps(group: SwapGroup, measured: Measured, partition: Partition, num_permutations: int, seed: int) -> PhaseSwaps:
     kinds = np.array([swap.is_inter(partition) for swap in group.swaps])
     tests = {measure: _tests(group, values, kinds, partition, num_permutations, seed) for measure, values in measured.items()}
-    return PhaseSwaps(str(partition), *(_points(group, measured, kinds == inter, seed) for inter in (False, True)), tests)
+    intra, inter = (_points(group, measured, kinds == kind, seed) for kind in (False, True))
+    return PhaseSwaps(str(partition), intra, inter, tests)
 
 
 def _points(group: SwapGroup, measured: Measured, rows: np.ndarray, seed: int) -> list[Point]:

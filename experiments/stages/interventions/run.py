@@ -150,10 +150,10 @@ def _arrays(groups: Groups, measured: dict[str, Measured]) -> dict[str, np.ndarr
 
 
 def _by_measure(effects: Effects, valid: Valid, labels: Labels) -> Measured:
-    effects = Effects(*(None if v is None else to_host(v)[:, valid] for v in effects))
-    values = (1 - effects.cosine, effects.distance, 1 - effects.token_cosine, effects.token_distance)
+    cosine, distance, token_cosine, token_distance = (to_host(v)[:, valid] for v in effects[:4])
+    values = [1 - cosine, distance, 1 - token_cosine, token_distance]
     if effects.predicted is not None:
-        values += ((effects.predicted != labels).astype(np.float32),)
+        values.append((to_host(effects.predicted)[:, valid] != labels).astype(np.float32))
     return dict(zip(MEASURES, values, strict=False))
 
 

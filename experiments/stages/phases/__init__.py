@@ -4,4 +4,4 @@ from experiments.stage import Stage
 from experiments.stages.phases.page import page
 from experiments.stages.phases.run import PhasesResult, Settings, run
 
-STAGE = Stage("phases", Settings, PhasesResult, run, needs=("teacher",), page=page)
+STAGE: Stage = Stage("phases", Settings, PhasesResult, run, needs=("teacher",), page=page)

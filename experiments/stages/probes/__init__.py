@@ -4,7 +4,7 @@ from experiments.stage import Stage
 from experiments.stages.probes.page import page
 from experiments.stages.probes.run import ProbesResult, Settings, merits, run
 
-STAGE = Stage(
+STAGE: Stage = Stage(
     "probes",
     Settings,
     ProbesResult,

@@ -1,5 +1,7 @@
 """Figures of probes, from arrays."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib import colormaps
@@ -79,7 +81,7 @@ def depth_examples(images: Images, targets: Metres, predictions: dict[str, Metre
     """
     measured = targets[targets > 0]
     low, high = (float(measured.min()), float(measured.max())) if measured.size else (0.0, 1.0)
-    columns = {"image": images, "truth": np.where(targets > 0, targets, np.nan)} | predictions
+    columns = {"image": images, "truth": np.where(targets > 0, targets, np.nan), **predictions}
     figure, drawn = _grid(columns, cmap="viridis_r", vmin=low, vmax=high)
     figure.colorbar(drawn, ax=figure.axes, label="depth (m)", shrink=0.8)
     return figure
@@ -87,12 +89,13 @@ def depth_examples(images: Images, targets: Metres, predictions: dict[str, Metre
 
 def class_colours(num_classes: int) -> np.ndarray:
     """A colour for each class, neighbours far apart, `[classes, 3]`."""
-    palette = np.concatenate([colormaps[name].colors for name in ("tab10", "tab20b", "tab20c")])
+    listed: Any = [colormaps[name] for name in ("tab10", "tab20b", "tab20c")]
+    palette = np.concatenate([one.colors for one in listed])
     shade = 1 - 0.12 * (np.arange(num_classes) // len(palette))
     return palette[np.arange(num_classes) % len(palette)] * shade[:, None]
 
 
-def _grid(columns: dict[str, np.ndarray], **style):
+def _grid(columns: dict[str, Any], **style):
     """Images side by side, one column for each entry; (figure, what was drawn last)."""
     count, height, width = next(iter(columns.values())).shape[:3]
     side = 1.5

@@ -42,7 +42,7 @@ def _linear(page: Page, result: LinearResult) -> Iterator[FigureEntry | Table]:
     rows = [[name, f"{100 * value:.2f} %", _share(value, accuracies)] for name, value in accuracies.items()]
     if result.head:
         columns.append(f"with {result.head} as it is")
-        rows = [[*row, f"{100 * result.models[row[0]].accuracy_of_given_head:.2f} %"] for row in rows]
+        rows = [[*row, f"{100 * (result.models[row[0]].accuracy_of_given_head or 0.0):.2f} %"] for row in rows]
     yield Table("Linear probes in figures", columns, rows, _chosen(result.models))
 
 

@@ -69,8 +69,9 @@ def run(
     context: Context, settings: SharedSettings, own: SegmentationProbeSettings, models: dict[str, Encoder]
 ) -> SegmentationResult:
     """Trains and measures a probe of every model; leaves some predictions in `segmentation/examples.npz`."""
-    options = {"kind": "masks", "num_classes": own.num_classes}
-    train, test = (context.source(spec, settings.data.data_dir, **options) for spec in (own.train, own.eval))
+    train, test = (
+        context.source(spec, settings.data.data_dir, kind="masks", num_classes=own.num_classes) for spec in (own.train, own.eval)
+    )
     classes, size = train.classes, (own.image_size,) * 2
     if classes != test.classes:
         raise UserError(
@@ -95,7 +96,7 @@ def run(
         text=lambda s: f"mIoU {s.miou:.4f}, {100 * s.pixel_accuracy:.1f} % of pixels, {s.num_images} images",
     )
     scored, num_train, seen = run_task(context, settings, task, models)
-    unseen = [classes[i] for i in np.flatnonzero(~seen)]
+    unseen = [classes[i] for i in np.flatnonzero(~np.asarray(seen, bool))]
     if unseen:
         print(f"warning: segmentation: no pixel of {len(unseen)} classes in training: {', '.join(unseen[:5])}", flush=True)
     num_eval = next(iter(scored.values()))[0].num_images

@@ -4,4 +4,4 @@ from experiments.stage import Stage
 from experiments.stages.teacher.page import page
 from experiments.stages.teacher.run import Settings, TeacherResult, run
 
-STAGE = Stage("teacher", Settings, TeacherResult, run, page=page)
+STAGE: Stage = Stage("teacher", Settings, TeacherResult, run, page=page)
