@@ -156,8 +156,8 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
             if is_main():
                 shutil.rmtree(workdir / name)
         else:
-            again = "measured again" if name in chosen else "not shown, as config.stages leaves it out"
-            print(f"{name}: {again} ({'; '.join(lines.values())})", flush=True)
+            how = "measured again" if name in chosen else "not shown, as config.stages leaves it out"
+            print(f"{name}: {how} ({'; '.join(lines.values())})", flush=True)
         records[name] = None
     wait_for_all("the work directory has been looked at")
     return _Plan(workdir, settings, records, chosen, frozenset(changed))
