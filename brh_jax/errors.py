@@ -1,5 +1,8 @@
 """Errors that are meant to be read by the person who runs the program."""
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class UserError(ValueError):
     """Something the user can put right; the message names the value, what was expected and what to do.
@@ -8,25 +11,25 @@ class UserError(ValueError):
     """
 
 
-def expect(condition: bool, name: str, value, expected: str) -> None:
+def expect(condition: bool, name: str, value: Any, expected: str) -> None:
     """Raises UserError `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings, unless a condition "
     "holds."""
     if not condition:
         raise UserError(f"{name} is {value!r}: expected {expected}")
 
 
-def expect_positive(settings, *names: str) -> None:
+def expect_positive(settings: Any, *names: str) -> None:
     """Raises UserError unless these fields of a settings dataclass are finite numbers above zero."""
     for name in names:
         expect(0 < getattr(settings, name) < float("inf"), name, getattr(settings, name), "a positive number")
 
 
-def expect_not_negative(settings, *names: str) -> None:
+def expect_not_negative(settings: Any, *names: str) -> None:
     """Raises UserError unless these fields of a settings dataclass are finite numbers, zero or above."""
     for name in names:
         expect(0 <= getattr(settings, name) < float("inf"), name, getattr(settings, name), "0 or more")
 
 
-def expect_one_of(settings, name: str, choices) -> None:
+def expect_one_of(settings: Any, name: str, choices: Iterable[str]) -> None:
     """Raises UserError unless a field of a settings dataclass is one of the choices."""
     expect(getattr(settings, name) in choices, name, getattr(settings, name), f"one of {', '.join(choices)}")

@@ -121,7 +121,7 @@ def _parse(argv):
         given = [a for a in argv if a.startswith("--config.")]
         raise UserError(
             f"unknown setting {key} among {' '.join(given)}: the settings are those of the configuration file; "
-            "python -m experiments.settings lists and explains them all"
+            "python -m experiments.explain lists and explains them all"
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None

@@ -1,7 +1,6 @@
 """How the house is built: imports go down, nothing is private and shared, nothing is long, every public argument has a type."""
 
 import ast
-import functools
 import math
 import pathlib
 import re
@@ -29,7 +28,6 @@ LEVELS = (
 )
 THE_ONE_WAY_BACK = ("brh_jax.loading", "weights_convert")  # inside a function
 HEAVY = ("sklearn", "matplotlib", "grain", "orbax", "optax", "transformers", "torch", "scipy", "pandas", "tensorflow_datasets")
-not_yet = functools.partial(pytest.mark.xfail, strict=False)
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -94,10 +92,7 @@ def functions(packages=PACKAGES):
 ALL_ROOMS = sorted({package_of(name) for name in MODULES})
 
 
-@pytest.mark.parametrize(
-    "package",
-    [p if p != "brh_jax.interventions" else pytest.param(p, marks=not_yet(reason="lib")) for p in ALL_ROOMS],
-)
+@pytest.mark.parametrize("package", ALL_ROOMS)
 def test_imports_go_down(package):
     place = {room: height for height, level in enumerate(LEVELS) for room in level}
     wrong = [
@@ -164,9 +159,7 @@ def test_no_file_is_long():
     assert not {name: length for name, length in lengths.items() if length > 450}
 
 
-@pytest.mark.parametrize(
-    "package", [p if p != "experiments" else pytest.param(p, marks=not_yet(reason="main")) for p in PACKAGES]
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_function_is_long(package):
     assert not [f"{name}.{node.name}: {lines}" for name, node, lines in functions([package]) if lines > 80]
 
@@ -176,14 +169,10 @@ def test_most_functions_are_short():
     assert lines[math.ceil(0.95 * len(lines)) - 1] <= 35
 
 
-NOT_YET_TYPED = ("distill", "dynamics", "interventions", "models", "probes", "report", "supervised", "train")
 LIBRARY = [room for room in ALL_ROOMS if room.split(".")[0] in ("brh_jax", "weights_convert")]
 
 
-@pytest.mark.parametrize(
-    "room",
-    [r if r.split(".")[-1] not in NOT_YET_TYPED else pytest.param(r, marks=not_yet(reason="lib, dyn, main")) for r in LIBRARY],
-)
+@pytest.mark.parametrize("room", LIBRARY)
 def test_public_arguments_have_types(room):
     wrong = []
     for name, tree in TREES.items():
@@ -196,13 +185,7 @@ def test_public_arguments_have_types(room):
     assert not wrong
 
 
-SPEAK_OF_SETTINGS = ("probes", "models", "train", "distill")
-
-
-@pytest.mark.parametrize(
-    "room",
-    [r if r.split(".")[-1] not in SPEAK_OF_SETTINGS else pytest.param(r, marks=not_yet(reason="lib")) for r in LIBRARY],
-)
+@pytest.mark.parametrize("room", LIBRARY)
 def test_the_library_speaks_of_arguments(room):
     """Settings and flags of experiments are not its business."""
     wrong = [
@@ -211,6 +194,6 @@ def test_the_library_speaks_of_arguments(room):
         if package_of(name) == room
         for node in ast.walk(TREES[name])
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if re.search(r"\bconfig\.(?!json|$)|--(config|workdir)\b", node.value)
+        if re.search(r"\bconfig\.(?!json|,|$)|--(config|workdir)\b", node.value)
     ]
     assert not wrong

@@ -44,7 +44,7 @@ class Source:
     def __getstate__(self):  # a worker process has a lock of its own
         return {key: value for key, value in self.__dict__.items() if key != "_lock"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._lock = threading.Lock()
 

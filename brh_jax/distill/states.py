@@ -120,7 +120,7 @@ class StatesBatches(Iterator):
         batch_size: of all processes together.
     """
 
-    def __init__(self, store, batch_size: int, *, seed: int):
+    def __init__(self, store: Any, batch_size: int, *, seed: int):
         self.store, self.batch_size, self.seed, self.step = store, batch_size, seed, 0
         self._ahead = None  # (step, what is being read)
 

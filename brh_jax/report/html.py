@@ -5,7 +5,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jinja2
+from matplotlib.figure import Figure
 from PIL import Image
+
+from brh_jax.types import PathLike
 
 DPI = 160  # of figures as files; on the page they have the size that they were drawn for
 
@@ -27,7 +30,7 @@ class Table(NamedTuple):
     remark: str = ""
 
 
-def save_figure(figure, folder, name: str) -> pathlib.Path:
+def save_figure(figure: Figure, folder: PathLike, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.svg and returns the PNG's path."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +39,9 @@ def save_figure(figure, folder, name: str) -> pathlib.Path:
     return folder / f"{name}.png"
 
 
-def render(path, *, title: str, lead: list[str], sections: list[Any], configuration: str, environment: dict[str, str]) -> None:
+def render(
+    path: PathLike, *, title: str, lead: list[str], sections: list[Any], configuration: str, environment: dict[str, str]
+) -> None:
     """Writes the page.
 
     Args:

@@ -1,6 +1,10 @@
 """What all figures share: colours, fonts, legends, scales."""
 
+from collections.abc import Callable, Iterable
+
 from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 TEACHER = "#222222"
@@ -29,7 +33,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def styled(function):
+def styled(function: Callable) -> Callable:
     """Draws in the style of this package without touching the user's."""
 
     def draw(*args, **kwargs):
@@ -40,7 +44,7 @@ def styled(function):
     return draw
 
 
-def log_scale(axis) -> None:
+def log_scale(axis: Axes) -> None:
     """A logarithmic scale with plain numbers, of which there are always some."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
@@ -51,17 +55,17 @@ def log_scale(axis) -> None:
         formatter("{x:g}")
 
 
-def legend(figure, axis) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
     """The lines of one axis, explained to the right of all."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
 
 
-def order_of(names) -> dict[str, int]:
+def order_of(names: Iterable[str]) -> dict[str, int]:
     """Number of each Raptor among the models, in alphabetical order, so that it keeps its colour."""
     return {name: i for i, name in enumerate(sorted(set(names) - {"teacher"}))}
 
 
-def line_styles(names) -> dict[str, dict]:
+def line_styles(names: Iterable[str]) -> dict[str, dict]:
     """Line of each model, the teacher's in black."""
     order = order_of(names)
     return {n: {"color": TEACHER, "lw": 1.8} if n == "teacher" else {"color": colour(order[n]), "lw": 1.4} for n in names}

@@ -1,6 +1,6 @@
 """Every setting there is, with the paper's values. Other configurations start from this one and change what they need.
 
-    python -m experiments.settings          prints them all, and what each of them means
+    python -m experiments.explain          prints them all, and what each of them means
 
 Each is stated once, in the dataclass of the stage that uses it: `experiments/stages/NAME/`. Not run by itself: it names no
 teacher and no data.

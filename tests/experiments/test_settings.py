@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError, expect_positive
 from experiments.configs import default, quickstart
+from experiments.explain import explain
 from experiments.pipeline import read_settings, settings_kinds
-from experiments.settings import explain, flat, merged_defaults, read, renamed, without_effect
+from experiments.settings import flat, merged_defaults, read, renamed, without_effect
 
 
 @dataclasses.dataclass(frozen=True)

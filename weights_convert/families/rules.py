@@ -57,7 +57,7 @@ class Family(NamedTuple):
         preprocessing: `(facts, config) -> Preprocessing`, where the source has no preprocessor config.
         rules: the table.
         zeros: `(facts, config) -> places` that the family does not have and that stay zero.
-        to_transformers: config -> transformers' config.json, or None where the family cannot express it.
+        to_transformers: architecture -> transformers' configuration, or None where the family cannot express it.
     """
 
     name: str
