@@ -104,6 +104,8 @@ def read(kind: type[T], config, path: str = "config") -> T:
     try:
         return kind(**values)
     except UserError as error:
+        if str(error).startswith("config."):
+            raise
         about_a_field = re.match(r"[\w.]+(?= (is|names|and) )", str(error))
         named = about_a_field and hasattr(defaults, about_a_field[0].split(".")[0])
         raise UserError(f"{path}.{error}" if named else f"{path}: {error}") from None

@@ -13,7 +13,7 @@ from brh_jax.types import Dissimilarity
 from experiments.data import AllImages, check_given
 from experiments.settings import Common, without_effect
 from experiments.stage import Context
-from experiments.stages.teacher.run import read_teacher
+from experiments.stages.teacher.run import TeacherSettings, read_teacher
 
 METHODS = ("max_cut", "contrast_cut", "recursive_bisection", "random_contiguous", "random_fragmented", "given")
 _CUT_FROM_IMAGES = ("max_cut", "contrast_cut", "recursive_bisection")
@@ -72,8 +72,15 @@ class PhaseSettings:
 class Settings(Common):
     """Sections that the stage uses."""
 
+    teacher: TeacherSettings = TeacherSettings()
     data: AllImages = AllImages()
     phases: PhaseSettings = PhaseSettings()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.teacher.source == "train":
+            # With pretrained weights the depth is not known yet; then the stage says it.
+            partitions_of(np.zeros((self.teacher.vit.depth,) * 2), self.phases)
 
 
 @dataclasses.dataclass(frozen=True)
