@@ -102,7 +102,7 @@ def _moved(item: str) -> str:
 
 def _parse(argv):
     """absl's parser, with the configuration file found first and every fault as one message."""
-    argv = [_moved(item) for item in argv]
+    argv = list(argv)
     for i, item in enumerate(argv):
         if item.startswith(("--config=", "-config=")):
             name, _, value = item.partition("=")
@@ -129,6 +129,7 @@ def _parse(argv):
 
 def cli() -> None:
     """Entry point: faults that the user can put right end in one message and exit status 2."""
+    sys.argv = [_moved(item) for item in sys.argv]  # where ml_collections looks for settings that are overridden
     try:
         # Parsed here rather than by app.run, which prints a help text of its own for some faults and a stack trace for others.
         arguments = _parse(sys.argv)

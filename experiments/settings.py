@@ -108,7 +108,7 @@ def read(kind: type[T], config, path: str = "config") -> T:
             raise
         about_a_field = re.match(r"[\w.]+(?= (is|names|and) )", str(error))
         named = about_a_field and hasattr(defaults, about_a_field[0].split(".")[0])
-        raise UserError(f"{path}.{error}" if named else f"{path}: {error}") from None
+        raise UserError(f"{path}.{error}" if named else f"{path}: {error}" if "." in path else str(error)) from None
 
 
 def _converted(value, default, name: str):
