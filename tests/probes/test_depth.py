@@ -72,7 +72,7 @@ def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 8, 9, 3), dtype=np.uint8)
     head = {"kernel": rng.normal(size=(32, 5)).astype(np.float32), "bias": rng.normal(size=5).astype(np.float32)}
-    patches, cls = dense.token_maps(tiny_encoder, tiny_encoder.params, images)
+    patches, cls = dense.token_maps(tiny_encoder, images)
     tokens = np.concatenate([patches, np.broadcast_to(np.asarray(cls)[:, :, None], patches.shape)], -1)
     expected = np.asarray(dense.enlarge(tokens, 16, 20)) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(depth.bin_logits(tiny_encoder, head, images), expected, atol=1e-4)
@@ -84,7 +84,7 @@ def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):
 
 
 def test_settings_that_do_not_fit():
-    with pytest.raises(UserError, match=r"eval_crop \(45, 471, 41, 601\) does not lie in images of \(240, 320\)"):
+    with pytest.raises(UserError, match=r"eval_crop is \(45, 471, 41, 601\): it does not lie in images of \(240, 320\)"):
         DepthSettings(eval_size=(240, 320))
     with pytest.raises(UserError, match="256 bins on 10.0 to 10.0 m"):
         DepthSettings(min_depth=10.0)

@@ -74,7 +74,7 @@ def test_maps_are_enlarged_as_torch_does():
 
 def test_token_maps_of_an_image_that_the_patch_does_not_divide(tiny_encoder):
     images = np.random.default_rng(0).integers(0, 256, (2, 7, 9, 3), dtype=np.uint8)
-    patches, cls = dense.token_maps(tiny_encoder, tiny_encoder.params, images)
+    patches, cls = dense.token_maps(tiny_encoder, images)
     assert dense.pad_amounts(tiny_encoder, 7, 9) == ((0, 1), (0, 1))
     assert patches.shape == (2, 4, 5, 16) and cls.shape == (2, 1, 16)
     padded = np.pad(np.asarray(tiny_encoder.normalize_pixels(images)), ((0, 0), (0, 1), (0, 1), (0, 0)))
