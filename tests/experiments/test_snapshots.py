@@ -32,14 +32,14 @@ def source():
     return ArraySource(rng.integers(0, 256, (32, 8, 8, 3), dtype=np.uint8), rng.integers(3, size=32))
 
 
-def train(tiny_config, source, folder, **options):
+def train(tiny_config, source, folder, stop_after=None, **options):
     return train_vit(
         tiny_config,
         Preprocessing((8, 8), None, (0.5,) * 3, (0.5,) * 3),
         3,
         training_batches(source, RandomResizedCrop((8, 8)), 8, seed=0, threads=1),
         SETTINGS,
-        Run(folder, {}, make_mesh(devices=jax.devices()[:1]), "teacher", LoopSettings(log_every=1, save_every=4)),
+        Run(folder, {}, make_mesh(devices=jax.devices()[:1]), "teacher", LoopSettings(log_every=1, save_every=4), stop_after),
         seed=0,
         name="ViT",
         **options,
