@@ -96,20 +96,6 @@ def test_pipes_and_devices_are_not_waited_for(cats, tmp_path):
         open_masks(f"masks:{tmp_path / 'pairs'}", num_classes=2)
 
 
-def test_deep_folders(tmp_path):
-    deep = tmp_path.joinpath(*["d"] * 400)
-    here = os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        for _ in range(400):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(here)
-    write(deep / "a.png")
-    assert files_below(tmp_path).files == [deep / "a.png"]
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_what_may_not_be_read(cats):
     (cats / "cats" / "a.png").chmod(0)

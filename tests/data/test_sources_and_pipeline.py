@@ -1,6 +1,5 @@
 import gzip
 import io
-import pathlib
 
 import numpy as np
 import pytest
@@ -141,17 +140,6 @@ def test_measuring_on_several_processes_sees_every_image_once(num_images):
     alone = [b["image"][b["valid"], 0, 0, 0] for b in measuring_batches(numbered(), CENTER, 4, num_images=num_images)]
     assert sorted(seen) == sorted(np.concatenate(alone).tolist())
     assert len(seen) == num_images
-
-
-def test_workers_count_what_they_cannot_decode(tmp_path, capfd):
-    for i in range(6):
-        Image.new("RGB", (12, 12), (i, i, i)).save(tmp_path / f"{i}.png")
-    (tmp_path / "2.png").write_bytes(b"no image")
-    source = ImageFolder(tmp_path)
-    batches = TrainingBatches(source, CENTER, 3, seed=0, threads=1, workers=2)
-    values = np.concatenate([next(batches)["image"][:, 0, 0, 0] for _ in range(4)])
-    assert 2 not in values and len(values) == 12
-    assert [pathlib.Path(name).name for name in source.skipped] == ["2.png"]
 
 
 def test_measuring_pads_the_last_batch_and_repeats_nothing():
