@@ -16,6 +16,8 @@ from brh_jax.data.sources import UNLABELLED, Source
 from brh_jax.data.transforms import Transform
 from brh_jax.errors import UserError
 
+_ENDLESS = 2**53  # records: grain counts batches in floats, and overflows with one record in each
+
 
 class _Load(grain.transforms.RandomMap, grain.transforms.Map):
     """Index -> transformed record; an image that cannot be decoded is replaced by the next that can, and `failed` names it."""
@@ -51,7 +53,7 @@ class _Part(grain.MapDataset):
     def __len__(self):
         whole, rest = divmod(len(self._parent), self._batch_size)
         size = self._batch_size // self._count
-        return whole * size + min(max(rest - self._part * size, 0), size)
+        return min(whole * size + min(max(rest - self._part * size, 0), size), _ENDLESS)
 
     def __getitem__(self, index):
         if isinstance(index, slice):

@@ -98,6 +98,12 @@ def test_training_goes_through_every_image_each_epoch_in_a_new_order():
     assert np.concatenate([next(again)["image"][:, 0, 0, 0] for _ in range(2)]).tolist() == epochs[0]
 
 
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+def test_a_batch_may_be_of_one_image_in_each_process(process):
+    batches = TrainingBatches(numbered(), CENTER, process[1], seed=1, process=process)
+    assert len({int(next(batches)["image"][0, 0, 0, 0]) for _ in range(10 // process[1])}) == 10 // process[1]
+
+
 def test_training_goes_on_where_it_was():
     crop = RandomResizedCrop((8, 8), scale=(0.3, 1.0))
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8))

@@ -143,12 +143,11 @@ def two_targets_of_one_name(folder):
     open_depths(f"depths:{folder}")
 
 
-def a_pipe_for_a_mask(folder):
+def a_pipe_for_names_of_classes(folder):
     save(folder / "images" / "1.png")
-    (folder / "masks").mkdir()
-    os.mkfifo(folder / "masks" / "1.png")
+    save(folder / "masks" / "1.png", Image.new("L", (12, 12)))
     os.mkfifo(folder / "classes.txt")
-    open_masks(f"masks:{folder}", num_classes=2)
+    open_masks(f"masks:{folder}")
 
 
 def setting(name, value):
@@ -188,7 +187,7 @@ CASES = [
     Case("links that lead nowhere", links_that_lead_nowhere, "holds no images"),
     Case("names that are no UTF-8", names_that_are_no_utf8),
     Case("two targets of one name", two_targets_of_one_name, "are of one name: expected one file"),
-    Case("a pipe for a mask", a_pipe_for_a_mask, "have nothing of their name in"),
+    Case("a pipe for names of classes", a_pipe_for_names_of_classes, "has 0 classes: expected 2 to 255"),
     Case("workers=-1", setting("workers", -1), "config.data.workers is -1: expected 0 or more"),
     Case("crop_scale=(1.0, 0.5)", setting("crop_scale", (1.0, 0.5)), r"config.data.crop_scale is \(1.0, 0.5\): expected two"),
     Case("crop_ratio with infinity", setting("crop_ratio", (1.0, float("inf"))), r"config.data.crop_ratio is \(1.0, inf\)"),
