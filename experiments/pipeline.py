@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
@@ -235,14 +236,15 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         keep()
 
     keep()
-    skipped: dict[str, str] = {}
+    sources: list[Source] = []
     try:
-        result = stage.run(dataclasses.replace(context, folder=folder, outside=outside, skipped=skipped), settings)
+        result = stage.run(dataclasses.replace(context, folder=folder, outside=outside, sources=sources), settings)
     except BaseException as error:
         keep()
         if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"] and not again:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
+    skipped = {skip.name: skip.reason for source in sources for skip in source.skipped.values()}
     done = keep(done=True, result=to_json(result), skipped=skipped)
     wait_for_all(f"{stage.name}: done")
     print(f"{stage.name}: {clock(done.seconds)}", flush=True)

@@ -70,7 +70,7 @@ class Context:
         results: of the stages done before.
         outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
             content.
-        skipped: images that could not be decoded so far -> why.
+        sources: of images, masks and depths that were opened.
         stages: names of the stages that this run is made of.
     """
 
@@ -80,7 +80,7 @@ class Context:
     loop: LoopSettings = LoopSettings()
     results: Results = dataclasses.field(default_factory=Results)
     outside: Callable[[str, str], None] = lambda what, fingerprint: None
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[Source] = dataclasses.field(default_factory=list)
     stages: tuple[str, ...] = ()
 
     # Earlier stages' work.
@@ -123,6 +123,7 @@ class Context:
         """
         source = OPENERS[kind](spec, data_dir=data_dir, **options)
         self.outside(f"{kind} {spec}", source.fingerprint())
+        self.sources.append(source)
         return source
 
     def measuring_batches(
@@ -141,4 +142,3 @@ class Context:
             rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
             yield placed | {"label": rest["label"], "valid": rest["valid"]}
             progress.update(number)
-        self.skipped.update(source.skipped)

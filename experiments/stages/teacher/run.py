@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import brh_jax
 from brh_jax.data.sources import Source, Subset
-from brh_jax.errors import UserError, expect, expect_positive
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
 from brh_jax.models.registry import Architecture, architecture, check_architecture
@@ -93,6 +93,10 @@ class TeacherImages(TrainingImages):
     """
 
     image_size: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect_not_negative(self, "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
