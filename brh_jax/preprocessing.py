@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, is_number
 from brh_jax.types import Array
 
 ImageLike = Image.Image | np.ndarray
@@ -22,6 +22,10 @@ def as_image(image: ImageLike) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     return Image.fromarray(array).convert("RGB")
+
+
+def _pixels(sides) -> bool:
+    return all(is_number(side) and side == int(side) > 0 for side in sides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Preprocessing:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if isinstance(self.resize, list | tuple):
             object.__setattr__(self, "resize", tuple(self.resize))
+        resize = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        expect(len(self.crop) == 2 and _pixels(self.crop), "crop", self.crop, "(height, width) in pixels")
+        sides = self.resize is None or (len(resize) == 2 and _pixels(resize))
+        expect(sides, "resize", self.resize, "pixels, (height, width) in pixels or None")
+        expect(all(is_number(m) for m in self.mean), "mean", self.mean, "numbers")
+        expect(all(is_number(s) and s > 0 for s in self.std), "std", self.std, "positive numbers")
         if self.interpolation not in FILTERS:
             raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(FILTERS)}")
 
