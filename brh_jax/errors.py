@@ -1,5 +1,7 @@
 """Errors that are meant to be read by the person who runs the program."""
 
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,3 +35,16 @@ def expect_not_negative(settings: Any, *names: str) -> None:
 def expect_one_of(settings: Any, name: str, choices: Iterable[str]) -> None:
     """Raises UserError unless a field of a settings dataclass is one of the choices."""
     expect(getattr(settings, name) in choices, name, getattr(settings, name), f"one of {', '.join(choices)}")
+
+
+def expect_whole(settings: Any, least: int, *names: str) -> None:
+    """Raises UserError unless these fields of a settings dataclass are whole numbers of at least `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        expect(whole and int(value) >= least, name, value, f"a whole number, {least} or more")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """brh_jax.load: an Encoder from anything that holds one."""
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -53,7 +54,7 @@ def load(
 
 
 def _load(path, k, partition, num_heads) -> Encoder:
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     if store.is_encoder_folder(folder):
         return store.read(folder)
     if (folder / "distill").is_dir() or (folder / "teacher").is_dir():
@@ -70,7 +71,8 @@ def _load(path, k, partition, num_heads) -> Encoder:
 
 
 def _from_workdir(workdir, k) -> Encoder:
-    found = {int(p.parent.name.removeprefix("k")): p for p in sorted(workdir.glob("distill/k*/raptor"))}
+    raptors = workdir.glob("distill/k*/raptor")
+    found = {int(p.parent.name[1:]): p for p in sorted(raptors) if p.parent.name[1:].isdecimal()}
     if k is None and found:
         return store.read(found[max(found)])
     if k in found:

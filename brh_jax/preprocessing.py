@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, is_number
 from brh_jax.images import ImageLike, as_image
 from brh_jax.types import Array
 
@@ -13,6 +13,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
 _LONGEST = 100  # times its shorter side, what is enlarged of an image
+
+
+def _pixels(sides) -> bool:
+    return all(is_number(side) and side == int(side) > 0 for side in sides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Preprocessing:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if isinstance(self.resize, list | tuple):
             object.__setattr__(self, "resize", tuple(self.resize))
+        resize = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        expect(len(self.crop) == 2 and _pixels(self.crop), "crop", self.crop, "(height, width) in pixels")
+        sides = self.resize is None or (len(resize) == 2 and _pixels(resize))
+        expect(sides, "resize", self.resize, "pixels, (height, width) in pixels or None")
+        expect(all(is_number(m) for m in self.mean), "mean", self.mean, "numbers")
+        expect(all(is_number(s) and s > 0 for s in self.std), "std", self.std, "positive numbers")
         if self.interpolation not in FILTERS:
             raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(FILTERS)}")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.tokens import TokenLayout
-from brh_jax.types import Array, State, Trajectory
+from brh_jax.types import Array, Layer, State, Trajectory
 
 
 @jax.tree_util.register_pytree_node_class
@@ -21,7 +21,8 @@ class DepthSystem:
 
     Attributes:
         step: `step(state, layer) -> state`, state `[batch, tokens, dim]`, layer from 0 and possibly traced. Images must not
-            depend on one another.
+            depend on one another. A model's raises ValueError for a layer that is not there, unless it is traced (see
+            `check_layer`); any other function does with it what it does.
         depth: number of layers.
         layout: which tokens of the state are which.
     """
@@ -41,8 +42,7 @@ class DepthSystem:
 
     def check_layer(self, layer: int) -> None:
         """Raises ValueError unless `layer` is one of the system's, counted from 0."""
-        if not 0 <= layer < self.depth:
-            raise ValueError(f"layer {layer} is out of range: layers are counted from 0, the system has {self.depth}")
+        check_layer(layer, self.depth)
 
     def tree_flatten(self):
         step = self.step if isinstance(self.step, jax.tree_util.Partial) else jax.tree_util.Partial(self.step)
@@ -51,6 +51,18 @@ class DepthSystem:
     @classmethod
     def tree_unflatten(cls, static: tuple, children: tuple):
         return cls(children[0], *static)
+
+
+def check_layer(layer: Layer, depth: int) -> None:
+    """Raises ValueError unless `layer` is one of `depth`, counted from 0.
+
+    Says nothing of traced values, inside jit or scan, where an index out of range cannot be seen: jax takes the nearest.
+    """
+    if isinstance(layer, jax.core.Tracer):
+        return
+    index = int(layer)
+    if index != layer or not 0 <= index < depth:
+        raise ValueError(f"layer {layer} is out of range: layers are counted from 0, the system has {depth}")
 
 
 def check_state(state: Array, layout: TokenLayout) -> None:

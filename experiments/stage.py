@@ -92,10 +92,13 @@ class Context:
         return found
 
     def encoder(self, folder: pathlib.Path, stage: str, compute_dtype: str = "float32") -> Encoder:
-        """The encoder that a stage left in a folder, on the mesh. Raises UserError where it is not there."""
-        if not store.is_encoder_folder(folder):
+        """The encoder that a stage left in a folder, on the mesh. Raises UserError where it is not there or damaged."""
+        if not folder.exists():
             raise UserError(f"{folder} is not there yet: put {stage} before this stage in config.stages")
-        encoder = store.read(folder)
+        try:
+            encoder = store.read(folder)
+        except UserError as error:
+            raise UserError(f"{error}; to make it again, remove {self.workdir / stage} and run the stage") from None
         encoder = encoder.replace(params=shard(encoder.params, self.mesh))
         return encoder if compute_dtype == "float32" else encoder.replace(dtype=jnp.dtype(compute_dtype))
 

@@ -95,3 +95,25 @@ def test_bad_states(state, message):
 def test_bad_layers(layer):
     with pytest.raises(ValueError, match=f"layer {layer} is out of range.*the system has 3"):
         DepthSystem(lambda state, layer: state, 3, ONE).check_layer(layer)
+
+
+@pytest.mark.parametrize("layer", [-1, 6, 1.5, np.int64(7), jnp.asarray(-2)])
+@pytest.mark.parametrize("sublayers", [False, True])
+def test_a_model_refuses_layers_that_are_not_there(encoder, layer, sublayers):
+    system = encoder.system(sublayers=sublayers)
+    state = jnp.ones((1, encoder.layout.num_tokens, encoder.dim))
+    layer = 2 * layer if sublayers and layer != 1.5 else layer
+    with pytest.raises(ValueError, match=f"layer {layer} is out of range.*has {system.depth}"):
+        system.step(state, layer)
+    with pytest.raises(ValueError, match=f"layer {layer} is out of range"):
+        jax.jit(lambda system, state: system.step(state, layer))(system, state)
+    if not sublayers:
+        with pytest.raises(ValueError, match=f"layer {layer} is out of range"):
+            encoder.module.apply({"params": encoder.params}, state, layer, method="step")
+
+
+def test_a_traced_layer_is_not_checked(encoder):
+    """It cannot be: jax takes the nearest that there is."""
+    state = jnp.ones((1, encoder.layout.num_tokens, encoder.dim))
+    step = jax.jit(lambda system, layer: system.step(state, layer))
+    assert step(encoder.system(), encoder.depth).shape == state.shape

@@ -35,9 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments) -> int:
-    import jax
-    import jax.numpy as jnp
-
     from brh_jax.loading import load
     from weights_convert import export
     from weights_convert.check import compare
@@ -61,10 +58,23 @@ def _run(arguments) -> int:
             print("error: nothing was written", file=sys.stderr)
             return 1
     if arguments.dtype != "float32":
-        encoder = encoder.replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(arguments.dtype)), encoder.params))
+        encoder = encoder.replace(params=_cast(encoder.params, arguments.dtype))
     folder = store.save(encoder, arguments.target, report._asdict())
     print(f"wrote {folder}")
     return 0
+
+
+def _cast(params, dtype: str):
+    """Parameters in another precision. Raises UserError where they are beyond its range."""
+    import jax
+    import jax.numpy as jnp
+
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(dtype)), params)
+    beyond = [path for path, leaf in jax.tree_util.tree_leaves_with_path(cast) if not jnp.isfinite(leaf).all()]
+    if beyond:
+        names = ", ".join(jax.tree_util.keystr(path, simple=True, separator="/") for path in beyond)
+        raise UserError(f"{names} hold values beyond {dtype}: nothing was written, give --dtype=bfloat16 or float32")
+    return cast
 
 
 def _count(text: str) -> int:

@@ -2,7 +2,8 @@
 
 The cache is `$BRH_JAX_CACHE`, else `brh_jax` in `$XDG_CACHE_HOME` or `~/.cache`. An entry appears under its name only when it is
 whole, so any number of processes can use it at once; two that convert the same weights at the same time both work, and the first
-entry stays.
+entry stays. One that is damaged since is made anew. Where nothing can be kept, a line says so, and the
+conversion is used as it is.
 """
 
 import hashlib
@@ -12,17 +13,16 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 
 from brh_jax.errors import UserError
+from brh_jax.files import sha256
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
 from weights_convert.convert import convert
-from weights_convert.sources import locate
+from weights_convert.sources import all_files
 
 # Part of the key: raise it when a conversion comes out differently than before.
-VERSION = 2
-BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+VERSION = 3
 
 
 def converted(spec: str, **options) -> Encoder:
@@ -31,33 +31,39 @@ def converted(spec: str, **options) -> Encoder:
     Args:
         options: that `convert` takes, told apart by how they print.
     """
-    folder, files = locate(spec)
-    entry = cache_folder() / key(spec, folder, files, options)
-    if store.is_encoder_folder(entry):
+    name = key(spec, options)
+    try:
+        entry, why = cache_folder() / name, ""
+    except RuntimeError as error:
+        entry, why = None, str(error)
+    if entry and store.is_encoder_folder(entry):
         try:
             return store.read(entry)
         except UserError:
-            shutil.rmtree(entry, ignore_errors=True)  # damaged: converted anew
+            print(f"{entry} was damaged and is made anew", file=sys.stderr, flush=True)
     encoder, report = convert(spec, **options)
     print("\n".join(report.lines(encoder)), file=sys.stderr, flush=True)
-    try:
-        _keep(encoder, entry, report._asdict())
-    except OSError as error:
-        print(f"  not kept in {entry.parent} ({error}); BRH_JAX_CACHE names another folder", file=sys.stderr, flush=True)
+    if entry:
+        try:
+            _keep(encoder, entry, report._asdict())
+        except OSError as error:
+            why = f"{entry.parent}: {error}"
+    if why:
+        print(f"  not kept for the next time ({why}); BRH_JAX_CACHE names another folder", file=sys.stderr, flush=True)
     return encoder
 
 
 def cache_folder() -> pathlib.Path:
-    """Where conversions are kept."""
-    base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or base / "brh_jax").expanduser()
+    """Where conversions are kept. Raises RuntimeError where that would be the home folder, and nobody knows it."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or f"{base}/brh_jax").expanduser()
 
 
-def key(spec: str, folder: pathlib.Path, files: Sequence[pathlib.Path], options: dict) -> str:
+def key(spec: str, options: dict) -> str:
     """What a conversion depends on: content of the weights and of what lies beside them, file name, options, version."""
     name = spec.rstrip("/").rpartition("/")[2]  # the encoder's name, and what the names of published files tell
     about = [VERSION, store.VERSION, name, {k: str(v) for k, v in options.items()}]
-    return hashlib.sha256(_content(folder, files) + json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
+    return hashlib.sha256(_content(spec) + json.dumps(about, sort_keys=True).encode()).hexdigest()[:40]
 
 
 def fingerprint(spec: str) -> str:
@@ -69,32 +75,34 @@ def fingerprint(spec: str) -> str:
     Raises:
         UserError: nothing there, or the hub cannot be reached.
     """
-    return hashlib.sha256(_content(*locate(spec))).hexdigest()
+    return hashlib.sha256(_content(spec)).hexdigest()
 
 
-def _content(folder: pathlib.Path, files) -> bytes:
+def _content(spec: str) -> bytes:
     """A line for each file that a conversion reads: its name and its sha256."""
-    beside = [folder / name for name in BESIDE if (folder / name).exists()]
-    # An ONNX graph may keep its tensors in files named after it.
-    stems = [file.stem for file in files if file.suffix == ".onnx"]
-    external = [p for stem in stems for p in sorted(folder.glob(f"{stem}*")) if p not in files and p.is_file()]
-    return "".join(f"{file.name} {_sha256(file)}\n" for file in (*files, *beside, *external)).encode()
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return "".join(f"{file.name} {sha256(file)}\n" for file in all_files(spec)).encode()
 
 
 def _keep(encoder: Encoder, entry: pathlib.Path, notes: dict) -> None:
-    """Puts the encoder at `entry`, unless another process has been faster."""
+    """Puts the encoder at `entry`, in place of what is damaged there, unless another process has been faster."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=entry.parent, prefix=".converting-"))
     try:
         store.save(encoder, temporary / "encoder", notes)
-        os.rename(temporary / "encoder", entry)
-    except OSError:
-        if not store.is_encoder_folder(entry):
-            raise
+        try:
+            os.rename(temporary / "encoder", entry)
+        except OSError:
+            if _is_whole(entry):
+                return
+            os.rename(entry, temporary / "damaged")
+            os.rename(temporary / "encoder", entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(entry) -> bool:
+    try:
+        store.check(entry)
+    except UserError:
+        return False
+    return store.is_encoder_folder(entry)

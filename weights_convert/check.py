@@ -1,7 +1,7 @@
 """A conversion against the implementation that the weights were made for, state by state."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,37 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
 from weights_convert import export
+from weights_convert.facts import section, whole_number
 from weights_convert.sources import Source, open_source
+from weights_convert.tensors import floats
 
 TOLERANCE = 1e-5
+# What of a configuration is handed to the library that computes the reference. Not of a ViT: code, quantisation, file types.
+NOT_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "dtype", "torch_dtype", "transformers_version"}
+TIMM_SETTINGS = {
+    *(
+        "act_layer",
+        "class_token",
+        "depth",
+        "dynamic_img_size",
+        "embed_dim",
+        "fc_norm",
+        "final_norm",
+        "global_pool",
+        "init_values",
+    ),
+    *("mlp_ratio", "no_embed_class", "norm_layer", "num_heads", "patch_size", "pos_embed", "pre_norm", "proj_bias", "qk_norm"),
+    *("qkv_bias", "reg_tokens"),
+}
+OPEN_CLIP_VISION = {
+    *("head_width", "image_size", "layers", "ls_init_value", "mlp_ratio", "patch_size", "pool_type", "width"),
+    *("timm_drop", "timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias"),
+}
+OPEN_CLIP_TEXT = {
+    *("context_length", "embed_cls", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type", "proj_bias", "vocab_size"),
+    "width",
+}
+OPEN_CLIP_SETTINGS = {"embed_dim", "init_logit_bias", "quick_gelu"}
 
 
 class Difference(NamedTuple):
@@ -113,8 +141,17 @@ def _transformers(source: Source, kind: str, image):
     if kind.startswith("siglip2"):
         raise UserError("SigLIP 2 of any aspect ratio takes patches, not images: it is compared in this project's tests")
     classes = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+    towers = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
     model_class = getattr(transformers, classes.get(kind, "AutoModel"))
-    model = model_class.from_pretrained(source.folder, dtype=torch.float32).eval()
+    model = model_class.from_pretrained(
+        source.folder,
+        config=_transformers_config(towers.get(kind, kind), source.hf or {}),
+        dtype=torch.float32,
+        attn_implementation="eager",  # of the configuration's own choice it may be code from the hub
+        trust_remote_code=False,
+        local_files_only=True,
+        weights_only=True,
+    ).eval()
     options: dict[str, Any] = {}
     if not kind.startswith("dinov"):
         options["interpolate_pos_encoding"] = True
@@ -134,6 +171,16 @@ def _transformers(source: Source, kind: str, image):
     return states, None if final is None else final.numpy()
 
 
+def _transformers_config(kind: str, about: dict):
+    """The class's own settings out of config.json: anything else in it, code or quantisation say, goes nowhere."""
+    import transformers
+
+    about = about.get("vision_config") or about
+    config = transformers.AutoConfig.for_model(kind)
+    known = (set(config.to_dict()) | {"rope_theta"}) - NOT_SETTINGS
+    return type(config)(**{name: value for name, value in about.items() if name in known})
+
+
 def _hooked(blocks, run):
     """Input of the first block and outputs of all, while `run` is called."""
     import torch
@@ -151,13 +198,11 @@ def _hooked(blocks, run):
 def _timm(source: Source, about: dict, image):
     import timm
 
-    args = dict(about.get("model_args") or {}) | {"num_classes": about.get("num_classes", 0)}
-    size = image.shape[1:3]
-    model = timm.create_model(
-        about["architecture"], pretrained=False, img_size=size, **{k: v for k, v in args.items() if k != "img_size"}
-    )
-    timm.models.load_checkpoint(model, str(source.files[0]), strict=False)
-    model.eval()
+    _expect_timm(about["architecture"])
+    args = known_settings(section(about, "model_args"), TIMM_SETTINGS)
+    args |= {"num_classes": whole_number("num_classes", about.get("num_classes", 0), 0), "img_size": tuple(image.shape[1:3])}
+    model = timm.create_model(about["architecture"], pretrained=False, **args)
+    _fill(model, source)
     final = []
     model.norm.register_forward_hook(lambda module, a, out: final.append(out))
     states = _hooked(model.blocks, lambda: model.forward_features(_pixels(image)))
@@ -167,11 +212,47 @@ def _timm(source: Source, about: dict, image):
 def _open_clip(source: Source, about: dict, image):
     import open_clip
 
-    about = dict(about)
-    custom = about.pop("custom_text", False) or "timm_model_name" in about["vision_cfg"]
-    model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**about)
-    open_clip.load_checkpoint(model, str(source.files[0]))
+    vision = known_settings(section(about, "vision_cfg"), OPEN_CLIP_VISION)
+    text = known_settings(section(about, "text_cfg"), OPEN_CLIP_TEXT)
+    rest = known_settings(about, OPEN_CLIP_SETTINGS)
+    custom = about.get("custom_text", False) or "timm_model_name" in vision
+    if "timm_model_name" in vision:
+        _expect_timm(vision["timm_model_name"])
+    build = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    model = build(**rest, vision_cfg=vision, text_cfg=text)
+    _fill(model, source)
     visual = model.visual.eval()
     if (trunk := getattr(visual, "trunk", None)) is not None:
         return _hooked(trunk.blocks, lambda: trunk.forward_features(_pixels(image))), None
     return _hooked(visual.transformer.resblocks, lambda: visual(_pixels(image))), None
+
+
+def _expect_timm(name) -> None:
+    """Refuses what is no name of timm's: it also takes addresses, hf-hub:... and local-dir:..., and what lies there."""
+    import timm
+
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise UserError(f"timm knows no architecture {name!r}, so there is nothing to compare with")
+
+
+def known_settings(given: dict, known: Set[str]) -> dict[str, Any]:
+    """Settings of a configuration that a library may be handed: those that are known, as plain values.
+
+    What a configuration from anywhere says beside them goes nowhere: among the arguments of timm's and open_clip's models are
+    files to unpickle and repositories to download from.
+    """
+    plain = (int, float, str, bool, type(None))
+    return {
+        name: value
+        for name, value in given.items()
+        if name in known and (isinstance(value, plain) or (isinstance(value, list) and all(isinstance(v, plain) for v in value)))
+    }
+
+
+def _fill(model, source: Source) -> None:
+    """The source's tensors, as they were read here, into a model of theirs; never the library's own reading of files."""
+    import torch
+
+    state = {name: torch.tensor(np.asarray(floats(tensor, np.float32)[0])) for name, tensor in source.tensors.items()}
+    model.load_state_dict(state, strict=False)
+    model.eval()

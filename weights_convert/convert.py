@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
@@ -20,6 +21,7 @@ from weights_convert.families.rules import Family
 from weights_convert.preprocessing import preprocessing_of
 from weights_convert.sources import Source, open_source
 from weights_convert.table import fill, wanted_shapes
+from weights_convert.tensors import floats
 
 # The patch projection: what every ViT has, and where its names begin.
 ANCHOR = (
@@ -29,6 +31,10 @@ ANCHOR = (
 # timm's architectures whose tensors look like those of a family known here, and that compute something else.
 OTHERS = r"rope|eva|beit|_pe_|ijepa|intern|naflex|aimv2|xcit|cait|swin|test_vit"
 CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")  # beside the ViT, not inside it
+
+
+# What comes of a configuration whose values are of another kind than expected.
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 class Report(NamedTuple):
@@ -106,7 +112,12 @@ def convert(
     if exported:
         encoder, family = export.read_raptor(source, dtype), "Raptor"
     elif bare:
-        encoder, assumed = raptor.read(source, partition, num_heads, dtype)
+        try:
+            encoder, assumed = raptor.read(source, partition, num_heads, dtype)
+        except UserError:
+            raise
+        except UNREADABLE as error:
+            raise UserError(f"{source.origin} is not a Raptor that can be read: {_words(error)}") from None
         family = "Raptor state dict"
         if teacher is not None:
             encoder, assumed = raptor.with_teacher(encoder, teacher), [a for a in assumed if "teacher=" not in a]
@@ -122,7 +133,7 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
     prefix, names, outside = strip_prefix(source)
     facts = Facts(
         {short: source.tensors[full].shape for short, full in names.items()},
-        lambda short: source.tensors[names[short]].read(),
+        lambda short: _numbers(source, names[short]),
         source.origin,
         prefix,
         _vision_config(source.hf),
@@ -130,15 +141,14 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
         source.open_clip,
         num_heads,
     )
-    family = _family(source, facts)
-    about = export.section(source)
+    family, about = _family(source, facts), export.section(source)
     try:
         config = export.vit_config(about) if about else family.config(facts)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{source.origin} is not a {family.name} that can be read: {error}") from None
+        zeros = family.zeros(facts, config)
+    except UNREADABLE as error:
+        raise UserError(f"{source.origin} is not a {family.name} that can be read: {_words(error)}") from None
     if arch:
         registry.check_architecture(source.origin, config, arch)
-    zeros = family.zeros(facts, config)
     shapes = wanted_shapes(config)
     tree, head, unused = fill(
         source,
@@ -154,10 +164,24 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
     unused |= {name: f"outside {prefix!r}, where the ViT is" for name in outside}
     try:
         preprocessing = export.preprocessing(about) if about else preprocessing_of(source, facts, family, config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source.origin}: its preprocessing cannot be read ({error}): mend preprocessor_config.json") from None
-    name = about["name"] if about else _name(source.origin)
+    except UNREADABLE as error:
+        what = f"its preprocessing cannot be read ({_words(error)}): mend the configuration beside the weights"
+        raise UserError(f"{source.origin}: {what}") from None
+    name = str(about.get("name")) if about else _name(source.origin)
     return Encoder(config, tree, preprocessing, name=name, head=head), family.name, unused, facts.assumed
+
+
+def _numbers(source: Source, name: str) -> np.ndarray:
+    """A tensor that the architecture depends on. Raises ValueError where it holds no finite floats."""
+    array, fault = floats(source.tensors[name], np.float64)
+    if fault:
+        raise ValueError(f"{name} {fault.what}")
+    return array
+
+
+def _words(error: Exception) -> str:
+    """An error as the end of a sentence: those of Python's own say little without their kind."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _format(source: Source) -> str:
@@ -196,9 +220,13 @@ def _vision_config(hf: dict | None) -> dict | None:
 
 def _family(source: Source, facts: Facts) -> Family:
     model_type = (facts.hf or {}).get("model_type")
-    if re.search(OTHERS, facts.architecture):
+    try:
+        architecture = facts.architecture
+    except ValueError as error:
+        raise UserError(f"{source.origin}: {error}") from None
+    if re.search(OTHERS, architecture):
         raise UserError(
-            f"{source.origin}: timm's {facts.architecture} is of no family known here, though it may look like one; known are "
+            f"{source.origin}: timm's {architecture} is of no family known here, though it may look like one; known are "
             + ", ".join(FAMILIES)
         )
     for family in FAMILIES.values():

@@ -35,7 +35,12 @@ WRITERS = (vit.FAMILY, dinov2.FAMILY, dinov3.FAMILY, clip.FAMILY, siglip.FAMILY)
 def section(source: Source) -> dict | None:
     """What this module wrote into config.json, or None. Raises UserError where a newer version wrote it."""
     about = (source.hf or {}).get("brh_jax")
-    if about is not None and (not isinstance(about, dict) or about.get("version", 0) > store.VERSION):
+    if about is None:
+        return None
+    version = about.get("version", 0) if isinstance(about, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{source.origin}: the section brh_jax of its config.json cannot be read: download it again")
+    if version > store.VERSION:
         raise UserError(f"{source.origin} was written by a newer brh_jax: upgrade brh-jax")
     return about
 
@@ -104,7 +109,9 @@ def read_raptor(source: Source, dtype: DTypeLike) -> Encoder:
     about = section(source) or {}
     try:
         return _read_raptor(source, about, dtype)
-    except (KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{source.origin}: the section brh_jax of its config.json cannot be read ({error!r})") from None
 
 

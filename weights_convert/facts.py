@@ -3,22 +3,24 @@
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from brh_jax.errors import is_number
+
 # Width of an attention head by width of the model, where it is not 64: so400m, ViT-H, the smaller ViT-g, bigG, EVA's E.
 HEAD_WIDTHS = {1152: 72, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
-# transformers' settings that are read, and what they must be.
-_NUMBERS = {
-    "num_attention_heads": int,
-    "num_hidden_layers": int,
-    "hidden_size": int,
-    "intermediate_size": int,
-    "num_channels": int,
-    "num_register_tokens": int,
-    "layer_norm_eps": float,
-    "rope_theta": float,
+# transformers' settings that are read: whole numbers and the least that they may be, and positive numbers.
+_WHOLE = {
+    "num_attention_heads": 1,
+    "num_hidden_layers": 1,
+    "hidden_size": 1,
+    "intermediate_size": 1,
+    "num_channels": 1,
+    "num_register_tokens": 0,
 }
+_POSITIVE = ("layer_norm_eps", "rope_theta")
 
 
 @dataclasses.dataclass
@@ -69,10 +71,13 @@ class Facts:
         """transformers' configuration, with the defaults that its classes have for what the file leaves out."""
         if self.hf is None:
             return None
-        for key, kind in _NUMBERS.items():
+        for key, least in _WHOLE.items():
+            if (value := self.hf.get(key)) is not None:
+                whole_number(key, value, least)
+        for key in _POSITIVE:
             value = self.hf.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int if kind is int else int | float)):
-                raise ValueError(f"{key} in config.json is {value!r}, expected a number")
+            if value is not None and not (is_number(value) and value > 0):
+                raise ValueError(f"{key} in config.json is {value!r}, expected a number above zero")
         return defaults | {k: v for k, v in self.hf.items() if v is not None}
 
     def heads(self, dim: int, widths: dict[int, int] | None = None, default: int = 12) -> int:
@@ -83,12 +88,12 @@ class Facts:
             default: of transformers' class, where its config.json leaves it out.
         """
         if self.hf is not None:
-            return self.hf.get("num_attention_heads", default)
-        for args in ((self.timm or {}).get("model_args") or {}, _vision(self.open_clip)):
+            return whole_number("num_attention_heads", self.hf.get("num_attention_heads", default))
+        for args in (section(self.timm, "model_args"), _vision(self.open_clip)):
             if "num_heads" in args:
-                return args["num_heads"]
+                return whole_number("num_heads", args["num_heads"])
             if "head_width" in args:
-                return dim // args["head_width"]
+                return dim // whole_number("head_width", args["head_width"])
         if self.num_heads:
             return self.num_heads
         width = (HEAD_WIDTHS | (widths or {})).get(dim, 64)
@@ -98,7 +103,7 @@ class Facts:
 
     def image_size(self) -> int:
         """The side of the square images that the configuration names; 0 where it names none."""
-        timm = (self.timm or {}).get("pretrained_cfg") or {}
+        timm = section(self.timm, "pretrained_cfg")
         sizes = ((self.hf or {}).get("image_size"), _vision(self.open_clip).get("image_size"), timm.get("input_size", (0,))[-1])
         return next((size for size in sizes if isinstance(size, int) and size), 0)
 
@@ -110,11 +115,29 @@ class Facts:
     @property
     def architecture(self) -> str:
         """timm's name of the architecture, empty where it is not said."""
-        return (self.timm or {}).get("architecture") or _vision(self.open_clip).get("timm_model_name") or ""
+        name = (self.timm or {}).get("architecture") or _vision(self.open_clip).get("timm_model_name") or ""
+        if not isinstance(name, str):
+            raise ValueError(f"the architecture in its configuration is {name!r}, expected a name")
+        return name
+
+
+def section(config: dict | None, name: str) -> dict:
+    """A part of a configuration, empty where it is not there. Raises ValueError where it is something else than an object."""
+    found = (config or {}).get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} in its configuration is {str(found)[:40]!r}, expected an object")
+    return found
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A value of a configuration. Raises ValueError unless it is a whole number, large enough."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} in its configuration is {value!r}, expected a number, {least} or more")
+    return value
 
 
 def _vision(open_clip: dict | None) -> dict:
-    return ((open_clip or {}).get("model_cfg") or {}).get("vision_cfg") or {}
+    return section(section(open_clip, "model_cfg"), "vision_cfg")
 
 
 def square_grid(positions: int, shape: Sequence[int]) -> tuple[int, int]:

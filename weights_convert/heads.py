@@ -5,6 +5,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from weights_convert.sources import open_source
+from weights_convert.tensors import floats
 
 
 def read_linear_head(spec: str, num_features: int, num_classes: int) -> dict:
@@ -29,7 +30,7 @@ def read_linear_head(spec: str, num_features: int, num_classes: int) -> dict:
         raise UserError(
             f"{spec} is no linear classifier: expected one weight and one bias, got {', '.join(list(source.tensors)[:6])}"
         )
-    (_, weight), (_, bias) = found["weight"][0], found["bias"][0]
+    (weight_name, weight), (bias_name, bias) = found["weight"][0], found["bias"][0]
     if weight.shape != (num_classes, num_features) or bias.shape != (num_classes,):
         hint = ""
         if len(weight.shape) == 2 and weight.shape[1] % num_features and not (2 * weight.shape[1]) % (5 * num_features):
@@ -38,7 +39,9 @@ def read_linear_head(spec: str, num_features: int, num_classes: int) -> dict:
             f"{spec} has weight {weight.shape} and bias {bias.shape}, expected ({num_classes}, {num_features}) and "
             f"({num_classes},), classes by features of this encoder{hint}"
         )
-    kernel, bias = np.asarray(weight.read(), np.float32).T, np.asarray(bias.read(), np.float32)
-    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-        raise UserError(f"{spec} holds NaN or infinity: download it again")
-    return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    arrays = {}
+    for name, tensor in ((weight_name, weight), (bias_name, bias)):
+        arrays[name], fault = floats(tensor, np.float32)
+        if fault:
+            raise UserError(f"{spec}: {name} {fault.what}: download it again")
+    return {"kernel": jnp.asarray(arrays[weight_name].T), "bias": jnp.asarray(arrays[bias_name])}

@@ -7,7 +7,7 @@ import math
 from brh_jax.errors import UserError
 from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from weights_convert.facts import Facts
+from weights_convert.facts import Facts, section
 from weights_convert.families import clip
 from weights_convert.families.rules import Family, table_size
 from weights_convert.sources import Source
@@ -109,8 +109,8 @@ def _of_timm(cfg: dict) -> Preprocessing:
 
 
 def _of_open_clip(config: dict, vit: ViTConfig, default: Preprocessing) -> Preprocessing:
-    p = config.get("preprocess_cfg") or {}
-    size = p.get("size") or ((config.get("model_cfg") or {}).get("vision_cfg") or {}).get("image_size") or default.crop
+    p = section(config, "preprocess_cfg")
+    size = p.get("size") or section(section(config, "model_cfg"), "vision_cfg").get("image_size") or default.crop
     crop = (size, size) if isinstance(size, int) else tuple(size[-2:])
     stretched = p.get("resize_mode", "shortest") == "squash"
     return Preprocessing(

@@ -1,6 +1,7 @@
 """A table applied: from named tensors to a parameter tree that is filled whole and once, and back."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from brh_jax.models.encoder import init_params
 from brh_jax.models.vit import ViT, ViTConfig
 from weights_convert.families.rules import Place, Rule
 from weights_convert.sources import Source
+from weights_convert.tensors import floats
 
 Locate = Callable[[Place, Any], tuple[str, tuple]]  # a rule's place and what it matched -> path of a leaf, index into it
 
@@ -61,6 +63,7 @@ def fill(
         UserError: all faults in one message.
     """
     locate = locate or _stacked
+    _expect_enough(source, names, wanted, config, about)
     leaves = {path: np.zeros(shape, dtype) for path, shape in wanted.items()}
     filled = {path: np.zeros(shape, bool) for path, shape in wanted.items()}
     faults, unused, head = Faults(), {}, {}
@@ -77,11 +80,11 @@ def fill(
             unused[full] = rule.why
             continue
         try:
-            array = source.tensors[full].read()
+            array, fault = floats(source.tensors[full], dtype)
         except Exception as error:
             raise UserError(f"{source.origin}: {full} cannot be read ({error}): the file is damaged, download it again") from None
-        if not np.isfinite(array).all():
-            faults.add("not finite", full, "holds NaN or infinity")
+        if fault:
+            faults.add(fault.kind, full, fault.what)
         try:
             parts = rule.split(array, config)
         except (ValueError, IndexError, TypeError):
@@ -92,7 +95,7 @@ def fill(
                 name = place.path.removeprefix("head/")
                 if name in head:
                     faults.add("twice", full, f"is a second {name} of the classifier")
-                head[name] = value.astype(dtype)
+                head[name] = value
             elif value.size:
                 path, index = locate(place, match)
                 _put(faults, leaves, filled, path, index, full, array, value, config)
@@ -104,10 +107,8 @@ def fill(
         faults.add("missing", "classifier", f"has no {'bias' if 'kernel' in head else 'weight'}")
     if faults or contradictions:
         lines = [*contradictions, *faults.lines()]
-        raise UserError(
-            f"{source.origin} does not convert as {about} ({describe(config)}); nothing was written. "
-            f"{len(lines)} faults:\n  " + "\n  ".join(lines)
-        )
+        all_of_them = lines[0] if len(lines) == 1 else f"{len(lines)} faults:\n  " + "\n  ".join(lines)
+        raise UserError(f"{source.origin} does not convert as {about} ({describe(config)}); nothing was written. {all_of_them}")
     del filled
     # Popped and waited for, one by one: never all of them twice in memory.
     params = {path: jax.block_until_ready(jax.device_put(leaves.pop(path))) for path in list(leaves)}
@@ -145,6 +146,17 @@ def empty(
     if lost := [path for path, mask in written.items() if not mask.all()]:
         raise UserError(f"{about} has no place for {', '.join(lost)}: nothing was written")
     return tensors
+
+
+def _expect_enough(source, names, wanted, config, about) -> None:
+    """Refuses a configuration that asks for much more than there is, before there is memory taken for it."""
+    needed = sum(math.prod(shape) for shape in wanted.values())
+    there = sum(math.prod(source.tensors[full].shape) for full in names.values())
+    if needed > 4 * there + 10**7:
+        raise UserError(
+            f"{source.origin} does not convert as {about} ({describe(config)}): that has {needed:,} parameters, "
+            f"the source {there:,}. Give the weights with their own config.json"
+        )
 
 
 def _stacked(place, match):

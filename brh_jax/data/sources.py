@@ -1,12 +1,11 @@
 """Where images come from: folders, IDX files, TFDS, scikit-learn's digits, arrays. All give records by index."""
 
-import gzip
 import hashlib
 import json
+import math
 import pathlib
 import re
 import threading
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +14,12 @@ from numpy.typing import ArrayLike
 
 from brh_jax.data.files import SUFFIXES, Below, CorruptImage, files_below, listing, printable, read_image
 from brh_jax.errors import UserError
+from brh_jax.files import read_first
 from brh_jax.types import PathLike
 
 UNLABELLED = -1
 _NAMED = 10  # images that are named as they are skipped; the others are counted
+IDX_BYTES = 2**31  # that an IDX file may expand to: it is held in memory
 
 
 class Skip(NamedTuple):
@@ -299,13 +300,16 @@ def idx(path: PathLike) -> ArraySource:
         file = next((f for f in candidates if f.is_file()), None)
         if file is None:
             raise UserError(f"no file {candidates[0]}: give the path up to '-images-idx3-ubyte.gz', such as .../train")
-        try:
-            raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-            dims = raw[3] if raw[:3] == b"\0\0\x08" else 0
-            shape = np.frombuffer(raw, ">u4", dims, 4).astype(int)
-            return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape if dims else -2)
-        except (OSError, EOFError, zlib.error, ValueError, IndexError):
-            raise UserError(f"{file} is damaged or not of unsigned bytes in IDX format: download it again") from None
+        begin = read_first(file, 4 + 4 * 255)
+        dims = begin[3] if begin[:3] == b"\0\0\x08" and len(begin) > 3 else 0
+        shape = tuple(int(n) for n in np.frombuffer(begin[4 : 4 + 4 * dims], ">u4")) if len(begin) >= 4 + 4 * dims else ()
+        size = math.prod(shape)  # of Python's numbers, which do not overflow
+        if size > IDX_BYTES:
+            raise UserError(f"{file} says that it holds {size:,} bytes: expected {IDX_BYTES:,} at most")
+        raw = read_first(file, 4 + 4 * dims + size + 1)[4 + 4 * dims :]
+        if not dims or len(raw) != size:
+            raise UserError(f"{file} is damaged or not of unsigned bytes in IDX format: download it again")
+        return np.frombuffer(raw, np.uint8).reshape(shape)
 
     return ArraySource(load("images-idx3"), load("labels-idx1"), f"idx:{path}")
 

@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, is_number
 from brh_jax.models.raptor import Raptor
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.system import DepthSystem
+from brh_jax.system import DepthSystem, check_layer
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import shard
 from brh_jax.types import Array, State, States, Trajectory
@@ -37,6 +37,8 @@ class _Layer:
     sublayers: bool
 
     def __call__(self, params, state, layer):
+        check_layer(layer, self.module.config.depth * (2 if self.sublayers else 1))
+
         def apply(part):
             index = layer if part is None else layer // 2
             return lambda state: self.module.apply({"params": params}, state, index, self.grid, part, method="step")
@@ -149,7 +151,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
 
     def system(self, *, sublayers: bool = False) -> DepthSystem:
-        """Depth as a dynamical system: one step per layer.
+        """Depth as a dynamical system: one step per layer; its `step` raises ValueError for a layer that is not there.
 
         Args:
             sublayers: two steps per layer, attention (even ones) and feed-forward (odd ones), so that whatever is measured
@@ -171,9 +173,12 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         """A copy for images of another size, an int or (height, width); resizing keeps its ratio to the crop.
 
         Raises:
-            UserError: the size is not a multiple of the patch.
+            UserError: no size, or not a multiple of the patch.
         """
-        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        sides = (size, size) if is_number(size) else tuple(size)
+        whole = len(sides) == 2 and all(is_number(side) and side == int(side) for side in sides)
+        expect(whole, "image size", size, "pixels, a number or (height, width)")
+        height, width = (int(side) for side in sides)
         self.layout_for(height, width)
         return self.replace(preprocessing=self.preprocessing.at_size((height, width)))
 

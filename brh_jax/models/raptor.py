@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, expect_whole, is_number
 from brh_jax.models import layers
 from brh_jax.models.remat import rematerialize
 from brh_jax.models.vit import Embedding, ViTConfig
 from brh_jax.partition import Partition, Run
+from brh_jax.system import check_layer
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Array, Grid, Images, Layer, Outputs, Rotations, State, States, Trajectory
 
@@ -44,6 +45,10 @@ class RaptorConfig:
             raise UserError(f"blocks that are applied once need phases of consecutive layers, got {self.partition}")
         if self.mlp not in layers.MLP_KINDS:
             raise UserError(f"unknown mlp {self.mlp!r}: expected one of {', '.join(layers.MLP_KINDS)}")
+        expect_whole(self, 0, "mlp_dim")
+        for name in ("layer_norm_eps", "layer_scale_init"):
+            value = getattr(self, name)
+            expect(is_number(value) and value > 0, name, value, "a positive number")
         if not self.mlp_dim:
             object.__setattr__(self, "mlp_dim", 4 * self.teacher.dim)
         if self.partition.depth != self.teacher.depth:
@@ -179,7 +184,8 @@ class Raptor(nn.Module):
         return self.blocks.rollout(state, grid)
 
     def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
-        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `part` as in `ViT.step`."""
+        """Layer `layer` (from 0, may be traced) applied to a state: a_layer -> a_{layer + 1}; `part` and what is raised as in
+        `ViT.step`."""
         return self.blocks.step(state, layer, grid, part)
 
     def normalize(self, states: States) -> States:
@@ -264,7 +270,8 @@ class Blocks(nn.Module):
         return jnp.concatenate(pieces)
 
     def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
-        """Layer `layer` (from 0, may be traced) applied to a state; `part` as in `ViT.step`."""
+        """Layer `layer` (from 0, may be traced) applied to a state; `part` and what is raised as in `ViT.step`."""
+        check_layer(layer, self.config.depth)
         params = self.variables["params"]
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
         block = RaptorBlock(self.config, self.dtype, parent=None)

@@ -1,4 +1,7 @@
-"""Encoders on disk: a folder with `model.safetensors` (or its shards) and `config.json`, written whole or not at all."""
+"""Encoders on disk: a folder with `model.safetensors` (or its shards) and `config.json`, written whole or not at all.
+
+`SHA256SUMS` beside them holds what was written, and is compared when they are read.
+"""
 
 import dataclasses
 import json
@@ -14,24 +17,31 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from brh_jax.errors import UserError
+from brh_jax.files import check_sums, inside, plain_file, read_json, write_sums
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
 from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
+from brh_jax.types import PathLike
 
 FORMAT = "brh_jax encoder"
 VERSION = 1
 SHARD_BYTES = 2**30
+INDEX = "model.safetensors.index.json"
 
 
 def is_encoder_folder(path: str | os.PathLike) -> bool:
     """Whether `path` is a folder that `save` wrote."""
-    config = pathlib.Path(path) / "config.json"
+    return _configuration(path).get("format") == FORMAT
+
+
+def _configuration(folder) -> dict:
+    """What config.json holds; nothing where there is none that can be read."""
     try:
-        return json.loads(config.read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
+        return read_json(pathlib.Path(folder) / "config.json") or {}
+    except UserError:
+        return {}
 
 
 def save(encoder: Encoder, folder: str | os.PathLike, notes: dict | None = None) -> pathlib.Path:
@@ -64,6 +74,7 @@ def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str]
 
     Raises:
         UserError: something else than an encoder is there.
+        OSError: it cannot be written, for example for want of room.
     """
     folder = pathlib.Path(folder).absolute()
     if folder.exists() and not _is_ours(folder) and (not folder.is_dir() or any(folder.iterdir())):
@@ -76,14 +87,16 @@ def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str]
         index = {}
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file({name: jax.block_until_ready(jnp.asarray(tensors[name])) for name in names}, temporary / file, metadata)
+            _save_file({name: jax.block_until_ready(jnp.asarray(tensors[name])) for name in names}, temporary / file, metadata)
             index |= dict.fromkeys(names, file)
         if len(shards) > 1:
             total = sum(tensor.nbytes for tensor in tensors.values())
             about = {"metadata": {"total_size": total}, "weight_map": index}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(about, indent=2) + "\n")
+            files = {INDEX: json.dumps(about, indent=2) + "\n"} | files
         for name, text in files.items():
             (temporary / name).write_text(text)
+        # What people may complete by hand, a model card, is not summed.
+        write_sums(temporary, [*sorted(set(index.values())), *(name for name in files if name.endswith("config.json"))])
         temporary.chmod(0o755)
         if folder.exists():
             os.replace(folder, aside)  # a folder cannot be renamed onto another: the old one steps aside first
@@ -98,12 +111,16 @@ def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str]
     return folder
 
 
-def _is_ours(folder) -> bool:
+def _save_file(tensors, path, metadata):
     try:
-        about = json.loads((pathlib.Path(folder) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and (about.get("format") == FORMAT or "brh_jax" in about)
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # it is a full disk or the like, under a name of its own
+        raise OSError(f"{path.name} could not be written ({error})") from None
+
+
+def _is_ours(folder) -> bool:
+    about = _configuration(folder)
+    return about.get("format") == FORMAT or "brh_jax" in about
 
 
 def _shards(tensors: dict) -> list[list[str]]:
@@ -122,29 +139,64 @@ def read(folder: str | os.PathLike) -> Encoder:
     """Reads an encoder that `save` wrote.
 
     Raises:
-        UserError: not such a folder, a newer format, or a damaged weight file.
+        UserError: not such a folder, a newer format, or files that are not what was written.
     """
     folder = pathlib.Path(folder)
     if not is_encoder_folder(folder):
+        check(folder)
         raise UserError(f"{folder} holds no encoder: expected model.safetensors and config.json as brh_jax writes them")
-    about = json.loads((folder / "config.json").read_text())
-    if about["version"] > VERSION:
-        raise UserError(
-            f"{folder} was written by a newer brh_jax (format {about['version']}, this one reads {VERSION}): upgrade brh-jax"
-        )
+    about = _configuration(folder)
+    if isinstance(version := about.get("version"), int) and version > VERSION:
+        raise UserError(f"{folder} was written by a newer brh_jax (format {version}, this one reads {VERSION}): upgrade brh-jax")
+    check(folder)
     try:
         return _read(folder, about)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else error
-        raise UserError(f"{folder} is damaged or incomplete ({what}): convert or train again") from None
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        what = error if isinstance(error, OSError | ValueError | SafetensorError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder} is damaged or incomplete: {what}; convert it again, or train again") from None
+
+
+def check(folder: str | os.PathLike) -> None:
+    """Compares an encoder's files with what was written; older folders, without SHA256SUMS, pass.
+
+    Raises:
+        UserError: they are not the same, or not all there.
+    """
+    try:
+        check_sums(folder, [*_weight_files(pathlib.Path(folder)), "config.json"])
+    except (UserError, OSError) as error:
+        raise UserError(f"{folder} is damaged or incomplete: {error}; convert it again, or train again") from None
+
+
+def _weight_files(folder: pathlib.Path) -> list[str]:
+    """Names of the weight files, by the index where there is one."""
+    index = read_json(folder / INDEX)
+    return ["model.safetensors"] if index is None else shard_names(folder, index)
+
+
+def shard_names(folder: PathLike, index: dict) -> list[str]:
+    """The files that an index of shards names.
+
+    Args:
+        index: what model.safetensors.index.json holds.
+
+    Raises:
+        UserError: not an index, or one that names something else than .safetensors files in its folder.
+    """
+    path, names = pathlib.Path(folder) / INDEX, index.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{path} has a weight_map that is {type(names).__name__}: expected an object, tensor -> file")
+    for name in names.values():
+        inside(folder, name, path)
+        if not name.endswith(".safetensors"):
+            raise UserError(f"{path} names {name!r}: expected .safetensors files")
+    return sorted(set(names.values()))
 
 
 def _read(folder: pathlib.Path, about: dict) -> Encoder:
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
     tensors = {}
-    for file in files:
-        tensors |= load_file(folder / file)
+    for file in _weight_files(folder):
+        tensors |= load_file(plain_file(folder / file))
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     return Encoder(
         config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")

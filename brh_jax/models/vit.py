@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect, expect_whole, is_number
 from brh_jax.models import layers, position, rotary
 from brh_jax.models.remat import rematerialize
+from brh_jax.system import check_layer
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Grid, Images, Layer, Rotations, State, States, Trajectory
 
@@ -61,6 +62,7 @@ class ViTConfig:
         for field in ("position_grid", "rope_periods"):
             value = getattr(self, field)
             object.__setattr__(self, field, None if value is None else tuple(value))
+        self._check_numbers()
         if self.dim % self.num_heads:
             raise UserError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
         if self.rope_periods is not None and 4 * len(self.rope_periods) * self.num_heads != self.dim:
@@ -73,6 +75,17 @@ class ViTConfig:
             raise UserError(
                 f"unknown position_resampling {self.position_resampling!r}: expected one of " + ", ".join(position.RESAMPLINGS)
             )
+
+    def _check_numbers(self) -> None:
+        expect_whole(self, 1, "dim", "depth", "num_heads", "mlp_dim", "patch_size", "channels")
+        expect_whole(self, 0, "num_cls", "num_registers")
+        eps, grid, periods = self.layer_norm_eps, self.position_grid, self.rope_periods
+        expect(is_number(eps) and eps > 0, "layer_norm_eps", eps, "a positive number")
+        expect(is_number(self.drop_path) and 0 <= self.drop_path < 1, "drop_path", self.drop_path, "0 or more, below 1")
+        whole = grid is None or (len(grid) == 2 and all(is_number(n) and n == int(n) > 0 for n in grid))
+        expect(whole, "position_grid", grid, "(rows, columns) of 1 or more, or None")
+        positive = periods is None or all(is_number(period) and period > 0 for period in periods)
+        expect(positive, "rope_periods", periods, "positive numbers, or None")
 
     @property
     def kind(self) -> str:
@@ -260,7 +273,11 @@ class ViT(nn.Module):
 
         Args:
             part: "attention" or "mlp" for one half of the layer; None for both.
+
+        Raises:
+            ValueError: no such layer. A traced one is not checked: jax takes the nearest that there is.
         """
+        check_layer(layer, self.config.depth)
         params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
         rotations = self.config.rotations(state.shape[-2], grid)
         block: Any = Block(self.config, self.dtype, parent=None)

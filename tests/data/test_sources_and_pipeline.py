@@ -1,5 +1,6 @@
 import gzip
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -198,6 +199,22 @@ def test_idx_files(tmp_path):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
             open_source(f"idx:{tmp_path / 'train'}")
+
+
+def test_idx_files_that_expand_without_end(tmp_path, monkeypatch):
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([1], ">u4").tobytes() + b"\0")
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    with gzip.open(images, "wb") as stream:  # one image, it says, and much more comes after it
+        stream.write(b"\0\0\x08\x03" + np.array([1, 8, 8], ">u4").tobytes())
+        for _ in range(256):
+            stream.write(bytes(2**20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="idx3-ubyte.gz is damaged or not of unsigned bytes"):
+        open_source(f"idx:{tmp_path / 'train'}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+    images.write_bytes(gzip.compress(b"\0\0\x08\x03" + np.array([2**32 - 1] * 3, ">u4").tobytes()))
+    with pytest.raises(UserError, match="says that it holds .* bytes: expected 2,147,483,648 at most"):
+        open_source(f"idx:{tmp_path / 'train'}")
 
 
 def test_a_subset_is_a_reproducible_part():

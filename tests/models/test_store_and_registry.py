@@ -1,3 +1,7 @@
+import dataclasses
+import json
+import resource
+
 import chex
 import jax
 import numpy as np
@@ -9,6 +13,7 @@ from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig, archit
 from brh_jax.models.encoder import init_params
 from brh_jax.models.registry import ARCHITECTURES, differences
 from brh_jax.phases import Partition
+from brh_jax.preprocessing import Preprocessing
 
 
 def test_vit_and_raptor_round_trip(tiny_encoder, tiny_images, tmp_path):
@@ -34,6 +39,123 @@ def test_a_damaged_folder_says_so(tiny_encoder, tmp_path):
         brh_jax.load(folder)
 
 
+def flip(file, at=-3):
+    content = bytearray(file.read_bytes())
+    content[at] ^= 4
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_noticed(tiny_encoder, tmp_path, monkeypatch):
+    def saved():
+        return store.save(tiny_encoder, tmp_path / "saved")
+
+    flip(saved() / "model.safetensors")
+    with pytest.raises(UserError, match="saved is damaged or incomplete: model.safetensors is not what was written") as error:
+        brh_jax.load(tmp_path / "saved")
+    assert "\n" not in str(error.value)
+    config = saved() / "config.json"
+    config.write_text(config.read_text().replace("1e-06", "1e-16"))
+    with pytest.raises(UserError, match="config.json is not what was written, by the SHA256SUMS beside it"):
+        store.read(tmp_path / "saved")
+    (tmp_path / "saved" / "SHA256SUMS").unlink()  # edited on purpose
+    assert store.read(tmp_path / "saved").config.layer_norm_eps == 1e-16
+    monkeypatch.setattr(store, "SHARD_BYTES", 4000)
+    shard = sorted(saved().glob("model-*.safetensors"))[1]
+    chex.assert_trees_all_equal(store.read(tmp_path / "saved").params, tiny_encoder.params)
+    flip(shard)
+    with pytest.raises(UserError, match=f"{shard.name} is not what was written"):
+        store.read(tmp_path / "saved")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} cannot be read"):
+        store.read(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "weight_map, message",
+    [
+        (["model.safetensors"], "has a weight_map that is list: expected an object"),
+        ({}, "has a weight_map that is dict: expected an object"),
+        ({"a": 3}, "names 3: expected a file in its own folder"),
+        ({"a": "../model.safetensors"}, r"names '../model.safetensors': expected a file in its own folder"),
+        ({"a": "/model.safetensors"}, "names '/model.safetensors': expected a file in its own folder"),
+        ({"a": "model.pth"}, r"names 'model.pth': expected .safetensors files"),
+    ],
+)
+def test_an_index_names_files_of_its_folder(tiny_encoder, tmp_path, weight_map, message):
+    folder = store.save(tiny_encoder, tmp_path / "saved")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=message):
+        store.read(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": None}, {"config": [1]}, {"config": {"dim": 3}}, {"preprocessing": {"crop": 3}}, {"preprocessing": None}],
+)
+def test_a_configuration_that_cannot_be(tiny_encoder, tmp_path, changes):
+    config = store.save(tiny_encoder, tmp_path / "saved") / "config.json"
+    (tmp_path / "saved" / "SHA256SUMS").unlink()
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    if changes == {"version": None}:
+        assert store.read(tmp_path / "saved").depth == 6
+    else:
+        with pytest.raises(UserError, match="saved is damaged or incomplete"):
+            store.read(tmp_path / "saved")
+
+
+def test_a_full_disk_is_an_error_of_the_system(tiny_encoder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match="model.safetensors could not be written"):
+            store.save(tiny_encoder, tmp_path / "saved")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_heads": 0}, "num_heads is 0: expected a whole number, 1 or more"),
+        ({"depth": -1}, "depth is -1: expected"),
+        ({"dim": 16.0}, "dim is 16.0: expected"),
+        ({"num_heads": True}, "num_heads is True: expected"),
+        ({"num_registers": -1}, "num_registers is -1: expected a whole number, 0 or more"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan: expected a positive number"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps is -1e-06: expected"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0: expected"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps is '1e-6': expected"),
+        ({"drop_path": 1.0}, "drop_path is 1.0: expected 0 or more, below 1"),
+        ({"position_grid": (0, 4)}, r"position_grid is \(0, 4\): expected"),
+        ({"rope_periods": (1.0, float("inf"))}, "rope_periods is .*: expected positive numbers"),
+    ],
+)
+def test_architectures_that_cannot_be(tiny_config, changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(tiny_config, **changes)
+    if "layer_norm_eps" in changes:
+        with pytest.raises(UserError, match=message):
+            RaptorConfig(tiny_config, Partition((2, 4)), **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\): expected positive numbers"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std is .*: expected positive numbers"),
+        ({"mean": (float("nan"),) * 3}, r"mean is \(nan, nan, nan\): expected numbers"),
+        ({"crop": (8, 0)}, r"crop is \(8, 0\): expected \(height, width\) in pixels"),
+        ({"crop": (8,)}, r"crop is \(8,\): expected"),
+        ({"resize": -3}, "resize is -3: expected"),
+        ({"resize": (8, 8, 8)}, r"resize is \(8, 8, 8\): expected"),
+    ],
+)
+def test_preprocessing_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        Preprocessing(**{"crop": (8, 8)} | changes)
+
+
 def test_nothing_else_is_written_over(tiny_encoder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("keep me")
@@ -48,6 +170,9 @@ def test_other_image_sizes(tiny_encoder):
     assert tiny_encoder.at_size((4, 16)).layout.grid == (2, 8)
     with pytest.raises(UserError, match="7 x 7 is not a multiple of the patch size 2"):
         tiny_encoder.at_size(7)
+    for size in ("8x", (8, 8, 8), (8,), 8.5, float("nan")):
+        with pytest.raises(UserError, match="image size is .*: expected pixels"):
+            tiny_encoder.at_size(size)
 
 
 def test_published_sizes():

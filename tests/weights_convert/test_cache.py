@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,66 @@ def test_a_damaged_entry_is_made_anew(folder):
     file.write_bytes(file.read_bytes()[:100])
     jax.tree.map(np.testing.assert_array_equal, brh_jax.load(folder).params, expected.params)
     assert len(entries()) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "emptied", "no configuration", "a file", "a link to nothing"])
+def test_an_entry_heals(folder, damage, capfd):
+    expected = brh_jax.load(folder)
+    (entry,) = cache.cache_folder().iterdir()
+    weights = entry / "model.safetensors"
+    if damage == "flipped":
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 1
+        weights.write_bytes(content)
+    elif damage == "no configuration":
+        (entry / "config.json").write_text("{")
+    else:
+        shutil.rmtree(entry)
+        if damage == "emptied":
+            entry.mkdir()
+        elif damage == "a file":
+            entry.write_text("")
+        else:
+            entry.symlink_to("nowhere")
+    capfd.readouterr()
+    for said in (True, False):  # the second time it is whole
+        jax.tree.map(np.testing.assert_array_equal, brh_jax.load(folder).params, expected.params)
+        err = capfd.readouterr().err
+        assert ("DINOv2 (safetensors, transformers)" in err) == said and "not kept" not in err
+        assert ("was damaged and is made anew" in err) == (said and damage == "flipped")
+    assert entries() == [entry.name]
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "nobody's home", "read-only and damaged"])
+def test_load_works_without_its_cache(folder, trouble, monkeypatch, capfd, request):
+    expected = brh_jax.load(folder).params
+    (entry,) = cache.cache_folder().iterdir()
+    if trouble == "full disk":
+        shutil.rmtree(entry)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+    elif trouble == "nobody's home":
+        for name in ("BRH_JAX_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pathlib.Path, "expanduser", lambda path: _no_home(path))
+    else:
+        (entry / "model.safetensors").write_bytes(b"")
+
+        def refuse(*args, **options):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(cache.tempfile, "mkdtemp", refuse)
+    capfd.readouterr()
+    jax.tree.map(np.testing.assert_array_equal, brh_jax.load(folder).params, expected)
+    said = [line for line in capfd.readouterr().err.splitlines() if "not kept" in line]
+    assert len(said) == 1 and "BRH_JAX_CACHE names another folder" in said[0]
+
+
+def _no_home(path):
+    if str(path).startswith("~"):
+        raise RuntimeError("Could not determine home directory.")
+    return path
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(folder, tmp_path, monkeypatch, capfd):

@@ -71,6 +71,47 @@ def test_nan_weights(folder):
         brh_jax.load(folder)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.double() * 1e300, r"not finite: layernorm.weight holds .*e\+300, beyond float32"),
+        (lambda t: t.to(torch.int8), "type: layernorm.weight is I8, expected float16, bfloat16, float32, float64"),
+        (lambda t: t.bool(), "type: layernorm.weight is BOOL, expected"),
+        (lambda t: t.to(torch.complex64), "type: layernorm.weight is C64, expected"),
+        (lambda t: t.to(torch.float8_e4m3fn), "type: layernorm.weight is F8_E4M3, expected"),
+    ],
+)
+def test_tensors_that_are_no_floats_of_this_range(folder, change, message, tmp_path):
+    state = tensors(folder)
+    state["layernorm.weight"] = change(state["layernorm.weight"])
+    rewrite(folder, state)
+    with pytest.raises(UserError, match=message) as error:
+        brh_jax.load(folder)
+    assert "\n" not in str(error.value)
+    torch.save(state, tmp_path / "w.pth")  # torch has other names for its types
+    with pytest.raises(UserError, match=message.partition(" is ")[0]):
+        brh_jax.load(tmp_path / "w.pth", num_heads=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_every_precision_are_taken(folder, dtype):
+    exact = brh_jax.load(folder).params
+    rewrite(folder, {name: tensor.to(dtype) for name, tensor in tensors(folder).items()})
+    params = brh_jax.load(folder).params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6), params, exact)
+
+
+def test_parameters_beyond_half_precision(folder, tmp_path, capsys):
+    state = tensors(folder)
+    state["layernorm.weight"][3] = 1e6
+    rewrite(folder, state)
+    assert main([str(folder), str(tmp_path / "out"), "--dtype=float16"]) == 2
+    assert "norm/scale hold values beyond float16: nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([str(folder), str(tmp_path / "out"), "--dtype=bfloat16"]) == 0
+
+
 def test_weights_of_another_architecture(folder, tmp_path, capsys):
     assert main([str(folder), str(tmp_path / "out"), "--arch=vits14"]) == 2
     text = capsys.readouterr().err
@@ -126,15 +167,6 @@ def test_a_model_that_is_no_known_vit(folder, tmp_path):
     edit_config(folder, model_type="swin")
     with pytest.raises(UserError, match="model_type 'swin' is of no family"):
         brh_jax.load(folder)
-
-
-def test_unreachable_hub_says_what_to_do(monkeypatch, tmp_path):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"could not get hf:facebook/dinov2-small.*give the folder instead"):
-        brh_jax.load("hf:facebook/dinov2-small")
 
 
 def test_command_line_writes_a_folder_that_loads(folder, tmp_path, capsys):
@@ -287,8 +319,14 @@ def test_options_of_training_scripts_are_read_past(folder, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": "4"}, "num_attention_heads in config.json is '4', expected a number"),
-        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps in config.json is '1e-6', expected a number"),
+        ({"num_attention_heads": "4"}, "num_attention_heads in its configuration is '4', expected a number"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps in config.json is '1e-6', expected a number above zero"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps in config.json is nan, expected a number above zero"),
+        ({"layer_norm_eps": -1e-6}, "layer_norm_eps in config.json is -1e-06, expected"),
+        ({"num_attention_heads": 0}, "num_attention_heads in its configuration is 0, expected a number, 1 or more"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers in its configuration is 0, expected"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers in its configuration is -2, expected"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers.*has [0-9,]+ parameters, the source"),
         ({"num_attention_heads": 5}, "dim 48 is not a multiple of num_heads 5"),
     ],
 )

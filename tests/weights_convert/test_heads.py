@@ -27,3 +27,14 @@ def test_other_sizes_say_what_they_are(tmp_path):
     torch.save({"a.weight": torch.zeros(2, 2), "b.weight": torch.zeros(2)}, tmp_path / "net.pth")
     with pytest.raises(UserError, match="no linear classifier: expected one weight and one bias"):
         read_linear_head(str(tmp_path / "net.pth"), 32, 7)
+
+
+def test_heads_that_are_no_floats_of_this_range(tmp_path):
+    for weight, message in (
+        (torch.full((3, 4), 1e300, dtype=torch.float64), r"weight holds 1e\+300, beyond float32"),
+        (torch.full((3, 4), float("nan")), "weight holds NaN or infinity"),
+        (torch.zeros((3, 4), dtype=torch.int8), "weight is int8, expected float16"),
+    ):
+        torch.save({"weight": weight, "bias": torch.zeros(3)}, tmp_path / "head.pth")
+        with pytest.raises(UserError, match=message):
+            read_linear_head(str(tmp_path / "head.pth"), 4, 3)

@@ -80,6 +80,8 @@ def config(facts: Facts) -> ViTConfig:
     cls_position = int((table[1] - 1) ** 0.5) ** 2 == table[1] - 1
     timm = facts.timm is not None or facts.find("reg_token")
     offset = facts.find("pos_embed") and not timm and not registers  # the authors' own code
+    if offset and not facts.find("mask_token"):  # which theirs have, and timm's do not
+        facts.assume("position table resampled as in the authors' code for other image sizes; with timm's config.json as in timm")
     return ViTConfig(
         dim=dim,
         depth=hf.get("num_hidden_layers") or facts.layers(B),

@@ -1,0 +1,118 @@
+"""Files from anywhere: read only where they are plain files, hold what they say, and stay within bounds."""
+
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import re
+import stat
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+from brh_jax.errors import UserError
+from brh_jax.types import PathLike
+
+JSON_BYTES = 2**26
+SUMS = "SHA256SUMS"  # as `sha256sum` writes it, and `sha256sum --check` reads it
+
+
+def plain_file(path: PathLike) -> pathlib.Path:
+    """The path itself, of a file that can be read to its end.
+
+    Raises:
+        UserError: nothing there, a folder, or a pipe, socket or device, which one would read for ever.
+    """
+    path = pathlib.Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"{path} cannot be read ({error}): expected a file") from None
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise UserError(f"{path} is a {kind}: expected a file")
+    return path
+
+
+def inside(folder: PathLike, name: Any, whose: PathLike) -> pathlib.Path:
+    """The file of that name in a folder, or below it.
+
+    Args:
+        name: as another file gives it.
+        whose: the file that names it, for messages.
+
+    Raises:
+        UserError: not a name, or one that leads out of the folder.
+    """
+    parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+    if not parts or ".." in parts or os.path.isabs(name) or parts[0] == "/" or "\0" in name:
+        raise UserError(f"{whose} names {name!r}: expected a file in its own folder; nothing outside is read")
+    return pathlib.Path(folder).joinpath(*parts)
+
+
+def read_json(path: PathLike) -> dict | None:
+    """The object that a JSON file holds; None where there is no file.
+
+    Raises:
+        UserError: not a plain file, not JSON, nested too deeply, or something else than an object.
+    """
+    path = pathlib.Path(path)
+    if not os.path.lexists(path):
+        return None
+    if (size := plain_file(path).stat().st_size) > JSON_BYTES:
+        raise UserError(f"{path} has {size:,} bytes: expected a configuration of {JSON_BYTES:,} at most")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read: download it again") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, expected an object: download it again")
+    return found
+
+
+def read_first(path: PathLike, limit: int) -> bytes:
+    """The first bytes of a file, or of what a .gz file holds: `limit` at most, whatever it would expand to.
+
+    Raises:
+        UserError: damaged, or no plain file.
+    """
+    path = plain_file(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+            return stream.read(limit)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): download it again") from None
+
+
+def sha256(path: PathLike) -> str:
+    """Of a file's content. Raises UserError where it is no plain file."""
+    with open(plain_file(path), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_sums(folder: PathLike, names: Iterable[str]) -> None:
+    """Leaves SHA256SUMS of some files beside them."""
+    lines = [f"{sha256(pathlib.Path(folder) / name)}  {name}\n" for name in names]
+    (pathlib.Path(folder) / SUMS).write_text("".join(lines))
+
+
+def check_sums(folder: PathLike, names: Iterable[str]) -> None:
+    """Compares files with the SHA256SUMS beside them; files that it does not list, or a folder without one, pass.
+
+    Raises:
+        UserError: files whose content is not what was written.
+    """
+    path = pathlib.Path(folder) / SUMS
+    if not os.path.lexists(path):
+        return
+    text = plain_file(path).read_text(encoding="utf-8", errors="replace")
+    sums = {m[2]: m[1] for m in re.finditer(r"^([0-9a-f]{64})[ \t]+\*?(.+)$", text, re.MULTILINE)}
+    wrong = [name for name in names if name in sums and sha256(path.with_name(name)) != sums[name]]
+    if wrong:
+        are = "is" if len(wrong) == 1 else "are"
+        raise UserError(
+            f"{', '.join(wrong)} {are} not what was written, by the {SUMS} beside it (remove that where it was edited on purpose)"
+        )
