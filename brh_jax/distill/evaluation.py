@@ -37,6 +37,11 @@ class TrajectoryFit(NamedTuple):
     Attributes:
         r2: 1 - (residual sum of squares) / (sum of squares about the mean state of the type), pooled over all images and
             tokens. Where a token hardly varies between images it can lie far below zero at a cosine near one: read both.
+        r2_all: the same of all tokens together, about one mean state for all of them, `[depth]`.
+        r2_one_mean: what the paper's authors report of their training: of the last layer, 1 - (mean squared error) / (variance of
+            all numbers of the prediction about their one mean), of each batch, mean over images. Tokens that differ among
+            themselves, and dimensions of different mean, count as variance: it lies above `r2_all`, and is no share of what images
+            differ by. It depends on the batches, hardly.
         cosine: mean cosine of predicted and true tokens.
         error: e of the hypothesis, mean over images of the Frobenius norm of the difference.
         relative_error: mean over images of that norm divided by the true state's.
@@ -47,6 +52,8 @@ class TrajectoryFit(NamedTuple):
     """
 
     r2: ByToken
+    r2_all: np.ndarray
+    r2_one_mean: float
     cosine: ByToken
     error: ByToken
     relative_error: ByToken
@@ -98,7 +105,8 @@ def repeat_state(depth: int) -> Callable:
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
-    """Sums over a batch per token type: counts, mean state, squares about it, residual squares, cosines; and e of each image."""
+    """Sums over a batch per token type, and of all tokens together as the last: counts, mean state, squares about it, residual
+    squares, cosines; and e of each image."""
     weight = valid.astype(states.dtype)
     images = weight.sum()
 
@@ -106,7 +114,7 @@ def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
         return jnp.sum(per_image * weight, axis=-1)
 
     types, residuals, squares = [], [], []  # the last two [layers, batch] for each type
-    for target, guess in zip(layout.split(states[1:]), layout.split(predicted[1:]), strict=True):
+    for target, guess in zip(*((*layout.split(whole[1:]), whole[1:]) for whole in (states, predicted)), strict=True):
         if not target.shape[-2]:
             types.append(None)
             residuals.append(jnp.zeros((0, len(valid))))
@@ -125,14 +133,17 @@ def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
     def relative(residual, square):
         return jnp.sqrt(residual / jnp.maximum(square, 1e-30))
 
-    all_residuals, all_squares = (sum(part for part in parts if len(part)) for parts in (residuals, squares))
-    errors = ImageErrors(
-        error=ByToken(*map(jnp.sqrt, residuals)),
-        relative_error=ByToken(*map(relative, residuals, squares)),
-        error_all=jnp.sqrt(all_residuals),
-        relative_error_all=relative(all_residuals, all_squares),
-    )
-    return {"images": images, "types": types}, errors
+    roots, relatives = [jnp.sqrt(each) for each in residuals], list(map(relative, residuals, squares))
+    errors = ImageErrors(ByToken(*roots[:3]), ByToken(*relatives[:3]), roots[3], relatives[3])
+    last, mean_square = predicted[-1], types[-1]["residual"][-1] / (images * predicted[-1, 0].size)
+    variance = _variance(last, weight / (images * last[0].size))
+    return {"images": images, "types": types, "one_mean": images * (1 - mean_square / (variance + 1e-6))}, errors
+
+
+def _variance(values, weight):
+    """Of all numbers in `[batch, ...]` about their one mean; the weight of a number is its image's."""
+    mean = jnp.einsum("btd,b->", values, weight, precision="highest")
+    return jnp.einsum("btd,b->", jnp.square(values - mean), weight, precision="highest")
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -147,7 +158,7 @@ def _merge(a, b):
     def add(x, y):
         return np.asarray(x, np.float64) + np.asarray(y, np.float64)
 
-    out = {key: add(a[key], b[key]) for key in ("images", "final")} | {"types": []}
+    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean")} | {"types": []}
     for x, y in zip(a["types"], b["types"], strict=True):
         if x is None:
             out["types"].append(None)
@@ -165,11 +176,18 @@ def _fit(total, errors: list[ImageErrors]) -> TrajectoryFit:
     means = jax.tree.map(lambda values: values.mean(-1, dtype=np.float64), images)
     count = float(total["images"])
 
+    *types, everything = total["types"]
+
     def by_token(value):
-        return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in total["types"]))
+        return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in types))
+
+    def r2(t):
+        return 1.0 - t["residual"] / np.maximum(t["centred"].sum(-1), 1e-30)
 
     return TrajectoryFit(
-        r2=by_token(lambda t: 1.0 - t["residual"] / np.maximum(t["centred"].sum(-1), 1e-30)),
+        r2=by_token(r2),
+        r2_all=np.asarray(r2(everything), np.float64),
+        r2_one_mean=float(total["one_mean"] / count),
         cosine=by_token(lambda t: t["cosine"] / count),
         **means._asdict(),
         final_cosine=float(total["final"] / count),

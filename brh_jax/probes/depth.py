@@ -14,8 +14,7 @@ from brh_jax.errors import UserError, expect_positive
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
-from brh_jax.probes.heads import train_head
-from brh_jax.statistics import summarize
+from brh_jax.probes.heads import bootstrap_interval, train_head
 from brh_jax.train.loop import AdamwSettings, Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Pixels
@@ -82,17 +81,19 @@ class DepthSettings(AdamwSettings):
         return ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
 
     def valid(self, depth: Array) -> Array:
-        """Whether ground truth is a measurement within the range."""
-        return (depth > self.min_depth) & (depth < self.max_depth)
+        """Whether ground truth is a measurement within the range, its ends included."""
+        return (depth > 0) & (depth >= self.min_depth) & (depth <= self.max_depth)
 
 
 class DepthScores(NamedTuple):
     """Agreement of predicted depth with the truth.
 
     Attributes:
-        rmse: root of the mean squared error in metres, of each image, mean over images (as BTS, AdaBins and DINOv2 report it).
-        low, high: its 95 % bootstrap interval over images.
-        rmse_pooled: the same of all images' pixels together (as Eigen et al. 2014 report it).
+        rmse: root of the mean squared error in metres over all images' valid pixels together (Eigen et al. 2014; the paper).
+        low, high: its 95 % bootstrap interval.
+        rmse_per_image: the same of each image, mean over images (as BTS, AdaBins and DINOv2 report it): another statistic, never
+            above the pooled one where images have as many pixels each.
+        per_image_low, per_image_high: its interval.
         abs_rel: mean of |error| / truth, mean over images.
         delta1: share of pixels with max(prediction / truth, truth / prediction) < 1.25, mean over images.
         num_images: how many were measured.
@@ -102,7 +103,9 @@ class DepthScores(NamedTuple):
     rmse: float
     low: float
     high: float
-    rmse_pooled: float
+    rmse_per_image: float
+    per_image_low: float
+    per_image_high: float
     abs_rel: float
     delta1: float
     num_images: int
@@ -240,9 +243,16 @@ def depth_scores(errors: np.ndarray) -> DepthScores:
     count, square, relative, within = errors[errors[:, 0] > 0].T
     if not len(count):
         raise UserError(f"none of {len(errors)} images has ground truth within the range: there is nothing to measure depth by")
-    rmse = np.sqrt(square)
-    band = summarize(rmse) if len(rmse) > 1 else None
-    low, high = (float(band.low), float(band.high)) if band else (float(rmse[0]),) * 2
-    pooled = float(np.sqrt(np.sum(square * count) / count.sum()))
-    means = float(rmse.mean()), low, high, pooled, float(relative.mean()), float(within.mean())
-    return DepthScores(*means, len(count), len(errors) - len(count))
+    pooled = bootstrap_interval(np.stack([square * count, count], -1), lambda sums: np.sqrt(sums[0] / sums[1]))
+    each = np.sqrt(square)
+    band = bootstrap_interval(np.stack([each, np.ones_like(each)], -1), lambda sums: sums[0] / sums[1])
+    return DepthScores(
+        float(np.sqrt(np.sum(square * count) / count.sum())),
+        *pooled,
+        float(each.mean()),
+        *band,
+        float(relative.mean()),
+        float(within.mean()),
+        len(count),
+        len(errors) - len(count),
+    )

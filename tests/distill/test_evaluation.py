@@ -45,6 +45,28 @@ def test_r2_is_pooled_over_images_and_tokens(measured):
             assert getattr(fits["guess"].r2, token)[layer] == pytest.approx(expected, abs=1e-4)
 
 
+def test_r2_of_all_tokens_together_and_about_one_mean(measured):
+    truth, guess, fits = measured
+    for layer in range(3):
+        a, b = truth[layer + 1].reshape(-1, 5), guess[layer + 1].reshape(-1, 5)
+        expected = r2_score(a, b, multioutput="variance_weighted")
+        assert fits["guess"].r2_all[layer] == pytest.approx(expected, abs=1e-4)
+    batches = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    each = [1 - np.mean((truth[-1, rows] - guess[-1, rows]) ** 2) / guess[-1, rows].var() for rows in batches]
+    assert fits["guess"].r2_one_mean == pytest.approx(np.average(each, weights=[4, 4, 2]), abs=1e-4)
+
+
+def test_r2_by_hand():
+    """Two images of one cls and one patch, one dimension: all tokens 1, 3, 5, 7 about their mean 4 have squares 20 in sum."""
+    truth = jnp.broadcast_to(jnp.array([[1.0, 5.0], [3.0, 7.0]])[None, :, :, None], (2, 2, 2, 1))
+    guess = truth + jnp.array([1.0, -1.0])[:, None]  # 2, 4, 4, 6, also about 4: squares 8
+    batch = {"image": np.arange(2), "valid": np.ones(2, bool)}
+    fit = evaluate(lambda i: truth, {"g": lambda a0: guess}, lambda s: s, [batch], TokenLayout(1, 0, (1, 1)))["g"]
+    assert fit.r2_all[-1] == pytest.approx(1 - 4 / 20)
+    assert fit.r2.cls[-1] == fit.r2.patches[-1] == pytest.approx(1 - 2 / 2)
+    assert fit.r2_one_mean == pytest.approx(1 - (4 / 4) / (8 / 4), abs=1e-5)
+
+
 def test_cosine_and_e(measured):
     truth, guess, fits = measured
     fit = fits["guess"]

@@ -21,7 +21,8 @@ COST = CostResult(10, 5, 7, 320, 160, 1.0, 3.0, 163.0)
 def fit(label, r2, relative_e, *, kind="raptor", raptor=""):
     """A fit of layers: `r2` by token type, the cosine of cls 0.1 and 0.9."""
     error = {"all": relative_e}
-    return Fit(label, raptor or label, kind, r2, {"cls": [0.1, 0.9]}, error, error, 0.9, 40, {}, {})
+    last = r2["cls"][-1]
+    return Fit(label, raptor or label, kind, r2, [0.0, last - 0.1], last + 0.1, {"cls": [0.1, 0.9]}, error, error, 0.9, 40, {}, {})
 
 
 def phases(k, **structure):

@@ -57,14 +57,26 @@ def test_errors_are_those_of_the_field_in_the_crop():
         relative.append(np.mean(np.abs(p - t) / t))
         within.append(np.mean(np.maximum(p / t, t / p) < 1.25))
         squares.append((p - t) ** 2)
-    assert scores.rmse == pytest.approx(np.mean(rmse), rel=1e-5)
-    assert scores.rmse_pooled == pytest.approx(np.sqrt(np.mean(np.concatenate(squares))), rel=1e-5)
+    assert scores.rmse == pytest.approx(np.sqrt(np.mean(np.concatenate(squares))), rel=1e-5)
+    assert scores.rmse_per_image == pytest.approx(np.mean(rmse), rel=1e-5)
     assert scores.abs_rel == pytest.approx(np.mean(relative), rel=1e-5)
     assert scores.delta1 == pytest.approx(np.mean(within), rel=1e-5)
     assert (scores.num_images, scores.num_without) == (2, 1)
     assert scores.low <= scores.rmse <= scores.high
+    assert scores.per_image_low <= scores.rmse_per_image <= scores.per_image_high
     with pytest.raises(UserError, match="none of 2 images has ground truth within the range"):
         depth.depth_scores(np.zeros((2, 4)))
+
+
+def test_the_error_is_of_all_pixels_together():
+    """One image with 1 pixel off by 3 m, one with 3 pixels off by 1 m: sqrt((9 + 3) / 4), not (3 + 1) / 2."""
+    target = np.array([[[5.0, 0, 0, 0]], [[5.0, 5, 0, 5]]], np.float32)
+    predicted = np.array([[[8.0, 1, 1, 1]], [[6.0, 4, 9, 6]]], np.float32)
+    scores = depth.depth_scores(np.asarray(depth.image_errors(predicted, target, PLAIN), np.float64))
+    assert scores.rmse == pytest.approx(np.sqrt(3)) and scores.rmse_per_image == pytest.approx(2)
+    # The ends of the range are measurements.
+    ends = np.array([[[0.001, 10.0, 10.5, 0.0]]], np.float32)
+    np.testing.assert_array_equal(PLAIN.valid(ends), [[[True, True, False, False]]])
 
 
 def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):

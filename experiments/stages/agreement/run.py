@@ -71,7 +71,9 @@ class Fit:
         raptor: name of the Raptor that it is, was, or whose partition it has; empty for predictions without phases.
         kind: "raptor"; "blockwise", a Raptor before its blocks were joined; "linear blocks"; "baseline".
         r2, cosine: token type -> `[depth]`.
-        error, relative_error: the same, and of all tokens together as "all".
+        r2_all: of all tokens together, `[depth]`.
+        r2_one_mean: of the last layer, all tokens together, as the paper's authors take it.
+        error, relative_error: token type -> `[depth]`, and of all tokens together as "all".
         final_cosine: of [cls, mean patch] after the final norm.
         num_images: images measured.
         edges: "error" and "relative_error" -> token type -> interval; empty with a single image.
@@ -82,6 +84,8 @@ class Fit:
     raptor: str
     kind: str
     r2: dict[str, list[float]]
+    r2_all: list[float]
+    r2_one_mean: float
     cosine: dict[str, list[float]]
     error: dict[str, list[float]]
     relative_error: dict[str, list[float]]
@@ -208,6 +212,8 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
         prediction.raptor,
         prediction.kind,
         lists(fit.r2),
+        np.round(fit.r2_all, 6).tolist(),
+        fit.r2_one_mean,
         lists(fit.cosine),
         lists(fit.error) | {ALL: np.round(fit.error_all, 6).tolist()},
         lists(fit.relative_error) | {ALL: np.round(fit.relative_error_all, 6).tolist()},

@@ -33,8 +33,8 @@ class DepthProbe:
     """The scores of a model; see `brh_jax.probes.depth.DepthScores`.
 
     Attributes:
-        rmse: root of the mean squared error in metres, mean over images.
-        rmse_pooled: the same of all images' pixels together.
+        rmse: root of the mean squared error in metres over all images' pixels together, as the paper has it.
+        rmse_per_image: of each image, mean over images.
         abs_rel: mean of |error| / truth.
         delta1: share of pixels within a factor of 1.25.
         num_without: further images, which had no valid ground truth.
@@ -42,7 +42,7 @@ class DepthProbe:
     """
 
     rmse: Interval
-    rmse_pooled: float
+    rmse_per_image: Interval
     abs_rel: float
     delta1: float
     num_without: int
@@ -84,5 +84,6 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
 
 
 def _result(scores: DepthScores, rate: Choice) -> DepthProbe:
-    rmse = Interval(scores.rmse, scores.low, scores.high)
-    return DepthProbe(rmse, scores.rmse_pooled, scores.abs_rel, scores.delta1, scores.num_without, rate)
+    pooled = Interval(scores.rmse, scores.low, scores.high)
+    each = Interval(scores.rmse_per_image, scores.per_image_low, scores.per_image_high)
+    return DepthProbe(pooled, each, scores.abs_rel, scores.delta1, scores.num_without, rate)

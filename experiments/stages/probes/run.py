@@ -67,4 +67,5 @@ def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
         found.setdefault(name, {})["mIoU %"] = 100 * masks.miou.value
     for name, metres in result.depth.models.items() if result.depth else ():
         found.setdefault(name, {})["RMSE"] = metres.rmse.value
+        found[name]["RMSE per image"] = metres.rmse_per_image.value
     return found
