@@ -130,7 +130,8 @@ class Context:
     ) -> Iterator[dict]:
         """One pass over `num_images` images, all of them where that is 0, with a progress line.
 
-        Images, and targets where there are some, are laid over the mesh; labels and `valid` are numpy, of all processes' images.
+        Images, and targets where there are some, are laid over the mesh; `label`, `valid` and `photograph` are numpy, of all
+        processes' images.
         """
         total = num_images or len(source)
         total = total if transform.random else min(total, len(source))
@@ -138,7 +139,8 @@ class Context:
         progress = Progress(label, -(-total // batch_size), per_step=batch_size)
         for number, batch in enumerate(batches, 1):
             placed = shard_batch(batch, self.mesh)
-            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
-            yield placed | {"label": rest["label"], "valid": rest["valid"]}
+            told = ("label", "valid", "photograph")
+            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in told})
+            yield placed | {k: rest[k] for k in told}
             progress.update(number)
         self.skipped.update(source.skipped)

@@ -17,7 +17,7 @@ from brh_jax.train.parallel import to_host
 class ImageErrors(NamedTuple):
     """e of every image at a_1 ... a_L, `[depth, images]` each, `[0, images]` for token types that are not there.
 
-    `jax.tree.map(dynamics.summarize, errors)` gives means and their intervals over images.
+    `jax.tree.map(functools.partial(dynamics.summarize, groups=fit.photographs), errors)` gives means and their intervals.
 
     Attributes:
         error: Frobenius norm of the difference to the true state, per token type.
@@ -48,6 +48,7 @@ class TrajectoryFit(NamedTuple):
         error_all, relative_error_all: the same over all tokens of a state, `[depth]`.
         final_cosine: mean cosine of [cls, mean patch] after the final norm.
         num_images: how many images were measured.
+        photographs: number of the photograph that each image is a view of, `[images]`: what intervals over images draw.
         images: e of each of them.
     """
 
@@ -61,6 +62,7 @@ class TrajectoryFit(NamedTuple):
     relative_error_all: np.ndarray
     final_cosine: float
     num_images: int
+    photographs: np.ndarray
     images: ImageErrors
 
 
@@ -77,15 +79,18 @@ def evaluate(
         teacher_states: uint8 images -> trajectory `[depth + 1, batch, tokens, dim]`.
         predictors: name -> function from a_0 to a trajectory. `repeat_state` is the identity baseline.
         normalize: states -> states after the final norm.
-        batches: from `measuring_batches`.
+        batches: from `measuring_batches`; without `photograph` each image is its own.
 
     Raises:
         UserError: no images.
     """
+    photographs: list[np.ndarray] = []
     totals = {name: None for name in predictors}
     errors = {name: [] for name in predictors}
     for batch in batches:
         states = teacher_states(batch["image"])
+        own = batch.get("photograph", sum(map(len, photographs)) + np.arange(len(batch["valid"])))
+        photographs.append(np.asarray(own)[batch["valid"]])
         for name, predict in predictors.items():
             predicted = predict(states[0])
             found, each = to_host(_statistics(states, predicted, batch["valid"], layout))
@@ -95,7 +100,7 @@ def evaluate(
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")
-    return {name: _fit(total, errors[name]) for name, total in totals.items()}
+    return {name: _fit(total, errors[name], np.concatenate(photographs)) for name, total in totals.items()}
 
 
 def repeat_state(depth: int) -> Callable:
@@ -171,7 +176,7 @@ def _merge(a, b):
     return out
 
 
-def _fit(total, errors: list[ImageErrors]) -> TrajectoryFit:
+def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> TrajectoryFit:
     images = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *errors)
     means = jax.tree.map(lambda values: values.mean(-1, dtype=np.float64), images)
     count = float(total["images"])
@@ -192,5 +197,6 @@ def _fit(total, errors: list[ImageErrors]) -> TrajectoryFit:
         **means._asdict(),
         final_cosine=float(total["final"] / count),
         num_images=round(count),
+        photographs=photographs,
         images=images,
     )

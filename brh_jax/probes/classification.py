@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from brh_jax.data.pipeline import epoch_rows
-from brh_jax.data.sources import Source
-from brh_jax.errors import UserError, expect_positive
+from brh_jax.errors import expect_positive
 from brh_jax.models.encoder import Encoder, pooled_features
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.heads import train_head
@@ -113,28 +112,3 @@ def hits(head: dict[str, Any], features: Features, labels: Labels) -> np.ndarray
 def accuracy(head: dict[str, Any], features: Features, labels: Labels) -> float:
     """Share of images whose largest logit is the label's."""
     return float(np.mean(hits(head, features, labels)))
-
-
-def check_labels(source: Source) -> None:
-    """Raises UserError unless the source has at least two classes."""
-    if len(source.classes) < 2:
-        raise UserError(
-            f"{source.name} has {len(source.classes)} classes: labelled images are needed (sub-folders named after their class, "
-            "or a labelled data set)"
-        )
-
-
-def check_same_classes(train: Source, evaluation: Source) -> None:
-    """Raises UserError unless both sources have the same labelled classes; names those that one lacks."""
-    for source in (train, evaluation):
-        check_labels(source)
-    if train.classes != evaluation.classes:
-        lacking = [
-            f"no {', '.join(missing[:5])} in {two.name}"
-            for one, two in ((train, evaluation), (evaluation, train))
-            if (missing := sorted(set(one.classes) - set(two.classes)))
-        ]
-        raise UserError(
-            f"{train.name} and {evaluation.name} have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
-            "the same classes, none of them without images"
-        )

@@ -100,20 +100,21 @@ def choose(candidates: Sequence[float], count: int, share: float, seed: int, sco
 
 
 def bootstrap_interval(
-    counts: Any, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+    counts: Any, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95, groups: Any = None
 ) -> tuple[float, float]:
     """Percentile bootstrap over images of a statistic of summed counts (Efron and Tibshirani 1993, section 13.3).
 
     Args:
         counts: `[images, ...]`; summed over the images that a draw takes.
         statistic: sum `[...]` -> float.
+        groups: `[images]`, what is drawn, see `statistics.bootstrap_counts`; None for the images.
 
     Returns:
         (low, high).
     """
     counts = np.asarray(counts, np.float64)
     flat, num_images = counts.reshape(len(counts), -1), len(counts)
-    draws = bootstrap_counts(num_images, num_resamples, seed)
+    draws = bootstrap_counts(num_images, num_resamples, seed, groups)
     found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -166,7 +166,10 @@ def test_measuring_pads_the_last_batch_and_repeats_nothing():
 def test_measuring_with_random_crops_makes_more_views_than_images():
     crop = RandomResizedCrop((8, 8), scale=(0.2, 0.6))
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
-    views = [b["image"][b["valid"]] for b in measuring_batches(source, crop, 4, num_images=7)]
+    batches = list(measuring_batches(source, crop, 4, num_images=7))
+    views = [b["image"][b["valid"]] for b in batches]
+    shown = np.concatenate([b["photograph"][b["valid"]] for b in batches])
+    assert sorted(np.bincount(shown)) == sorted(np.bincount(np.arange(7) % len(source)))  # which view is of which photograph
     views = np.concatenate(views)
     assert len(views) == 7
     assert len({v.tobytes() for v in views}) == 7

@@ -84,16 +84,3 @@ def test_cached_batches_go_through_each_epoch_and_go_on_where_they_were():
 def test_accuracy():
     head = {"kernel": np.eye(3), "bias": np.zeros(3)}
     assert classification.accuracy(head, np.eye(3), np.array([0, 1, 0])) == pytest.approx(2 / 3)
-
-
-def test_unlabelled_images_are_refused():
-    with pytest.raises(UserError, match="array has 0 classes: labelled images are needed"):
-        classification.check_labels(ArraySource(np.zeros((3, 8, 8), np.uint8)))
-
-
-def test_classes_that_one_of_the_sets_lacks_are_named():
-    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
-    train, test = (ArraySource(images, labels, name, classes) for name, classes in (("a", "xy"), ("b", "xz")))
-    classification.check_same_classes(train, train)
-    with pytest.raises(UserError, match="a and b have different classes: no y in b; no z in a"):
-        classification.check_same_classes(train, test)

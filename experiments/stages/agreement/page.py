@@ -5,7 +5,7 @@ from statistics import fmean
 
 from brh_jax.report.html import FigureEntry, Table
 from brh_jax.report.style import TOKEN_NAMES
-from experiments.page import Page
+from experiments.page import Page, of_photographs
 from experiments.stages.agreement import figures
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult
@@ -16,13 +16,13 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
     """Yields figures and tables of the fit."""
     agreement = page.result(AgreementResult)
     fits, spec = agreement.fits, next(iter(agreement.sets))
-    num_images = fits["identity"].num_images
+    images = of_photographs(fits["identity"].num_images, fits["identity"].num_photographs)
     yield _fit_table(page, fits)
     yield page.figure(
         figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5),
         "r2",
         "R² of every state",
-        f"On {num_images} images of {spec}, from a_0 by recurrence alone. Values below -0.5 are marked by triangles. Where a "
+        f"On {images} of {spec}, from a_0 by recurrence alone. Values below -0.5 are marked by triangles. Where a "
         "token hardly varies, R² can be very low at a cosine near one.",
     )
     yield page.figure(
@@ -36,7 +36,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         "error",
         "e of the block-recurrent hypothesis",
         f"Frobenius norm of the difference to the teacher's state, relative to the norm of that state and absolute: mean over "
-        f"{num_images} images of {spec}, bands are its 95 % bootstrap intervals over images.",
+        f"{images} of {spec}, bands are its 95 % bootstrap intervals over photographs.",
     )
     yield _errors_table(agreement)
     yield _description(page, fits)
@@ -81,10 +81,10 @@ def _errors_table(agreement: AgreementResult) -> Table:
             worst = max(fit.relative_error[ALL])
             layer = fit.relative_error[ALL].index(worst) + 1
             cells = [_interval(fit, "relative_error", token) for token in types]
-            rows.append([spec, str(fit.num_images), fit.label, *cells, f"{worst:.3f} at {layer}", _interval(fit, "error", ALL)])
+            rows.append([spec, f"{fit.num_images} / {fit.num_photographs}", fit.label, *cells, f"{worst:.3f} at {layer}", _interval(fit, "error", ALL)])
     columns = [
         "images",
-        "n",
+        "n / photographs",
         "model",
         *(f"e / norm, {t}" for t in TOKEN_NAMES),
         "all tokens",
@@ -93,7 +93,7 @@ def _errors_table(agreement: AgreementResult) -> Table:
     ]
     filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     remark = (
-        "Means over layers and images, with 95 % bootstrap intervals over images. The mean state and the linear maps are fitted "
+        "Means over layers and images, with 95 % bootstrap intervals; crops of one photograph are drawn together. The mean state and the linear maps are fitted "
         "to the teacher's states of training images, apart for each token type. Linear blocks are one affine map for each phase, "
         "fitted to the steps between the teacher's states and applied again and again."
     )

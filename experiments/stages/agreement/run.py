@@ -10,7 +10,7 @@ from brh_jax.data.sources import Source
 from brh_jax.distill import BASELINES, ImageErrors, TrajectoryFit
 from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
-from brh_jax.statistics import summarize
+from brh_jax.statistics import num_groups, summarize
 from experiments.data import AllImages, check_given
 from experiments.interval import Interval, mean_interval
 from experiments.settings import Common
@@ -56,7 +56,7 @@ class Settings(Common):
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """The 95 % bootstrap interval over images of each layer."""
+    """The 95 % bootstrap interval of each layer, photographs drawn."""
 
     low: list[float]
     high: list[float]
@@ -75,8 +75,8 @@ class Fit:
         r2_one_mean: of the last layer, all tokens together, as the paper's authors take it.
         error, relative_error: token type -> `[depth]`, and of all tokens together as "all".
         final_cosine: of [cls, mean patch] after the final norm.
-        num_images: images measured.
-        edges: "error" and "relative_error" -> token type -> interval; empty with a single image.
+        num_images, num_photographs: images measured, and photographs that they are views of: what intervals draw.
+        edges: "error" and "relative_error" -> token type -> interval; empty with a single photograph.
         overall: the same of the mean over layers and images, a figure with its interval.
     """
 
@@ -91,6 +91,7 @@ class Fit:
     relative_error: dict[str, list[float]]
     final_cosine: float
     num_images: int
+    num_photographs: int
     edges: dict[str, dict[str, Edges]]
     overall: dict[str, dict[str, Interval]]
 
@@ -203,10 +204,11 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
 
     edges: dict[str, dict[str, Edges]] = {}
     overall: dict[str, dict[str, Interval]] = {}
-    for measure, token, values in _per_image(fit.images) if fit.num_images > 1 else ():
-        band = summarize(values)
+    number = num_groups(fit.photographs, fit.num_images)
+    for measure, token, values in _per_image(fit.images) if number > 1 else ():
+        band = summarize(values, groups=fit.photographs)
         edges.setdefault(measure, {})[token] = Edges(band.low.round(6).tolist(), band.high.round(6).tolist())
-        overall.setdefault(measure, {})[token] = mean_interval(values.mean(0))
+        overall.setdefault(measure, {})[token] = mean_interval(values.mean(0), groups=fit.photographs)
     return Fit(
         prediction.label,
         prediction.raptor,
@@ -219,6 +221,7 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
         lists(fit.relative_error) | {ALL: np.round(fit.relative_error_all, 6).tolist()},
         fit.final_cosine,
         fit.num_images,
+        number,
         edges,
         overall,
     )

@@ -7,12 +7,12 @@ from brh_jax.models import Encoder
 from brh_jax.probes.quick import knn_predict, logistic_predict
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
-from experiments.stages.probes.choice import Choice, ProbeImages, ProbeSets, SharedSettings, check_candidates
+from experiments.stages.probes.choice import Choice, LabelledImages, ProbeSets, SharedSettings, check_candidates
 from experiments.stages.probes.features import classes_without_images, open_labelled, read_features
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureProbeSettings(ProbeImages):
+class FeatureProbeSettings(LabelledImages):
     """k-NN and logistic regression on [cls, mean patch] of labelled images, centre crops.
 
     Attributes:

@@ -18,12 +18,20 @@ from brh_jax.train.loop import Run
 from brh_jax.types import Features, Labels
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
-from experiments.stages.probes.choice import Choice, ProbeSets, Rows, SharedSettings, TrainedProbe, train_with_best_rate
+from experiments.stages.probes.choice import (
+    Choice,
+    LabelledImages,
+    ProbeSets,
+    Rows,
+    SharedSettings,
+    TrainedProbe,
+    train_with_best_rate,
+)
 from experiments.stages.probes.features import classes_without_images, open_labelled, read_features
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbeSettings(TrainedProbe, ProbeSettings):
+class LinearProbeSettings(TrainedProbe, LabelledImages, ProbeSettings):
     """Linear probe on [cls, mean patch]. Its data are labelled and may be others than the run's.
 
     Attributes:
