@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,9 +50,7 @@ def bootstrap_draws(num_units: int, num_resamples: int, seed: int) -> Iterator[n
     return (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
 
 
-def bootstrap_counts(
-    num_units: int, num_resamples: int, seed: int, groups: Sequence[Any] | np.ndarray | None = None
-) -> Iterator[np.ndarray]:
+def bootstrap_counts(num_units: int, num_resamples: int, seed: int, groups: ArrayLike | None = None) -> Iterator[np.ndarray]:
     """How often each draw takes each unit, `[num_units]`.
 
     Units that are not independent of one another (crops of one photograph, say) are drawn together: as many groups as there are,
@@ -70,7 +68,7 @@ def bootstrap_counts(
     return (np.bincount(draw, minlength=count)[numbers] for draw in bootstrap_draws(count, num_resamples, seed))
 
 
-def numbered_groups(groups: Sequence[Any] | np.ndarray | None, num_units: int) -> np.ndarray:
+def numbered_groups(groups: ArrayLike | None, num_units: int) -> np.ndarray:
     """Labels of groups as numbers from 0, in the order in which they come first, `[num_units]`; None makes each unit its own.
 
     Raises:
@@ -78,13 +76,14 @@ def numbered_groups(groups: Sequence[Any] | np.ndarray | None, num_units: int) -
     """
     if groups is None:
         return np.arange(num_units)
-    if len(groups) != num_units:
-        raise ValueError(f"{len(groups)} groups for {num_units} units: expected one group for each")
-    known = {label: number for number, label in enumerate(dict.fromkeys(np.asarray(groups).tolist()))}
-    return np.array([known[label] for label in np.asarray(groups).tolist()], int)
+    labels = np.asarray(groups).tolist()
+    if len(labels) != num_units:
+        raise ValueError(f"{len(labels)} groups for {num_units} units: expected one group for each")
+    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return np.array([known[label] for label in labels], int)
 
 
-def num_groups(groups: Sequence[Any] | np.ndarray | None, num_units: int) -> int:
+def num_groups(groups: ArrayLike | None, num_units: int) -> int:
     """How many groups there are; as many as units without groups."""
     return int(numbered_groups(groups, num_units).max(initial=-1)) + 1
 
@@ -96,14 +95,14 @@ def summarize(
     quantiles: Sequence[float] = (0.1, 0.5, 0.9),
     num_resamples: int = 1000,
     level: float = 0.95,
-    groups: Sequence[Any] | np.ndarray | None = None,
+    groups: ArrayLike | None = None,
 ) -> Summary:
     """Mean over images with its bootstrap band, and quantiles of the images.
 
     The band is the percentile bootstrap (Efron and Tibshirani 1993, section 13.3): from the (1 - level) / 2 to the
     (1 + level) / 2 quantile of the means of `num_resamples` draws of the images with replacement. An image is drawn with all its
-    values, and the draws depend on the seed, the number of images and their groups alone, so that depths, and measures of the same
-    images, are resampled together. Of a ByToken: `jax.tree.map(summarize, values)`; an empty array has an empty summary.
+    values, and the draws depend on the seed, the number of images and their groups alone, so that depths, and measures of the
+    same images, are resampled together. Of a ByToken: `jax.tree.map(summarize, values)`; an empty array has an empty summary.
 
     Args:
         values: `[..., images]`.
@@ -111,11 +110,13 @@ def summarize(
         quantiles: shares, from 0 to 1.
         num_resamples: number of draws.
         level: probability that the band should hold the mean.
-        groups: `[images]`, labels of what was sampled independently, photographs of which the images are crops, say: these are drawn,
-            see `bootstrap_counts`. With a single group the band has no width and means nothing. None: every image for itself.
+        groups: `[images]`, labels of what was sampled independently, photographs of which the images are crops, say: these are
+            drawn, see `bootstrap_counts`. With a single group the band has no width and means nothing. None: every image for
+            itself.
 
     Raises:
-        ValueError: fewer than two images, not one group for each, values that are not finite, or a share, level or number out of range.
+        ValueError: fewer than two images, not one group for each, values that are not finite, or a share, level or number out of
+            range.
     """
     values = np.asarray(values, np.float64)
     if values.ndim < 1 or values.shape[-1] < 2:

@@ -9,7 +9,8 @@ PROBES = {
     "k4": {"top-1 %": "83.2 ± 0.1", "mIoU %": "43.6 ± 0.1", "RMSE": "0.607 ± 0.006"},
     "teacher": {"top-1 %": "84.5", "mIoU %": "47.5", "RMSE": "0.578"},
 }
-# The authors' statistic, of the last layer and all tokens together: 1 - mean squared error / variance about one mean of all numbers.
+# The authors' statistic, of the last layer and all tokens together: 1 - mean squared error / variance about one mean of all
+# numbers.
 FITS = {"k3": {"R², last layer, one mean": "about 0.73"}}
 # ImageNet-1k with the published classifier, k = 3, by the name of a run of configs/ablation.py; the probe is fine-tuned from it.
 ABLATION = {

@@ -21,7 +21,7 @@ from weights_convert.convert import convert
 from weights_convert.sources import locate
 
 # Part of the key: raise it when a conversion comes out differently than before.
-VERSION = 2
+VERSION = 3
 BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 
 

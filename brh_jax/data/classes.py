@@ -40,8 +40,8 @@ def matched(train: Source, evaluation: Source) -> Source:
     """`evaluation` with its classes numbered as those of `train`, which they are found among by their names.
 
     Raises:
-        UserError: fewer than two classes, or some of `evaluation` that `train` does not have: the message names those that one has
-            and the other has not.
+        UserError: fewer than two classes, or some of `evaluation` that `train` does not have: the message names those that one
+            has and the other has not.
     """
     for source in (train, evaluation):
         check_labels(source)
@@ -83,7 +83,8 @@ def draw_classes(source: Source, count: int, seed: int) -> tuple[str, ...]:
 def balanced(source: Source, classes: Sequence[str], per_class: int, seed: int) -> Selection:
     """As many images of each of some classes, drawn at random: `per_class`, or all of a class that has fewer.
 
-    Of 1,000 random images of ImageNet there is about one of each class: what compares images within a class needs fewer classes and
+    Of 1,000 random images of ImageNet there is about one of each class: what compares images within a class needs fewer classes
+        and
     more of each. Labels are read without decoding images, as far as needed.
 
     Args:

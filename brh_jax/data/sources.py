@@ -60,8 +60,8 @@ class Source:
         return int(self.read(index).get("label", UNLABELLED))
 
     def photograph(self, index: int) -> int:
-        """Number of the photograph that a record shows: views of one are not independent, whatever crops are taken of it. Here each
-        record is its own; a source that holds several of one photograph says so."""
+        """Number of the photograph that a record shows: views of one are not independent, whatever crops are taken of it. Here
+        each record is its own; a source that holds several of one photograph says so."""
         return index
 
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
+from brh_jax.models.head import apply_head
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
 
@@ -40,13 +41,16 @@ class TrajectoryFit(NamedTuple):
         r2_all: the same of all tokens together, about one mean state for all of them, `[depth]`.
         r2_one_mean: what the paper's authors report of their training: of the last layer, 1 - (mean squared error) / (variance of
             all numbers of the prediction about their one mean), of each batch, mean over images. Tokens that differ among
-            themselves, and dimensions of different mean, count as variance: it lies above `r2_all`, and is no share of what images
+            themselves, and dimensions of different mean, count as variance: it lies above `r2_all`, and is no share of what
+                images
             differ by. It depends on the batches, hardly.
         cosine: mean cosine of predicted and true tokens.
         error: e of the hypothesis, mean over images of the Frobenius norm of the difference.
         relative_error: mean over images of that norm divided by the true state's.
         error_all, relative_error_all: the same over all tokens of a state, `[depth]`.
         final_cosine: mean cosine of [cls, mean patch] after the final norm.
+        accuracy: share of the labelled images whose class a classifier gives on the predicted last state; None without one.
+        same_class: share of images to which it gives the class that it gives on the true one.
         num_images: how many images were measured.
         photographs: number of the photograph that each image is a view of, `[images]`: what intervals over images draw.
         images: e of each of them.
@@ -61,6 +65,8 @@ class TrajectoryFit(NamedTuple):
     error_all: np.ndarray
     relative_error_all: np.ndarray
     final_cosine: float
+    accuracy: float | None
+    same_class: float | None
     num_images: int
     photographs: np.ndarray
     images: ImageErrors
@@ -72,6 +78,8 @@ def evaluate(
     normalize: Callable,
     batches: Iterable,
     layout: TokenLayout,
+    *,
+    head: dict[str, Any] | None = None,
 ) -> dict[str, TrajectoryFit]:
     """Measures several predictions of one teacher's trajectories in one pass.
 
@@ -80,6 +88,7 @@ def evaluate(
         predictors: name -> function from a_0 to a trajectory. `repeat_state` is the identity baseline.
         normalize: states -> states after the final norm.
         batches: from `measuring_batches`; without `photograph` each image is its own.
+        head: a classifier on [cls, mean patch], whose classes are those of the batches' `label`.
 
     Raises:
         UserError: no images.
@@ -95,8 +104,9 @@ def evaluate(
             predicted = predict(states[0])
             found, each = to_host(_statistics(states, predicted, batch["valid"], layout))
             errors[name].append(jax.tree.map(lambda values, valid=batch["valid"]: values[:, valid], each))
-            final = _final_cosine(normalize(states[-1]), normalize(predicted[-1]), layout)
-            found["final"] = to_host(final).astype(np.float64)[batch["valid"]].sum()
+            final, *classes = to_host(_final(normalize(states[-1]), normalize(predicted[-1]), head, layout))
+            found["final"] = final.astype(np.float64)[batch["valid"]].sum()
+            found["classes"] = _class_counts(classes, batch)
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")
@@ -152,9 +162,20 @@ def _variance(values, weight):
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _final_cosine(target, predicted, layout):
+def _final(target, predicted, head, layout) -> tuple:
+    """Cosine of [cls, mean patch] of each image, and the class that a head gives on either."""
     a, b = pooled_features(target, layout), pooled_features(predicted, layout)
-    return jnp.sum(a * b, -1) / jnp.maximum(jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1), 1e-30)
+    cosine = jnp.sum(a * b, -1) / jnp.maximum(jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1), 1e-30)
+    return (cosine,) if head is None else (cosine, *(jnp.argmax(apply_head(head, features), -1) for features in (a, b)))
+
+
+def _class_counts(classes, batch) -> np.ndarray:
+    """How many images have a label, how many of these are right, how many have the class of the true state."""
+    if not classes:
+        return np.zeros(3)
+    target, predicted = (one[batch["valid"]] for one in classes)
+    labels = np.asarray(batch["label"])[batch["valid"]]
+    return np.array([(labels >= 0).sum(), (predicted == labels).sum(), (predicted == target).sum()], np.float64)
 
 
 def _merge(a, b):
@@ -163,7 +184,7 @@ def _merge(a, b):
     def add(x, y):
         return np.asarray(x, np.float64) + np.asarray(y, np.float64)
 
-    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean")} | {"types": []}
+    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean", "classes")} | {"types": []}
     for x, y in zip(a["types"], b["types"], strict=True):
         if x is None:
             out["types"].append(None)
@@ -182,6 +203,7 @@ def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> Trajector
     count = float(total["images"])
 
     *types, everything = total["types"]
+    labelled, right, same = total["classes"]
 
     def by_token(value):
         return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in types))
@@ -196,6 +218,8 @@ def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> Trajector
         cosine=by_token(lambda t: t["cosine"] / count),
         **means._asdict(),
         final_cosine=float(total["final"] / count),
+        accuracy=float(right / labelled) if labelled else None,
+        same_class=float(same / count) if labelled else None,
         num_images=round(count),
         photographs=photographs,
         images=images,

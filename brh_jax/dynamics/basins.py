@@ -27,9 +27,9 @@ class AngularBasins(NamedTuple):
         separation: `[depth + 1]`, between / within; one where all images are in one place (class tokens before the first layer).
         silhouette: `[depth + 1]`, mean over images of (b - a) / max(a, b): a the mean angle to the images of its class, b that
             to those of the nearest other class (Rousseeuw 1987); zero where both are.
-        accuracy: `[depth + 1]`, share of images nearest to the mean direction of their own class, mean over classes: chance is one
-            over their number, however many images each has. The class mean is taken without the image, and without other views of
-            its photograph. Of classes equally near, the image counts for one over their number.
+        accuracy: `[depth + 1]`, share of images nearest to the mean direction of their own class, mean over classes: chance is
+            one over their number, however many images each has. The class mean is taken without the image, and without other
+            views of its photograph. Of classes equally near, the image counts for one over their number.
         hits: `[depth + 1, images]`, of each image, what the accuracy is a mean of.
         projection: `[depth + 1, images, components]`, all depths on the principal components of the last one's directions: of the
             class token, or the patches where there is none.
@@ -64,14 +64,15 @@ def angular_basins(
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`, or the result of `image_directions` for more than one batch.
-        labels: class of each image, integers from 0, every class with two images (of different photographs) or more. None: the last directions of the class
-            token (the patches where there is none) are clustered by k-means of unit vectors. Classes found in the last state are
+        labels: class of each image, integers from 0, every class with two images (of different photographs) or more. None: the
+            last directions of the class token (the patches where there is none) are clustered by k-means of unit vectors. Classes
+            found in the last state are
             apart there by construction: only earlier depths tell something.
         num_clusters: of k-means; None takes the number of 2 to 10 with the largest silhouette.
         num_components: of the projection.
         seed: of k-means.
-        photographs: of which photograph each image is a view, any integers: pairs of one photograph count for nothing. None: each is
-            its own.
+        photographs: of which photograph each image is a view, any integers: pairs of one photograph count for nothing. None: each
+            is its own.
 
     Returns:
         numpy arrays, see AngularBasins. One matrix of the angles of all pairs of images is held at a time, in float64.
@@ -245,7 +246,7 @@ def _check_labels(labels, num_images, views):
         raise ValueError(f"labels of shape {labels.shape} for {num_images} images: expected one label per image")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"labels must be integers from 0, got {labels.dtype} from {labels.min()}")
-    classes, sizes = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"all {num_images} images are of class {classes[0]}: basins need two classes or more")
     members = _members(labels)
@@ -253,7 +254,8 @@ def _check_labels(labels, num_images, views):
     if others.min() < 1:
         alone = classes[others < 1]
         raise ValueError(
-            f"{len(alone)} of {len(classes)} classes have one photograph only (class {alone[0]}, say), which has no angle within its "
+            f"{len(alone)} of {len(classes)} classes have one photograph only (class {alone[0]}, say), which has no angle within "
+            f"its "
             "class: leave those out, or use more images of fewer classes"
         )
     return labels

@@ -189,8 +189,8 @@ class Measure:
         curves: result -> the curves of which figures and distances are.
         arrays: result -> what its figures take besides curves.
         figures: its figures.
-        on: what it cannot do without. "stream": `gather` of all images; "classes": of images of classes in balance where there are
-            some, of all images otherwise; "trajectories": of the linear images; "tangent": a_0 of
+        on: what it cannot do without. "stream": `gather` of all images; "classes": of images of classes in balance where there
+            are some, of all images otherwise; "trajectories": of the linear images; "tangent": a_0 of
             the tangent images, for derivatives and perturbed trajectories. It may use the others where they are there.
         gather: (trajectories of a batch, layout) -> tree of arrays on the host, what is kept of them.
         merge: (gathered so far, of one more batch) -> gathered.

@@ -17,7 +17,6 @@ from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Labels, RandomKey, State
 
-
 FirstStates = State | tuple[State, Labels] | tuple[State, Labels, np.ndarray]
 
 
@@ -69,12 +68,12 @@ def portraits(
 
     Args:
         systems: by name; of one layout and depth.
-        first_states: batches of a_0, `[batch, tokens, dim]`; or such a batch with its images' classes, integers from 0 (below: not
-            known), and perhaps with the photographs that they are views of, any integers. They are gone through once, and only one
-            batch of trajectories is held, besides those of `settings.linear_images`.
+        first_states: batches of a_0, `[batch, tokens, dim]`; or such a batch with its images' classes, integers from 0 (below:
+            not known), and perhaps with the photographs that they are views of, any integers. They are gone through once, and
+            only one batch of trajectories is held, besides those of `settings.linear_images`.
         key: of perturbations and probes, the same ones for all systems.
-        of_classes: the same of other images, with classes, as many of each: class basins are measured on these. None: on the classes
-            of all images, as far as these have some.
+        of_classes: the same of other images, with classes, as many of each: class basins are measured on these. None: on the
+            classes of all images, as far as these have some.
         partition: the phases, of all systems or of each by name; None for all of depth as one. Linear models are of the finest
             of them in every system, so that they compare.
         settings: how much is measured; None for the defaults.
@@ -85,7 +84,9 @@ def portraits(
             do not fit the systems, or states that are zero or not finite.
     """
     phases, settings = _phases(systems, partition), settings or PortraitSettings()
-    everything, classes = ([m for m in MEASURES.values() if (m.on == "classes") == with_classes] for with_classes in (False, True))
+    everything, classes = (
+        [m for m in MEASURES.values() if (m.on == "classes") == with_classes] for with_classes in (False, True)
+    )
     images = _Images(settings, everything + ([] if of_classes is not None else classes))
     for batch in first_states:
         images.add(batch, systems)
@@ -111,8 +112,8 @@ def portraits(
         )
         for name, system in systems.items()
     }
-    told = {"classes": labelled.classes(), "photographs": labelled.photographs()}
-    of_labelled = {name: dataclasses.replace(one, **told) for name, one in seen.items()}
+    known, views = labelled.classes(), labelled.photographs()
+    of_labelled = {name: dataclasses.replace(one, classes=known, photographs=views) for name, one in seen.items()}
     results = {
         measure.name: _results(measure, *((of_labelled, labelled.gathered) if measure in classes else (seen, images.gathered)))
         for measure in MEASURES.values()
@@ -164,7 +165,9 @@ class _Images:
         state, classes, photographs = (*batch, None, None)[:3] if isinstance(batch, tuple) else (batch, None, None)
         for what, values in (("classes", classes), ("photographs", photographs)):
             if values is not None and np.shape(values) != (len(state),):
-                raise ValueError(f"{what} have shape {np.shape(values)}, expected ({len(state)},): one for each image of the batch")
+                raise ValueError(
+                    f"{what} have shape {np.shape(values)}, expected ({len(state)},): one for each image of the batch"
+                )
         self._labels.append(classes)
         self._photographs.append(photographs)
         held = max(0, self.settings.linear_images - self.number)

@@ -30,8 +30,8 @@ class LayerSamples:
             is 16 images of different photographs and `values` are the `[units, token types, depth, depth]` HSIC of the cls and
             mean patch.
         values: float32 for cosines, float64 for HSIC.
-        groups: `[units]`, which of them are independent: of the cosine the photographs that images are views of, of CKA the sets of
-            16 photographs. None: every unit for itself.
+        groups: `[units]`, which of them are independent: of the cosine the photographs that images are views of, of CKA the sets
+            of 16 photographs. None: every unit for itself.
     """
 
     metric: str

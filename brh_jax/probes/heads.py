@@ -26,9 +26,10 @@ def train_head(
     *,
     batch_size: int,
     encoder: Encoder | None = None,
+    optimiser: optax.GradientTransformation | None = None,
     seen_in: Callable | None = None,
 ) -> tuple[Any, Any]:
-    """Trains a head by AdamW with clipped gradients.
+    """Trains a head, by AdamW with clipped gradients unless told otherwise.
 
     Args:
         loss_fn: (head, encoder, batch) -> loss.
@@ -36,14 +37,14 @@ def train_head(
         settings: has `clip_norm` and what `train.loop.adamw` wants.
         batch_size: of all processes together.
         encoder: the frozen encoder, handed to `loss_fn`.
+        optimiser: in the place of the clipped AdamW that the settings describe.
         seen_in: batch -> bool `[classes]`, which of them the batch holds; gathered over all batches, also of a run that was
             stopped and goes on.
 
     Returns:
         The head, and what was seen (None without `seen_in`).
     """
-    adam, _ = adamw(settings, num_steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+    optimiser = optimiser or optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw(settings, num_steps)[0])
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, encoder, batch):

@@ -25,7 +25,7 @@ from brh_jax.types import Array, Pixels
 class SegmentationSettings(AdamwSettings):
     """How a segmentation probe trains; the defaults are the paper's for ADE20k.
 
-    The paper names no warm-up, final rate or clipping for it: those of its classification probe.
+    The paper names no warm-up or clipping for it: those of its classification probe. Its final rate is that of the authors' code.
 
     Attributes:
         image_size: side of the square that images and masks are cropped (training) or stretched (testing) to, in pixels.
@@ -39,6 +39,7 @@ class SegmentationSettings(AdamwSettings):
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
     weight_decay: float = 1e-2
 
     def __post_init__(self):

@@ -67,6 +67,19 @@ def test_r2_by_hand():
     assert fit.r2_one_mean == pytest.approx(1 - (4 / 4) / (8 / 4), abs=1e-5)
 
 
+def test_the_classes_that_a_head_gives():
+    """Three of four labelled images are right on the prediction, which has the class of the true state for two of five."""
+    truth, guess = (
+        np.eye(3, dtype=np.float32)[np.array(rows)][None, :, None].repeat(2, 0) for rows in ([0, 1, 2, 0, 1], [0, 2, 1, 1, 1])
+    )
+    batch = {"image": np.arange(5), "valid": np.ones(5, bool), "label": np.array([0, 2, 1, 2, -1])}
+    head, layout = {"kernel": np.eye(3), "bias": np.zeros(3)}, TokenLayout(1, 0, (0, 0))
+    options = ({"g": lambda a0: jnp.asarray(guess)}, lambda s: s, [batch], layout)
+    fit = evaluate(lambda i: jnp.asarray(truth), *options, head=head)["g"]
+    assert (fit.accuracy, fit.same_class) == (0.75, 0.4)
+    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].accuracy is None
+
+
 def test_cosine_and_e(measured):
     truth, guess, fits = measured
     fit = fits["guess"]

@@ -146,7 +146,8 @@ def test_classes_of_one_image_are_left_out(states):
 
 
 def test_views_of_photographs_and_images_of_classes(states):
-    """Bands draw photographs; linear models are tested on photographs that they were not fitted to; basins have images of their own."""
+    """Bands draw photographs; linear models are tested on photographs that they were not fitted to; basins have images of their
+    own."""
     state, classes = states
     few = dataclasses.replace(SMALL, tangent_images=0, extrapolated_steps=0, linear_images=20)
     twice, views = np.concatenate([state, state]), np.tile(np.arange(10), 2)

@@ -22,7 +22,24 @@ def fit(label, r2, relative_e, *, kind="raptor", raptor=""):
     """A fit of layers: `r2` by token type, the cosine of cls 0.1 and 0.9."""
     error = {"all": relative_e}
     last = r2["cls"][-1]
-    return Fit(label, raptor or label, kind, r2, [0.0, last - 0.1], last + 0.1, {"cls": [0.1, 0.9]}, error, error, 0.9, 40, 40, {}, {})
+    return Fit(
+        label,
+        raptor or label,
+        kind,
+        r2,
+        [0.0, last - 0.1],
+        last + 0.1,
+        {"cls": [0.1, 0.9]},
+        error,
+        error,
+        0.9,
+        None,
+        None,
+        40,
+        40,
+        {},
+        {},
+    )
 
 
 def phases(k, **structure):

@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource
 from brh_jax.data.transforms import CenterCrop
-from brh_jax.errors import UserError
 from brh_jax.models import pooled_features
 from brh_jax.probes import classification
 from brh_jax.probes.classification import ProbeSettings

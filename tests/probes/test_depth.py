@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import numpy as np
@@ -21,9 +22,11 @@ def test_scale_invariant_log_loss_is_its_formula():
     target[0, 0, 0], target[1, 1] = 0, 12  # no measurement, beyond the range
     kept = (target > 0) & (target < 10)
     g = np.log(predicted[kept]) - np.log(target[kept])
-    found = depth.scale_invariant_log(predicted, target, PLAIN)
+    ours = dataclasses.replace(PLAIN, recipe="ours")  # the paper's is in tests/parity
+    found = depth.scale_invariant_log(predicted, target, ours)
     assert found == pytest.approx(np.sqrt(g.var() + 0.15 * g.mean() ** 2), rel=1e-4)
-    assert depth.scale_invariant_log(predicted, np.zeros_like(target), PLAIN) < 1e-3
+    for settings in (ours, PLAIN):
+        assert depth.scale_invariant_log(predicted, np.zeros_like(target), settings) < 1e-3
 
 
 def test_bins_and_the_cross_entropy_of_valid_pixels_only():
@@ -100,6 +103,12 @@ def test_settings_that_do_not_fit():
         DepthSettings(eval_size=(240, 320))
     with pytest.raises(UserError, match="256 bins on 10.0 to 10.0 m"):
         DepthSettings(min_depth=10.0)
+    with pytest.raises(UserError, match="recipe is 'adabins': expected one of paper, ours"):
+        DepthSettings(recipe="adabins")
+    with pytest.raises(UserError, match="hue is 0.7: expected a share of the circle, at most 0.5"):
+        DepthSettings(hue=0.7)
+    with pytest.raises(UserError, match=r"crop_scale is \(2.0, 0.5\): expected two positive shares"):
+        DepthSettings(crop_scale=(2.0, 0.5))
 
 
 class Slopes(Source):
@@ -130,5 +139,8 @@ def test_a_probe_learns_what_tokens_tell(tiny_encoder, tmp_path):
         depth.evaluate_depth(functools.partial(predict, h), settings, measuring_batches(Slopes(24), resize, 8))
         for h in (zeros, head)
     )
+    one = depth.train_depth(tiny_encoder, train, 3, settings, dataclasses.replace(run, folder=tmp_path / "few"), batch_size=16)
+    # Adam's steps are of the learning rate's size while gradients keep their sign: all three of them, however large these are.
+    assert np.abs(one["bias"]).max() == pytest.approx(3 * 0.05, rel=0.05)
     assert before.num_images == after.num_images == 24
     assert after.rmse < 0.6 * before.rmse

@@ -46,6 +46,8 @@ def _fit_table(page: Page, fits: dict[str, Fit]) -> Table:
     raptors, teacher = page.result(DistillResult).raptors, page.result(TeacherResult).cost
     types = list(fits["identity"].r2)
     columns = ["model", "phases", *(f"R² {t}" for t in types), *(f"cosine {t}" for t in types)]
+    classified = fits["identity"].accuracy is not None
+    columns += ["own classifier", "same class as the teacher"] if classified else []
     columns += ["R² all, last layer", "about one mean", "final cosine", "relative e", "block params", "FLOPs"]
     rows = []
     for fit in fits.values():
@@ -57,6 +59,7 @@ def _fit_table(page: Page, fits: dict[str, Fit]) -> Table:
                 raptor.phases if raptor else "",
                 *(f"{fmean(fit.r2[t]):.3f}" for t in types),
                 *(f"{fmean(fit.cosine[t]):.3f}" for t in types),
+                *(f"{100 * share:.1f} %" for share in (fit.accuracy, fit.same_class) if share is not None),
                 f"{fit.r2_all[-1]:.3f}",
                 f"{fit.r2_one_mean:.3f}",
                 f"{fit.final_cosine:.3f}",
@@ -66,8 +69,10 @@ def _fit_table(page: Page, fits: dict[str, Fit]) -> Table:
             ]
         )
     remark = (
-        "R², cosine and relative e are means over layers, but for R² of all tokens together at the last layer, about their mean state "
-        "and, as the paper's authors take it (their 0.73 for k = 3), about one mean of all numbers of the prediction. Final cosine: of [cls, mean patch] after the final norm. Block "
+        "R², cosine and relative e are means over layers, but for R² of all tokens together at the last layer, about their mean "
+        "state "
+        "and, as the paper's authors take it (their 0.73 for k = 3), about one mean of all numbers of the prediction. Own "
+        "classifier: the teacher's, on the last state. Final cosine: of [cls, mean patch] after the final norm. Block "
         "parameters and FLOPs are given as a share of the teacher's; a SwiGLU block costs more than the GELU block it stands for."
     )
     return Table("Agreement with the teacher", columns, rows, remark)
@@ -81,7 +86,16 @@ def _errors_table(agreement: AgreementResult) -> Table:
             worst = max(fit.relative_error[ALL])
             layer = fit.relative_error[ALL].index(worst) + 1
             cells = [_interval(fit, "relative_error", token) for token in types]
-            rows.append([spec, f"{fit.num_images} / {fit.num_photographs}", fit.label, *cells, f"{worst:.3f} at {layer}", _interval(fit, "error", ALL)])
+            rows.append(
+                [
+                    spec,
+                    f"{fit.num_images} / {fit.num_photographs}",
+                    fit.label,
+                    *cells,
+                    f"{worst:.3f} at {layer}",
+                    _interval(fit, "error", ALL),
+                ]
+            )
     columns = [
         "images",
         "n / photographs",
@@ -93,7 +107,8 @@ def _errors_table(agreement: AgreementResult) -> Table:
     ]
     filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     remark = (
-        "Means over layers and images, with 95 % bootstrap intervals; crops of one photograph are drawn together. The mean state and the linear maps are fitted "
+        "Means over layers and images, with 95 % bootstrap intervals; crops of one photograph are drawn together. The mean state "
+        "and the linear maps are fitted "
         "to the teacher's states of training images, apart for each token type. Linear blocks are one affine map for each phase, "
         "fitted to the steps between the teacher's states and applied again and again."
     )

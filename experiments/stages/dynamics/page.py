@@ -81,7 +81,8 @@ def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
             rows.append([name, token, *cells])
     first = next(iter(found.values()))
     remark = (
-        f"Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other views of "
+        f"Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other "
+        f"views of "
         f"their photograph), mean over classes; {of_photographs(first.num_images, first.num_photographs)} of {first.num_classes} "
         f"classes, as many of each as there are; chance {100 / first.num_classes:.1f} %. With 95 % bootstrap intervals over "
         "photographs: of these classes, others may differ."

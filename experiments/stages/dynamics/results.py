@@ -151,7 +151,7 @@ def _basins(basins: AngularBasins) -> BasinsResult:
         for token, hits in basins.hits._asdict().items()
         if hits.size
     }
-    return BasinsResult(np.count_nonzero(sizes), len(basins.labels), len(np.unique(basins.photographs)), accuracy)
+    return BasinsResult(int(np.count_nonzero(sizes)), len(basins.labels), len(np.unique(basins.photographs)), accuracy)
 
 
 def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:

@@ -59,7 +59,8 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             "swaps_by_distance",
             "Swaps within and across phases, by distance",
             f"Mean over the swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over "
-            f"photographs.{head} Only the gap between the two at one distance speaks for phases: near layers swap more easily anyhow.",
+            f"photographs.{head} Only the gap between the two at one distance speaks for phases: near layers swap more easily "
+            f"anyhow.",
         )
         yield from (_contrasts(result.swaps, measure) for measure in measures)
 
@@ -72,7 +73,8 @@ def _contrasts(groups: list[SwapsResult], measure: str) -> Table:
     remark = (
         f"{what}, mean over swaps. The plain means are what is usually shown, and distance confounds them. Differences are "
         "across minus within, of swaps at one distance, or of one place and distance (one layer before it against one behind); "
-        "with bootstrap 95 % intervals over photographs, and the numbers of swaps within / across that are compared. p by shuffling "
+        "with bootstrap 95 % intervals over photographs, and the numbers of swaps within / across that are compared. p by "
+        "shuffling "
         "which is which, one-sided. The last column moves the phase boundaries to all other places instead, since swaps share "
         "layers and are not independent; it cannot fall below one over the number of places. Boundaries were cut where layers "
         "differ most, so a small p is not independent evidence; and where the damage depends on the place more than on what runs "

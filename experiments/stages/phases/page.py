@@ -34,7 +34,8 @@ def _stability(page: Page, stability: list[StabilityResult]):
             figures.boundary_frequency(metrics),
             "boundaries",
             "How sure the phases are",
-            f"Share of {stability[0].num_resamples} bootstrap resamples of the photographs that are cut after each layer, by cosine "
+            f"Share of {stability[0].num_resamples} bootstrap resamples of the photographs that are cut after each layer, by "
+            f"cosine "
             "and "
             "by linear CKA of cls and mean patch. Triangles: where all images together are cut. One tall bar for each cut is a "
             "partition that other images would give too; bars of the two metrics in other places are a partition that depends on "
@@ -58,7 +59,8 @@ def _stability(page: Page, stability: list[StabilityResult]):
     remark = (
         "Rand index: adjusted, mean over resamples, of their partition to that of all images; one for the same phases, zero for "
         "unrelated ones. To the run's: of the metric's partition to the one that Raptors share blocks by. What is resampled are "
-        "groups of units: for the cosine photographs with all their views, for CKA sets of 16 photographs (a unit is 16 images, one of "
+        "groups of units: for the cosine photographs with all their views, for CKA sets of 16 photographs (a unit is 16 images, "
+        "one of "
         "each)."
     )
     yield Table("Partitions of resampled images", columns, rows, remark)
@@ -71,6 +73,7 @@ def _random(page: Page, compared: list[RandomComparison]) -> FigureEntry:
         "cut_weights",
         "Max cut and random partitions",
         "Share of the dissimilarity that lies between phases. The max cut is the largest of all contiguous ones by construction. "
-        f"Cut from half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}. "
+        f"Cut from half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: "
+        f"{ranks}. "
         "How far the others stay below says how much it matters where depth is cut.",
     )

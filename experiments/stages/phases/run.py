@@ -243,7 +243,9 @@ def _metrics(settings: PhaseSettings, num_photographs: int) -> tuple[str, ...]:
     """What layers are compared by; CKA takes 16 photographs or more."""
     metrics = tuple(dict.fromkeys(("cosine", *(settings.metrics if settings.resamples else ()))))
     if "cka" in metrics and num_photographs < phases.UNIT:
-        print(f"phases: cka left out: {num_photographs} photographs, it is measured over {phases.UNIT} different ones", flush=True)
+        print(
+            f"phases: cka left out: {num_photographs} photographs, it is measured over {phases.UNIT} different ones", flush=True
+        )
         metrics = tuple(metric for metric in metrics if metric != "cka")
     return metrics
 

@@ -50,7 +50,8 @@ class LabelledImages(ProbeImages):
     """What a probe of classes has besides.
 
     Attributes:
-        classes: of as many classes, drawn at random, and num_train in balance over them; 0 for all classes. 1,000 images of ImageNet
+        classes: of as many classes, drawn at random, and num_train in balance over them; 0 for all classes. 1,000 images of
+            ImageNet
             are about one of each class: of 50 classes they are 20 each.
     """
 

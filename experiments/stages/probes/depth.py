@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from brh_jax.data.dense import check_depths
-from brh_jax.data.transforms import RandomCrop, Resize
+from brh_jax.data.transforms import Resize
 from brh_jax.models import Encoder
 from brh_jax.probes import depth as probe
 from brh_jax.probes.depth import DepthScores, DepthSettings
@@ -20,7 +20,8 @@ class DepthProbeSettings(DenseProbe, DepthSettings):
     """Linear depth on [patch, cls].
 
     Attributes:
-        train, eval: nyu:PATH:train, depths:PATH (images/ and depth/) or tfds:nyu_depth_v2:train; both empty for no such probe.
+        train, eval: tfds:nyu_depth_v2:train (about 50,000 images, what the paper's probe is trained on), nyu:PATH:test (or
+            :train, 795 images) or depths:PATH (images/ and depth/); both empty for no such probe.
     """
 
     def __post_init__(self):
@@ -51,8 +52,13 @@ class DepthProbe:
 
 @dataclasses.dataclass(frozen=True)
 class DepthResult(ProbeSets):
-    """Linear depth, by model."""
+    """Linear depth, by model.
 
+    Attributes:
+        recipe: that the probes were trained by.
+    """
+
+    recipe: str
     models: dict[str, DepthProbe]
 
 
@@ -70,7 +76,7 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
         own,
         train,
         test,
-        crop=lambda e: RandomCrop(own.crop_size, jitter=own.jitter),
+        crop=lambda encoder: own.crop(),
         resize=lambda e: Resize(own.eval_size, e.preprocessing.interpolation),
         fit=fit,
         predictor=lambda encoder: probe.predictor(encoder, own),
@@ -80,7 +86,8 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
     )
     scored, num_train, _ = run_task(context, settings, task, models)
     num_eval = next(iter(scored.values()))[0].num_images
-    return DepthResult(train.name, test.name, num_train, num_eval, {name: _result(*found) for name, found in scored.items()})
+    results = {name: _result(*found) for name, found in scored.items()}
+    return DepthResult(train.name, test.name, num_train, num_eval, own.recipe, results)
 
 
 def _result(scores: DepthScores, rate: Choice) -> DepthProbe:

@@ -108,12 +108,13 @@ def _start(context: Context, own: LinearProbeSettings, encoder: Encoder, train: 
 
         context.outside(f"weights {own.head}", fingerprint(own.head))
         return read_linear_head(own.head, *shape)
-    if encoder.head is None or np.shape(encoder.head["kernel"]) != shape:
+    head = encoder.pooled_head
+    if head is None or np.shape(head["kernel"]) != shape:
         raise UserError(
             f"config.probe.head is teacher, but {encoder.name} has no classifier for the {len(train.classes)} classes of "
             f"{train.name}: give a teacher trained here on them, or the file of a published classifier"
         )
-    return encoder.head
+    return head
 
 
 class _Cached:

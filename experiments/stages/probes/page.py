@@ -101,7 +101,8 @@ def _depth(page: Page, result: DepthResult) -> Iterator[FigureEntry | Table]:
         figures.score_bars({name: probe.rmse for name, probe in result.models.items()}, "RMSE (m), lower is better"),
         "depth",
         "Linear depth",
-        f"{_trained(result)} Root of the mean squared error over all pixels together; bars are 95 % bootstrap intervals.",
+        f"{_trained(result)} By the recipe {result.recipe}. Root of the mean squared error over all pixels together; bars are 95 "
+        f"% bootstrap intervals.",
     )
     rows = [
         [
