@@ -41,6 +41,8 @@ class Stage:
         uses: stages whose results it takes where there are some.
         page: (page) -> the figures and tables of its section, of `experiments.report.Page`; None for none.
         merits: Result -> model -> figure of merit -> value, for `experiments.tables`; None for none.
+        ready: settings -> None, called before any stage runs: raises UserError where something is missing that it reads in the
+            end; None for none.
         measures: whether it measures what other stages made: --mode=eval does it again.
         cheap: whether what it left is made anew where something differs; that of other stages is never discarded unasked.
         follows: name of the stage that this one is run with where `config.stages` names that stage and not this one.
@@ -54,6 +56,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     page: Callable[..., Iterator] | None = None
     merits: Callable[[Any], dict[str, dict[str, float]]] | None = None
+    ready: Callable[[Any], None] | None = None
     measures: bool = False
     cheap: bool = False
     follows: str = ""

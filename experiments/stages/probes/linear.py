@@ -35,8 +35,8 @@ class LinearProbeSettings(TrainedProbe, LabelledImages, ProbeSettings):
     """Linear probe on [cls, mean patch]. Its data are labelled and may be others than the run's.
 
     Attributes:
-        head: classifier to start from: .pth or .safetensors with weight [classes, features] and bias; "teacher" for its own, of a
-            teacher trained here; empty for zeros.
+        head: classifier to start from: .pth or .safetensors with weight [classes, features] and bias, or one of Meta's by its
+            name, such as dinov2_vitb14_reg4_linear_head.pth; "teacher" for its own; empty for zeros.
     """
 
     head: str = ""
@@ -79,6 +79,17 @@ def head_file(folder: pathlib.Path, model: str) -> pathlib.Path:
     return folder / model / "head.npz"
 
 
+def check_head(own: LinearProbeSettings) -> None:
+    """Raises UserError where the classifier to start from is not there."""
+    if own.train and own.head not in ("", "teacher"):
+        from weights_convert.heads import find_linear_head
+
+        try:
+            find_linear_head(own.head)
+        except UserError as error:
+            raise UserError(f"config.probe.head: {error}") from None
+
+
 def run(context: Context, settings: SharedSettings, own: LinearProbeSettings, models: dict[str, Encoder]) -> LinearResult:
     """Trains and measures a probe of every model; leaves them in `MODEL/head.npz`."""
     train, test = open_labelled(context, settings, "probe", own)
@@ -104,10 +115,11 @@ def _start(context: Context, own: LinearProbeSettings, encoder: Encoder, train: 
     shape = pooled_width(encoder.dim, encoder.layout), len(train.classes)
     if own.head != "teacher":
         from weights_convert.cache import fingerprint
-        from weights_convert.heads import read_linear_head
+        from weights_convert.heads import find_linear_head, read_linear_head
 
-        context.outside(f"weights {own.head}", fingerprint(own.head))
-        return read_linear_head(own.head, *shape)
+        path = find_linear_head(own.head)
+        context.outside(f"weights {path}", fingerprint(path))
+        return read_linear_head(path, *shape)
     head = encoder.pooled_head
     if head is None or np.shape(head["kernel"]) != shape:
         raise UserError(

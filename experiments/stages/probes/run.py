@@ -55,6 +55,11 @@ def run(context: Context, settings: Settings) -> ProbesResult:
     )
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where something that the stage reads from outside the run is not there."""
+    linear.check_head(settings.probe)
+
+
 def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
     """Model -> figure of merit -> value."""
     found: dict[str, dict[str, float]] = {}
