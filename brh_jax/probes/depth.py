@@ -76,8 +76,9 @@ class DepthSettings(AdamwSettings):
         expect_one_of(self, "recipe", RECIPES)
         expect_not_negative(self, "jitter", "hue")
         expect(self.hue <= 0.5, "hue", self.hue, "a share of the circle, at most 0.5")
-        low, high = self.crop_scale
-        expect(0 < low <= min(high, 1), "crop_scale", self.crop_scale, "two positive shares, the smaller one first and at most 1")
+        scale = self.crop_scale
+        rising = len(scale) == 2 and 0 < scale[0] <= min(scale[1], 1)
+        expect(rising, "crop_scale", self.crop_scale, "two positive shares, the smaller one first and at most 1")
         for field in ("crop_size", "crop_scale", "eval_size", "eval_crop"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
