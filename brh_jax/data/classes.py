@@ -22,6 +22,8 @@ class OfClasses(Selection):
     def __init__(self, source: Source, classes: Sequence[str], indices: ArrayLike | None = None):
         super().__init__(source, np.arange(len(source)) if indices is None else indices)
         number = {name: i for i, name in enumerate(classes)}
+        if len(number) < len(source.classes):
+            self.name = f"{source.name}, {len(number)} of {len(source.classes)} classes"
         self._numbers = [number.get(name, UNLABELLED) for name in source.classes]
         self.classes = tuple(classes)
 

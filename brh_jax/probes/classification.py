@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,21 @@ def encode(encoder: Encoder, images: Pixels) -> Features:
     return pooled_features(module.apply(variables, states[-1], method="normalize"), encoder.layout)
 
 
-def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Features `[n, features]` and labels `[n]` of all images in `measuring_batches`."""
-    features, labels = [], []
+class Extracted(NamedTuple):
+    """Features `[n, features]`, labels `[n]`, and of which photograph each image is a view, `[n]`: what intervals draw."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    photographs: np.ndarray
+
+
+def extract_features(encoder: Encoder, batches: Iterable) -> Extracted:
+    """Features of all images in `measuring_batches`."""
+    found = []
     for batch in batches:
-        features.append(to_host(encode(encoder, batch["image"]))[batch["valid"]])
-        labels.append(batch["label"][batch["valid"]])
-    return np.concatenate(features), np.concatenate(labels)
+        features = to_host(encode(encoder, batch["image"]))
+        found.append([np.asarray(part)[batch["valid"]] for part in (features, batch["label"], batch["photograph"])])
+    return Extracted(*map(np.concatenate, zip(*found, strict=True)))
 
 
 class CachedBatches(Iterator):

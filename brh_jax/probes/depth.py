@@ -265,25 +265,31 @@ def evaluate_depth(predict: Callable, settings: DepthSettings, batches: Iterable
     Raises:
         UserError: no image with valid ground truth.
     """
-    found = []
+    found, photographs = [], []
     for batch in batches:
         errors = to_host(image_errors(predict(batch["image"]), batch["target"], settings))
         found.append(errors[batch["valid"]].astype(np.float64))
-    return depth_scores(np.concatenate(found) if found else np.zeros((0, 4)))
+        photographs.append(np.asarray(batch["photograph"])[batch["valid"]])
+    return depth_scores(*map(np.concatenate, (found, photographs))) if found else depth_scores(np.zeros((0, 4)))
 
 
-def depth_scores(errors: np.ndarray) -> DepthScores:
+def depth_scores(errors: np.ndarray, photographs: np.ndarray | None = None) -> DepthScores:
     """Scores from `image_errors` of all images, `[images, 4]`.
+
+    Args:
+        photographs: `[images]`, of which each is a view: what intervals draw; None for the images.
 
     Raises:
         UserError: no image has valid pixels.
     """
-    count, square, relative, within = errors[errors[:, 0] > 0].T
+    measured = errors[:, 0] > 0
+    count, square, relative, within = errors[measured].T
+    groups = None if photographs is None else photographs[measured]
     if not len(count):
         raise UserError(f"none of {len(errors)} images has ground truth within the range: there is nothing to measure depth by")
-    pooled = bootstrap_interval(np.stack([square * count, count], -1), lambda sums: np.sqrt(sums[0] / sums[1]))
+    pooled = bootstrap_interval(np.stack([square * count, count], -1), lambda sums: np.sqrt(sums[0] / sums[1]), groups=groups)
     each = np.sqrt(square)
-    band = bootstrap_interval(np.stack([each, np.ones_like(each)], -1), lambda sums: sums[0] / sums[1])
+    band = bootstrap_interval(np.stack([each, np.ones_like(each)], -1), lambda sums: sums[0] / sums[1], groups=groups)
     return DepthScores(
         float(np.sqrt(np.sum(square * count) / count.sum())),
         *pooled,

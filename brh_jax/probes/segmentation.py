@@ -178,14 +178,15 @@ def evaluate_segmentation(predict: Callable, num_classes: int, batches: Iterable
     Raises:
         UserError: no labelled pixel.
     """
-    found = []
+    found, photographs = [], []
     for batch in batches:
         counts = to_host(pixel_counts(predict(batch["image"]), batch["target"], num_classes))
         found.append(counts[batch["valid"]].astype(np.int64))
+        photographs.append(np.asarray(batch["photograph"])[batch["valid"]])
     counts = np.concatenate(found) if found else np.zeros((0, 3, num_classes))
     total = counts.sum(0)
     if not total[2].sum():
         raise UserError(f"none of the {len(counts)} images has a labelled pixel: there is nothing to measure segmentation by")
-    low, high = bootstrap_interval(counts, mean_iou)
+    low, high = bootstrap_interval(counts, mean_iou, groups=np.concatenate(photographs))
     accuracy = float(total[0].sum() / total[2].sum())
     return SegmentationScores(mean_iou(total), low, high, accuracy, iou_of(total), len(counts))

@@ -56,5 +56,6 @@ def test_classes_in_balance():
     assert draw_classes(source, 0, 0) == draw_classes(source, 9, 0) == source.classes
     renumbered = OfClasses(some, ("c3", "c2", "c0"))
     assert [renumbered.label(i) for i in range(24)] == [{3: 0, 2: 1, 0: 2}[some.label(i)] for i in range(24)]
+    assert renumbered.name == "array, 3 of 5 classes" and matched(source, labelled([0, 1], ("c1", "c2"))).name == "array"
     part = Selection(renumbered, [5, 6])
     assert part.label(0) == renumbered.label(5) and part.photograph(1) == some.photograph(6)

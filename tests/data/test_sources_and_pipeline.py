@@ -243,6 +243,9 @@ def test_tfds_without_tensorflow(tmp_path):
     (batch,) = measuring_batches(source, CENTER, 6)
     assert sorted(batch["image"][:, 0, 0, 0]) == [0, 1, 2, 3, 4, 5]
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] % 2, batch["label"])
+    labels = [source.read(i)["label"] for i in range(6)]
+    source.record = None  # labels are read without decoding images
+    assert [source.label(i) for i in range(6)] == labels
     with pytest.raises(UserError, match=r"is not ready in .*tfds build imagenet2012 --file_format=array_record"):
         open_source("tfds:imagenet2012:train", str(tmp_path))
 

@@ -167,6 +167,26 @@ def test_views_of_photographs_and_images_of_classes(states):
         dynamics.portrait(turning(0.1), [(twice, nothing, views[:9])], key=KEY, settings=few)
 
 
+def attending(state, layer):
+    """The class token, the same in every image, takes up what the patches of an image have in common."""
+    return state.at[:, 0].add(0.2 * state[:, 1:].mean(1))
+
+
+def test_class_basins_of_a_known_system():
+    """At first all class tokens are in one place: chance, one in three. After a layer each points to its class."""
+    rng, classes = np.random.default_rng(1), np.repeat([0, 1, 2], (4, 4, 4))
+    state = 0.05 * rng.normal(size=(12, 3, 6)) + np.eye(6)[classes + 2][:, None]
+    state[:, 0] = [1, 0, 0, 0, 0, 0]
+    few = dataclasses.replace(SMALL, tangent_images=0, extrapolated_steps=0, linear_images=0)
+    stream = rng.normal(size=(5, 3, 6)).astype(np.float32)
+    options = {"key": KEY, "settings": few, "of_classes": [(state.astype(np.float32), classes, np.arange(12))]}
+    found = dynamics.portrait(DepthSystem(attending, 4, LAYOUT), [stream], **options)
+    np.testing.assert_allclose(found["basins"].accuracy.cls, [1 / 3, 1, 1, 1, 1])
+    np.testing.assert_allclose(found["basins"].accuracy.patches, 1)
+    np.testing.assert_allclose(dynamics.curves(found)["accuracy_cls"].values, [1 / 3, 1, 1, 1, 1])
+    assert found.num_images == 5 and dynamics.draw("basins", {"teacher": found}) is not None
+
+
 def test_systems_that_do_not_go_together(states):
     with pytest.raises(ValueError, match="expected 3 layers, those of the partition 1-3"):
         dynamics.portrait(turning(0.1), [states[0]], key=KEY, partition=Partition((3,)), settings=SMALL)

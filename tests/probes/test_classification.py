@@ -29,7 +29,8 @@ def two_classes():
 
 def test_features_are_normalised_cls_and_mean_patch(tiny_encoder, two_classes):
     batches = list(measuring_batches(two_classes, CenterCrop(tiny_encoder.preprocessing), 40))
-    features, labels = classification.extract_features(tiny_encoder, batches)
+    features, labels, photographs = classification.extract_features(tiny_encoder, batches)
+    assert sorted(photographs) == list(range(len(two_classes)))
     assert features.shape == (96, 32)
     assert sorted(labels) == sorted(two_classes.labels)
     states = tiny_encoder.trajectory(tiny_encoder.normalize_pixels(batches[0]["image"]))
@@ -41,7 +42,7 @@ def test_features_are_normalised_cls_and_mean_patch(tiny_encoder, two_classes):
 
 def test_cached_and_streamed_probes_learn_what_logistic_regression_learns(tiny_encoder, two_classes, tmp_path):
     transform = CenterCrop(tiny_encoder.preprocessing)
-    features, labels = classification.extract_features(tiny_encoder, measuring_batches(two_classes, transform, 48))
+    features, labels, _ = classification.extract_features(tiny_encoder, measuring_batches(two_classes, transform, 48))
     reference = LogisticRegression(max_iter=500).fit(features, labels).score(features, labels)
     mesh = make_mesh()
     cached = classification.train_probe(

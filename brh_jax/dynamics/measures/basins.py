@@ -99,7 +99,8 @@ MEASURE = Measure(
         Picture(
             "basins",
             "Angular basins",
-            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself. "
+            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself "
+            "and other views of its photograph, on images of a few classes, as many of each. "
             "Where the data have no classes these are clusters of the last directions, apart there by construction.",
             along_depth(
                 ("within", "angle within a class (rad)", "linear"),

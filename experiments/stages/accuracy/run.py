@@ -147,6 +147,6 @@ def _share(context: Context, settings: Settings, encoder: Encoder, source: Sourc
         seed=settings.seed,
         threads=settings.data.threads,
     )
-    share = classification.accuracy(head, *classification.extract_features(encoder, batches))
+    share = classification.accuracy(head, *classification.extract_features(encoder, batches)[:2])
     print(f"accuracy: {label} {share:.3f} on {source.name}", flush=True)
     return share

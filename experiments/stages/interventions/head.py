@@ -45,7 +45,7 @@ def find_head(
         seed=seed,
         threads=data.threads,
     )
-    return class_means(*classification.extract_features(teacher, batches), len(source.classes)), "the nearest class mean"
+    return class_means(*classification.extract_features(teacher, batches)[:2], len(source.classes)), "the nearest class mean"
 
 
 def class_means(features: Features, labels: Labels, num_classes: int) -> Head:

@@ -10,7 +10,8 @@ from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder
 from brh_jax.probes import classification
-from brh_jax.types import Features, Labels
+from brh_jax.probes.classification import Extracted
+from brh_jax.types import Labels
 from experiments.stage import Context
 from experiments.stages.probes.choice import SharedSettings
 
@@ -37,8 +38,8 @@ def open_labelled(context: Context, settings: SharedSettings, section: str, own:
 
 def read_features(
     context: Context, settings: SharedSettings, encoder: Encoder, source: Source, num_images: int, label: str
-) -> tuple[Features, Labels]:
-    """Features and labels; of all images where `num_images` is 0."""
+) -> Extracted:
+    """Features, labels and photographs; of all images where `num_images` is 0."""
     batches = context.measuring_batches(
         source,
         CenterCrop(encoder.preprocessing),

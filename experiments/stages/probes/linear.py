@@ -99,8 +99,8 @@ def run(context: Context, settings: SharedSettings, own: LinearProbeSettings, mo
         images = (_Cached if own.cache else _Crops)(context, settings, own, name, encoder, train)
         head, rate = _fit(context, settings, own, name, images, start)
         context.save_arrays(head_file(context.folder, name), **head, classes=np.array(train.classes))
-        features, labels = read_features(context, settings, encoder, test, own.num_eval, f"probe {name}: test set")
-        accuracy = mean_interval(classification.hits(head, features, labels))
+        features, labels, views = read_features(context, settings, encoder, test, own.num_eval, f"probe {name}: test set")
+        accuracy = mean_interval(classification.hits(head, features, labels), groups=views)
         given = None if start is None else classification.accuracy(start, features, labels)
         probes[name] = LinearProbe(accuracy, given, rate)
         note = "" if given is None else f" ({given:.4f} with {own.head} as it is)"
@@ -137,7 +137,7 @@ class _Cached:
     ):
         self.own, self.seed, self.classes, self.encoder = own, settings.seed, train.classes, None
         label = f"probe {name}: training set"
-        self.values, self.labels = read_features(context, settings, encoder, train, own.num_train, label)
+        self.values, self.labels, _ = read_features(context, settings, encoder, train, own.num_train, label)
         self.count, self.num_features = self.values.shape
         if empty := classes_without_images(train, self.labels):
             print(
@@ -172,7 +172,7 @@ class _Crops:
 
     def features(self, rows: Rows) -> tuple[Features, Labels]:
         held = Selection(self.source, rows)
-        return read_features(self.context, self.settings, self.encoder, held, 0, f"probe {self.name}: held out")
+        return read_features(self.context, self.settings, self.encoder, held, 0, f"probe {self.name}: held out")[:2]
 
 
 def _fit(
