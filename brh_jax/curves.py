@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brh_jax.statistics import summarize
+from brh_jax.statistics import num_groups, summarize
 from brh_jax.tokens import ByToken
 from brh_jax.types import CurveValues
 
@@ -44,6 +44,7 @@ class Curve:
         values: `[points, images]`, or `[points]` for what is measured of all images together.
         axis: what the points are, a key of AXES.
         token: type of the tokens that it is of; empty where it is of all of them.
+        images: `[images]`, which of those measured the values are of; None for the first ones.
 
     Raises:
         ValueError: an axis that is not known, or values of another shape.
@@ -52,6 +53,7 @@ class Curve:
     values: CurveValues
     axis: str
     token: str = ""
+    images: np.ndarray | None = None
 
     def __post_init__(self):
         _check_axis(self.axis)
@@ -63,10 +65,14 @@ class Curve:
         """Mean over images, `[points]`."""
         return self.values.mean(-1) if self.values.ndim > 1 else self.values
 
+    def of_images(self, values: np.ndarray) -> np.ndarray:
+        """Of what is known of every image measured, that of the images of this curve."""
+        return values[: self.values.shape[1]] if self.images is None else values[self.images]
+
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """A curve over images as JSON can hold it; lists are empty where there are no two images, or values are not finite.
+    """A curve over images as JSON can hold it; lists are empty where there are no two photographs, or values are not finite.
 
     Attributes:
         mean: `[points]`, None where it is not finite.
@@ -101,13 +107,19 @@ class Band:
         return None if more is None else len(self.mean) + more
 
 
-def band(curve: Curve) -> Band:
-    """Mean, quantiles and bootstrap band of a curve over its images."""
+def band(curve: Curve, photographs: np.ndarray | None = None) -> Band:
+    """Mean, quantiles and bootstrap band of a curve over its images.
+
+    Args:
+        photographs: of every image measured, the number of the photograph that it is a view of: these are drawn. None for every
+            image for itself.
+    """
     values = np.asarray(curve.values)
     mean = [value if np.isfinite(value) else None for value in curve.mean.tolist()]
-    if values.ndim < 2 or values.shape[1] < 2 or not np.isfinite(values).all():
+    groups = None if photographs is None or values.ndim < 2 else curve.of_images(photographs)
+    if values.ndim < 2 or num_groups(groups, values.shape[1]) < 2 or not np.isfinite(values).all():
         return Band(mean, curve.axis, curve.token)
-    summary = summarize(values, quantiles=(0.1, 0.9))
+    summary = summarize(values, quantiles=(0.1, 0.9), groups=groups)
     edges = (*summary.quantiles, summary.low, summary.high)
     return Band(mean, curve.axis, curve.token, *(edge.tolist() for edge in edges))
 

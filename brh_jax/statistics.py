@@ -50,9 +50,42 @@ def bootstrap_draws(num_units: int, num_resamples: int, seed: int) -> Iterator[n
     return (rng.integers(num_units, size=num_units) for _ in range(num_resamples))
 
 
-def bootstrap_counts(num_units: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each of `bootstrap_draws` takes each unit, `[num_units]`."""
-    return (np.bincount(draw, minlength=num_units) for draw in bootstrap_draws(num_units, num_resamples, seed))
+def bootstrap_counts(num_units: int, num_resamples: int, seed: int, groups: ArrayLike | None = None) -> Iterator[np.ndarray]:
+    """How often each draw takes each unit, `[num_units]`.
+
+    Units that are not independent of one another (crops of one photograph, say) are drawn together: as many groups as there are,
+    each with all its units (the cluster bootstrap, Davison and Hinkley 1997, section 3.8). Draws take as many units as there are
+    only where groups are of one size: means over them are weighted means.
+
+    Args:
+        groups: `[num_units]`, any labels; None for units that are each their own.
+
+    Raises:
+        ValueError: not one group for each unit.
+    """
+    numbers = numbered_groups(groups, num_units)
+    count = int(numbers.max(initial=-1)) + 1
+    return (np.bincount(draw, minlength=count)[numbers] for draw in bootstrap_draws(count, num_resamples, seed))
+
+
+def numbered_groups(groups: ArrayLike | None, num_units: int) -> np.ndarray:
+    """Labels of groups as numbers from 0, in the order in which they come first, `[num_units]`; None makes each unit its own.
+
+    Raises:
+        ValueError: not one label for each unit.
+    """
+    if groups is None:
+        return np.arange(num_units)
+    labels = np.asarray(groups).tolist()
+    if len(labels) != num_units:
+        raise ValueError(f"{len(labels)} groups for {num_units} units: expected one group for each")
+    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return np.array([known[label] for label in labels], int)
+
+
+def num_groups(groups: ArrayLike | None, num_units: int) -> int:
+    """How many groups there are; as many as units without groups."""
+    return int(numbered_groups(groups, num_units).max(initial=-1)) + 1
 
 
 def summarize(
@@ -62,13 +95,14 @@ def summarize(
     quantiles: Sequence[float] = (0.1, 0.5, 0.9),
     num_resamples: int = 1000,
     level: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> Summary:
     """Mean over images with its bootstrap band, and quantiles of the images.
 
     The band is the percentile bootstrap (Efron and Tibshirani 1993, section 13.3): from the (1 - level) / 2 to the
     (1 + level) / 2 quantile of the means of `num_resamples` draws of the images with replacement. An image is drawn with all its
-    values, and the draws depend on the seed and the number of images alone, so that depths, and measures of the same images,
-    are resampled together. Of a ByToken: `jax.tree.map(summarize, values)`; an empty array has an empty summary.
+    values, and the draws depend on the seed, the number of images and their groups alone, so that depths, and measures of the
+    same images, are resampled together. Of a ByToken: `jax.tree.map(summarize, values)`; an empty array has an empty summary.
 
     Args:
         values: `[..., images]`.
@@ -76,9 +110,13 @@ def summarize(
         quantiles: shares, from 0 to 1.
         num_resamples: number of draws.
         level: probability that the band should hold the mean.
+        groups: `[images]`, labels of what was sampled independently, photographs of which the images are crops, say: these are
+            drawn, see `bootstrap_counts`. With a single group the band has no width and means nothing. None: every image for
+            itself.
 
     Raises:
-        ValueError: fewer than two images, values that are not finite, or a share, level or number out of range.
+        ValueError: fewer than two images, not one group for each, values that are not finite, or a share, level or number out of
+            range.
     """
     values = np.asarray(values, np.float64)
     if values.ndim < 1 or values.shape[-1] < 2:
@@ -90,7 +128,8 @@ def summarize(
     if not all(0 <= q <= 1 for q in quantiles):
         raise ValueError(f"quantiles are shares from 0 to 1, got {tuple(quantiles)}")
     num_images = values.shape[-1]
-    means = np.stack([values @ (count / num_images) for count in bootstrap_counts(num_images, num_resamples, seed)])
+    draws = bootstrap_counts(num_images, num_resamples, seed, groups)
+    means = np.stack([values @ (count / count.sum()) for count in draws])
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2), axis=0)
     return Summary(values.mean(-1), low, high, np.quantile(values, quantiles, axis=-1))
 

@@ -10,18 +10,18 @@ from brh_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval over images."""
+    """A figure with its 95 % bootstrap interval; what is drawn are photographs, with all their crops."""
 
     value: float
     low: float
     high: float
 
 
-def mean_interval(values: Array, seed: int = 0) -> Interval:
-    """Of a mean over images; that of a single image has no width."""
+def mean_interval(values: Array, seed: int = 0, groups: Array | None = None) -> Interval:
+    """Of a mean over images, of which groups are drawn; that of a single image has no width."""
     if len(values) < 2:
         return Interval(*(float(np.mean(values)),) * 3)
-    band = summarize(np.asarray(values, float), seed=seed)
+    band = summarize(np.asarray(values, float), seed=seed, groups=groups)
     return Interval(float(band.mean), float(band.low), float(band.high))
 
 

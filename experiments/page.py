@@ -35,3 +35,9 @@ class Page:
     def figure(self, figure: Figure, name: str, title: str, caption: str) -> FigureEntry:
         """Saves a figure as NAME.png and NAME.svg; it is shown with its title and caption."""
         return FigureEntry(save_figure(figure, self.folder, name), title, caption)
+
+
+def of_photographs(images: int, photographs: int) -> str:
+    """How many images were measured, and of how many photographs they are views where these are fewer: "128 images (views of 34
+    photographs)"."""
+    return f"{images} images" if images == photographs else f"{images} images (views of {photographs} photographs)"

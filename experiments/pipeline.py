@@ -101,6 +101,10 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
         raise UserError(f"--rerun discards what other settings made, --mode={mode} makes nothing: leave one of them out")
     own, settings = read_settings(config)
     plan = _planned(workdir, own, settings, mode, rerun)
+    for stage in stages.STAGES:
+        done = (record := plan.records[stage.name]) is not None and record.done and stage.name not in plan.again
+        if stage.name in plan.chosen and stage.ready is not None and not done:
+            stage.ready(settings[stage.name])
     mesh = make_mesh(**vars(own.mesh))
     page = "report" in own.stages or mode == "report"
     print(

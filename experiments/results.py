@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from brh_jax.errors import UserError
 
 # Of results.json and of the stages' records: raise it where older ones cannot be read any more. 1 was not written.
-SCHEMA = 2
+SCHEMA = 3
 
 R = TypeVar("R")
 

@@ -41,6 +41,8 @@ class Stage:
         uses: stages whose results it takes where there are some.
         page: (page) -> the figures and tables of its section, of `experiments.report.Page`; None for none.
         merits: Result -> model -> figure of merit -> value, for `experiments.tables`; None for none.
+        ready: settings -> None, called before any stage runs: raises UserError where something is missing that it reads in the
+            end; None for none.
         measures: whether it measures what other stages made: --mode=eval does it again.
         cheap: whether what it left is made anew where something differs; that of other stages is never discarded unasked.
         follows: name of the stage that this one is run with where `config.stages` names that stage and not this one.
@@ -54,6 +56,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     page: Callable[..., Iterator] | None = None
     merits: Callable[[Any], dict[str, dict[str, float]]] | None = None
+    ready: Callable[[Any], None] | None = None
     measures: bool = False
     cheap: bool = False
     follows: str = ""
@@ -134,7 +137,8 @@ class Context:
     ) -> Iterator[dict]:
         """One pass over `num_images` images, all of them where that is 0, with a progress line.
 
-        Images, and targets where there are some, are laid over the mesh; labels and `valid` are numpy, of all processes' images.
+        Images, and targets where there are some, are laid over the mesh; `label`, `valid` and `photograph` are numpy, of all
+        processes' images.
         """
         total = num_images or len(source)
         total = total if transform.random else min(total, len(source))
@@ -142,6 +146,7 @@ class Context:
         progress = Progress(label, -(-total // batch_size), per_step=batch_size)
         for number, batch in enumerate(batches, 1):
             placed = shard_batch(batch, self.mesh)
-            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
-            yield placed | {"label": rest["label"], "valid": rest["valid"]}
+            told = ("label", "valid", "photograph")
+            rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in told})
+            yield placed | {k: rest[k] for k in told}
             progress.update(number)

@@ -32,7 +32,7 @@ from experiments.stages.agreement.run import ALL, AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult
 from experiments.summarize import FinishedRun, Merits, Row, as_csv, as_markdown, gather, merits_of, read_runs, table, write_table
 
-_PROBES = ("top-1 %", "mIoU %", "RMSE")
+_PROBES = ("top-1 %", "mIoU %", "RMSE", "RMSE per image")
 _CLASSIFIED = ("head as it is %", "probe %")
 _CONTROLLED = ("phases.method", "raptor.unshared")
 _AGAINST_K = ("R²", "e / norm", "R², last layer", "e / norm, last layer")
@@ -104,7 +104,9 @@ def _fits(results: Results) -> dict[str, Fit]:
 
 
 def fit_merits(results: Results) -> Merits:
-    """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types."""
+    """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types.
+
+    `one mean` is the authors' statistic, see `brh_jax.distill.TrajectoryFit`: the only one beside the paper's."""
     return {name: _fit_merits(fit) for name, fit in _fits(results).items()}
 
 
@@ -116,6 +118,8 @@ def _fit_merits(fit: Fit) -> dict[str, float]:
         **{f"cosine {token}": fmean(values) for token, values in fit.cosine.items()},
         "e / norm": fmean(e),
         "R², last layer": fmean(values[-1] for values in fit.r2.values()),
+        "R², last layer, all tokens": fit.r2_all[-1],
+        "R², last layer, one mean": fit.r2_one_mean,
         "e / norm, last layer": e[-1],
     }
 

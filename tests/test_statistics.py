@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from brh_jax.phases import Partition
-from brh_jax.statistics import bootstrap_counts, bootstrap_draws, boundary_jump_test, crossing, summarize
+from brh_jax.probes.heads import bootstrap_interval
+from brh_jax.statistics import bootstrap_counts, bootstrap_draws, boundary_jump_test, crossing, num_groups, summarize
 from brh_jax.tokens import ByToken
 
 
@@ -24,6 +25,29 @@ def test_the_band_covers_the_mean_as_often_as_it_says():
     summary = summarize(np.random.default_rng(1).exponential(size=(600, 60)), num_resamples=600, level=0.9)
     covered = np.mean((summary.low <= 1) & (summary.high >= 1))
     assert 0.84 < covered < 0.94
+
+
+def test_duplicates_leave_a_grouped_band_as_it_is_and_narrow_an_ungrouped_one():
+    """Every image twice is no more than once: drawn by photograph the band is the same to rounding, by image sqrt(2) narrower."""
+    values = np.random.default_rng(3).normal(size=300)
+    once, names = summarize(values, num_resamples=4000), [f"{i}.jpg" for i in range(300)]
+    for twice, groups in ((np.tile(values, 2), names * 2), (np.repeat(values, 2), np.repeat(names, 2))):
+        grouped, alone = (summarize(twice, num_resamples=4000, groups=g) for g in (groups, None))
+        np.testing.assert_allclose((grouped.low, grouped.high), (once.low, once.high), atol=1e-12)
+        assert (once.high - once.low) / (alone.high - alone.low) == pytest.approx(np.sqrt(2), rel=0.05)
+    interval = bootstrap_interval(np.tile(values, 2), float, groups=names * 2)
+    assert interval == pytest.approx(bootstrap_interval(2 * values, float))
+
+
+def test_a_photograph_counts_by_its_views():
+    """One photograph in two is seen three times: draws of {A}, {A, B} and {B} have means 0, 3 / 4 and 1."""
+    band = summarize([0.0, 1.0, 1.0, 1.0], groups=["a", "b", "b", "b"], level=0.4)
+    assert (band.mean, band.low, band.high) == (0.75, 0.75, 0.75)
+    counts = list(bootstrap_counts(4, 200, 0, ["a", "b", "b", "b"]))
+    assert {tuple(count) for count in counts} == {(2, 0, 0, 0), (1, 1, 1, 1), (0, 2, 2, 2)}
+    assert num_groups(["a", "b", "b"], 3) == 2 and num_groups(None, 3) == 3
+    with pytest.raises(ValueError, match="2 groups for 3 units: expected one group for each"):
+        summarize([1.0, 2.0, 3.0], groups=[0, 1])
 
 
 def test_summaries_of_token_types_are_resampled_together():

@@ -168,7 +168,11 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
         what = f"its preprocessing cannot be read ({_words(error)}): mend the configuration beside the weights"
         raise UserError(f"{source.origin}: {what}") from None
     name = str(about.get("name")) if about else _name(source.origin)
-    return Encoder(config, tree, preprocessing, name=name, head=head), family.name, unused, facts.assumed
+    # timm says what its classifiers read where that is not the class token; other layouts' widths tell.
+    pooled = (source.timm or {}).get("global_pool") or ((source.timm or {}).get("model_args") or {}).get("global_pool")
+    reads = about.get("head_reads", "") if about else {"token": "cls", "avg": "patches"}.get(str(pooled), "")
+    encoder = Encoder(config, tree, preprocessing, name=name, head=head, head_reads=reads if head else "")
+    return encoder, family.name, unused, facts.assumed
 
 
 def _numbers(source: Source, name: str) -> np.ndarray:

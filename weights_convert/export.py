@@ -92,6 +92,7 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
     about["brh_jax"] = {
         "version": store.VERSION,
         "name": encoder.name,
+        "head_reads": encoder.head_reads,
         "teacher_family": family.name,
         "config": dataclasses.asdict(encoder.config),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
@@ -133,7 +134,8 @@ def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
         locate=raptor.locate,
         about=f"a Raptor of {config.partition}",
     )
-    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head)
+    reads = about.get("head_reads", "")
+    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head, head_reads=reads)
 
 
 def _writer(config: ViTConfig) -> tuple[Family, dict]:

@@ -161,7 +161,8 @@ def with_teacher(encoder: Encoder, teacher: Encoder) -> Encoder:
     params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
     raptor: Any = encoder.config
     config = dataclasses.replace(raptor, teacher=teacher.config)
-    return encoder.replace(config=config, params=params, preprocessing=teacher.preprocessing, head=teacher.head)
+    head = {"head": teacher.head, "head_reads": teacher.head_reads}
+    return encoder.replace(config=config, params=params, preprocessing=teacher.preprocessing, **head)
 
 
 def _reheaded(path, leaf, heads: int):

@@ -31,6 +31,7 @@ class _Load(grain.transforms.RandomMap, grain.transforms.Map):
     def random_map(self, index: int, rng: np.random.Generator | None):
         at, record = self.source.read_next(index)
         found = {"label": np.int32(record.get("label", UNLABELLED)), "failed": np.int64(-1 if at == index else index)}
+        found["photograph"] = np.int32(self.source.photograph(at))
         if "target" not in record:
             return {"image": self.transform(record["image"], rng)} | found
         image, target = self.transform(record["image"], rng, record["target"])
@@ -119,6 +120,7 @@ class TrainingBatches(Iterator):
             self._iterator = iter(batches)
         batch = next(self._iterator)
         self.step += 1
+        del batch["photograph"]
         for index in batch.pop("failed"):
             if index >= 0:
                 self.source.read_or_skip(int(index))  # a worker's notes do not come back: noted here
@@ -158,6 +160,8 @@ def measuring_batches(
     process: tuple[int, int] | None = None,
 ) -> Iterator[dict]:
     """One pass of full batches with a `valid` mask, the last one padded; the same images every time.
+
+    `photograph` numbers what each image is a view of, see `Source.photograph`: intervals over images draw these.
 
     Args:
         batch_size: of all processes together.

@@ -57,6 +57,15 @@ class Source:
         """The record; raises CorruptImage."""
         raise NotImplementedError
 
+    def label(self, index: int) -> int:
+        """Class of a record, UNLABELLED for none; raises CorruptImage. Sources that can do not decode the image for it."""
+        return int(self.read(index).get("label", UNLABELLED))
+
+    def photograph(self, index: int) -> int:
+        """Number of the photograph that a record shows: views of one are not independent, whatever crops are taken of it. Here
+        each record is its own; a source that holds several of one photograph says so."""
+        return index
+
     def fingerprint(self) -> str:
         """Sha256 of what the source holds, wherever it lies: of files their names and sizes, of arrays their content."""
         raise NotImplementedError
@@ -122,7 +131,10 @@ class ArraySource(Source):
         return len(self.images)
 
     def read(self, index: int):
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        return {"image": self.images[index], "label": self.label(index)}
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
 
     def fingerprint(self):
         arrays = (np.ascontiguousarray(array) for array in (self.images, self.labels.astype(np.int64)))
@@ -149,6 +161,12 @@ class Selection(Source):
 
     def read_or_skip(self, index: int):
         return self._source.read_or_skip(int(self._indices[index]))
+
+    def label(self, index: int) -> int:
+        return self._source.label(int(self._indices[index]))
+
+    def photograph(self, index: int) -> int:
+        return self._source.photograph(int(self._indices[index]))
 
     def fingerprint(self):
         return digest(self._source.fingerprint(), self._indices.tolist())
@@ -194,6 +212,9 @@ class ImageFolder(Source):
 
     def read(self, index: int):
         return {"image": read_image(self.paths[index]), "label": self.labels[index]}
+
+    def label(self, index: int) -> int:
+        return self.labels[index]
 
     def fingerprint(self):
         return digest(listing(self._folder, self.paths))
@@ -254,6 +275,9 @@ class TfdsSource(Source):
         super().__init__(f"tfds:{name}:{split}", getattr(features["label"], "names", ()) if "label" in features else ())
         self.features = tuple(features)
         self.records = records
+        # The same without decoding images, for what asks for labels alone.
+        undecoded = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
+        self._plain = builder.as_data_source(split, decoders=undecoded) if "label" in features else None
         self._version = str(builder.info.version)
 
     def __len__(self):
@@ -269,6 +293,9 @@ class TfdsSource(Source):
     def read(self, index: int):
         record = self.record(index)
         return {"image": record["image"], "label": int(record.get("label", UNLABELLED))}
+
+    def label(self, index: int) -> int:
+        return UNLABELLED if self._plain is None else int(self._plain[index]["label"])
 
     def fingerprint(self):
         return digest(self.name, self._version, len(self))

@@ -42,6 +42,7 @@ class RandomResizedCrop:
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width : height.
         flip: whether to flip at random.
+        jitter, hue: of colours, see `jittered`; 0 for none.
     """
 
     size: tuple[int, int]
@@ -49,6 +50,8 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     interpolation: str = "bicubic"
+    jitter: float = 0.0
+    hue: float = 0.0
     random: ClassVar[bool] = True
 
     def __call__(self, image: ImageLike, rng: np.random.Generator, target: np.ndarray | None = None):
@@ -57,6 +60,8 @@ class RandomResizedCrop:
         box = self._box(image.width, image.height, rng)
         flip = self.flip and rng.random() < 0.5
         pixels = _resized(image, self.size, self.interpolation, box, flip)
+        if self.jitter or self.hue:
+            pixels = np.asarray(jittered(Image.fromarray(pixels), rng, self.jitter, self.hue))
         return pixels if target is None else (pixels, _resized(Image.fromarray(target), self.size, "nearest", box, flip))
 
     def _box(self, width, height, rng):
@@ -94,12 +99,13 @@ class RandomCrop:
 
     Attributes:
         size: (height, width) in pixels.
-        jitter: brightness, contrast and saturation are each multiplied by a factor within 1 - jitter ... 1 + jitter.
+        jitter, hue: of colours, see `jittered`; 0 for none.
     """
 
     size: tuple[int, int]
     flip: bool = True
     jitter: float = 0.2
+    hue: float = 0.0
     random: ClassVar[bool] = True
 
     def __call__(self, image: ImageLike, rng: np.random.Generator, target: np.ndarray):
@@ -107,11 +113,31 @@ class RandomCrop:
         left, top = (int(rng.integers(max(have - want, 0) + 1)) for have, want in zip(picture.size, (width, height), strict=True))
         flip = self.flip and rng.random() < 0.5
         box = (left, top, left + width, top + height)
-        picture = picture.crop(box)
-        kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for number in rng.permutation(len(kinds)):
-            picture = kinds[number](picture).enhance(rng.uniform(1 - self.jitter, 1 + self.jitter))
+        picture = jittered(picture.crop(box), rng, self.jitter, self.hue)
         return _pixels(picture, flip), _pixels(Image.fromarray(target).crop(box), flip)
+
+
+def jittered(image: Image.Image, rng: np.random.Generator, jitter: float, hue: float = 0.0) -> Image.Image:
+    """An image with its colours changed, in random order.
+
+    Args:
+        jitter: brightness, contrast and saturation are each multiplied by a factor within 1 - jitter ... 1 + jitter.
+        hue: the hue is turned by up to so much of the circle, to either side; 0 leaves it.
+    """
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for number in rng.permutation(len(kinds) + (hue > 0)):
+        if number < len(kinds):
+            image = kinds[number](image).enhance(rng.uniform(1 - jitter, 1 + jitter))
+        else:
+            image = turned_hue(image, rng.uniform(-hue, hue))
+    return image
+
+
+def turned_hue(image: Image.Image, turn: float) -> Image.Image:
+    """An image whose hues are turned by `turn` of the circle: a third makes red green."""
+    values = np.array(image.convert("HSV"))
+    values[..., 0] += np.uint8(round(256 * turn) % 256)  # around the circle, as uint8 goes
+    return Image.fromarray(values, "HSV").convert("RGB")
 
 
 def _resized(image: Image.Image, size, interpolation: str, box=None, flip: bool = False) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.directions import over_batches
+from brh_jax.statistics import numbered_groups
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.types import Labels, Trajectory
@@ -26,11 +27,14 @@ class AngularBasins(NamedTuple):
         separation: `[depth + 1]`, between / within; one where all images are in one place (class tokens before the first layer).
         silhouette: `[depth + 1]`, mean over images of (b - a) / max(a, b): a the mean angle to the images of its class, b that
             to those of the nearest other class (Rousseeuw 1987); zero where both are.
-        accuracy: `[depth + 1]`, share of images nearest to the mean direction of their own class, which is taken without the
-            image. Of classes equally near, the image counts for one over their number.
+        accuracy: `[depth + 1]`, share of images nearest to the mean direction of their own class, mean over classes: chance is
+            one over their number, however many images each has. The class mean is taken without the image, and without other
+            views of its photograph. Of classes equally near, the image counts for one over their number.
+        hits: `[depth + 1, images]`, of each image, what the accuracy is a mean of.
         projection: `[depth + 1, images, components]`, all depths on the principal components of the last one's directions: of the
             class token, or the patches where there is none.
         labels: `[images]`, the classes: those given, or the clusters found.
+        photographs: `[images]`, numbers of the photographs that they are views of.
     """
 
     within: ByToken
@@ -38,8 +42,10 @@ class AngularBasins(NamedTuple):
     separation: ByToken
     silhouette: ByToken
     accuracy: ByToken
+    hits: ByToken
     projection: np.ndarray
     labels: np.ndarray
+    photographs: np.ndarray
 
 
 def angular_basins(
@@ -50,6 +56,7 @@ def angular_basins(
     num_clusters: int | None = None,
     num_components: int = 2,
     seed: int = 0,
+    photographs: np.ndarray | None = None,
 ) -> AngularBasins:
     """Within- and between-class angles, their contrast, and a projection of the trajectories (paper, section 8).
 
@@ -57,12 +64,15 @@ def angular_basins(
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`, or the result of `image_directions` for more than one batch.
-        labels: class of each image, integers from 0, every class with two images or more. None: the last directions of the class
-            token (the patches where there is none) are clustered by k-means of unit vectors. Classes found in the last state are
+        labels: class of each image, integers from 0, every class with two images (of different photographs) or more. None: the
+            last directions of the class token (the patches where there is none) are clustered by k-means of unit vectors. Classes
+            found in the last state are
             apart there by construction: only earlier depths tell something.
         num_clusters: of k-means; None takes the number of 2 to 10 with the largest silhouette.
         num_components: of the projection.
         seed: of k-means.
+        photographs: of which photograph each image is a view, any integers: pairs of one photograph count for nothing. None: each
+            is its own.
 
     Returns:
         numpy arrays, see AngularBasins. One matrix of the angles of all pairs of images is held at a time, in float64.
@@ -78,23 +88,24 @@ def angular_basins(
     else:
         check_trajectory(states, layout)
         directions = image_directions([states], layout)
-    leading = next(d for d in (directions.cls, directions.patches, directions.registers) if len(d))
+    leading: np.ndarray = next(d for d in (directions.cls, directions.patches, directions.registers) if len(d))
     num_images, dim = leading.shape[1:]
+    views = _same_photograph(photographs, num_images)
     if labels is None:
-        labels = _cluster(leading[-1], num_clusters, seed)
+        labels = _cluster(leading[-1], num_clusters, seed, views)
     else:
         if num_clusters is not None:
             raise ValueError(f"num_clusters {num_clusters} is for labels=None: the labels that are given are not clustered")
-        labels = _check_labels(labels, num_images)
+        labels = _check_labels(labels, num_images, views)
     if not 1 <= num_components <= min(num_images - 1, dim):
         raise ValueError(
             f"num_components {num_components} is out of range: {num_images} images of dimension {dim} have "
             f"1 to {min(num_images - 1, dim)} principal components"
         )
     members = _members(labels)
-    measured = [[_measures(depth, members) for depth in of_type] for of_type in directions]
-    by_measure = (ByToken(*(np.array([m[i] for m in of_type]) for of_type in measured)) for i in range(5))
-    return AngularBasins(*by_measure, _project(leading, num_components), labels)
+    measured = [[_measures(depth, members, views) for depth in of_type] for of_type in directions]
+    by_measure = (ByToken(*(np.array([m[i] for m in of_type]) for of_type in measured)) for i in range(6))
+    return AngularBasins(*by_measure, _project(leading, num_components), labels, numbered_groups(photographs, num_images))
 
 
 def image_directions(batches: Iterable[Trajectory], layout: TokenLayout) -> ByToken:
@@ -129,35 +140,41 @@ def _unit(x):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _measures(directions, members) -> tuple[float, float, float, float, float]:
-    """Within, between, separation, silhouette and accuracy of `[images, dim]`."""
+def _same_photograph(photographs, num_images):
+    """`[images, images]`, one for two views of a photograph, an image and itself among them."""
+    numbers = numbered_groups(photographs, num_images)
+    return (numbers[:, None] == numbers).astype(np.float64)
+
+
+def _measures(directions, members, views) -> tuple:
+    """Within, between, separation, silhouette, accuracy and hits of `[images, dim]`."""
     directions = _renormalised(directions)
-    angles = _angles(directions)
-    sizes = members.sum(0)
-    to_class = angles @ members  # [images, classes], sums
-    own = members.astype(bool)
-    within = to_class[own].sum() / (sizes * (sizes - 1)).sum()
-    between = to_class[~own].sum() / (len(own) ** 2 - (sizes**2).sum())
+    angles = _angles(directions) * (1 - views)
+    pairs, own = (1 - views) @ members, members.astype(bool)  # [images, classes]: with how many of a class an image is compared
+    to_class = angles @ members  # sums
+    within = to_class[own].sum() / pairs[own].sum()
+    between = to_class[~own].sum() / pairs[~own].sum()
     separation = 1.0 if within == between else np.inf if within == 0 else between / within
-    return within, between, separation, _silhouette(to_class, own), _accuracy(directions, own)
+    hits = _hits(directions, own, views)
+    accuracy = float(np.mean(hits @ members / members.sum(0)))
+    return within, between, separation, _silhouette(to_class, pairs, own), accuracy, hits
 
 
-def _silhouette(to_class, own) -> float:
-    sizes = own.sum(0)
-    a = to_class[own] / (own @ sizes - 1)
-    b = np.min(np.where(own, np.inf, to_class / sizes), axis=1)
+def _silhouette(to_class, pairs, own) -> float:
+    means = to_class / np.maximum(pairs, 1)
+    a, b = means[own], np.min(np.where(own, np.inf, means), axis=1)
     larger = np.maximum(a, b)
     return float(np.mean((b - a) / np.where(larger > 0, larger, 1.0)))
 
 
-def _accuracy(directions, own) -> float:
+def _hits(directions, own, views):
     sums = own.T.astype(float) @ directions
     cosines = directions @ sums.T / np.maximum(np.linalg.norm(sums, axis=1), np.finfo(float).tiny)
-    rest = own @ sums - directions
+    rest = own @ sums - (views * (own @ own.T)) @ directions
     of_own = np.sum(directions * rest, axis=1) / np.maximum(np.linalg.norm(rest, axis=1), np.finfo(float).tiny)
     cosines[own] = of_own
     nearest = cosines >= np.max(cosines, axis=1, keepdims=True) - RESOLUTION**2
-    return float(np.mean(nearest[own] / nearest.sum(1)))
+    return nearest[own] / nearest.sum(1)
 
 
 def _angles(directions):
@@ -185,7 +202,7 @@ def _project(directions, num_components):
     return (directions - centre) @ axes.T
 
 
-def _cluster(directions, num_clusters, seed):
+def _cluster(directions, num_clusters, seed, views):
     from sklearn.cluster import KMeans
 
     num_images, most = len(directions), len(directions) // 2
@@ -204,7 +221,10 @@ def _cluster(directions, num_clusters, seed):
         if sizes.min() < 2:
             continue  # an image by itself has no angle within its cluster
         members = _members(labels)
-        score = _silhouette(angles @ members, members.astype(bool))
+        pairs, own = (1 - views) @ members, members.astype(bool)
+        if pairs[own].min() < 1:
+            continue  # views of one photograph alone have none either
+        score = _silhouette((angles * (1 - views)) @ members, pairs, own)
         if best is None or score > best[0]:
             best = score, labels
     if best is None:
@@ -220,19 +240,22 @@ def _members(labels):
     return (labels[:, None] == np.unique(labels)).astype(np.float64)
 
 
-def _check_labels(labels, num_images):
+def _check_labels(labels, num_images, views):
     labels = np.asarray(labels)
     if labels.shape != (num_images,):
         raise ValueError(f"labels of shape {labels.shape} for {num_images} images: expected one label per image")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"labels must be integers from 0, got {labels.dtype} from {labels.min()}")
-    classes, sizes = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if len(classes) < 2:
         raise ValueError(f"all {num_images} images are of class {classes[0]}: basins need two classes or more")
-    if sizes.min() < 2:
-        alone = classes[sizes < 2]
+    members = _members(labels)
+    others = ((1 - views) @ members * members).max(0)  # of the image of a class that has most of other photographs beside it
+    if others.min() < 1:
+        alone = classes[others < 1]
         raise ValueError(
-            f"{len(alone)} of {len(classes)} classes have one image only (class {alone[0]}, say), which has no angle within its "
+            f"{len(alone)} of {len(classes)} classes have one photograph only (class {alone[0]}, say), which has no angle within "
+            f"its "
             "class: leave those out, or use more images of fewer classes"
         )
     return labels

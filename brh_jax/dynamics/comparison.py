@@ -8,9 +8,9 @@ import numpy as np
 
 from brh_jax.curves import Curve
 from brh_jax.dynamics.measures import MEASURES
-from brh_jax.dynamics.portrait import Portrait, portraits
+from brh_jax.dynamics.portrait import FirstStates, Portrait, portraits
 from brh_jax.system import DepthSystem
-from brh_jax.types import Labels, RandomKey, State
+from brh_jax.types import RandomKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
 def compare(
     first: DepthSystem,
     second: DepthSystem,
-    first_states: Iterable[State | tuple[State, Labels]],
+    first_states: Iterable[FirstStates],
     *,
     key: RandomKey,
     **options,

@@ -23,9 +23,9 @@ def shown(portraits: Mapping[str, Portrait], partitions: Mapping[str, Partition]
     if partitions is None:
         partitions = {name: one.partition for name, one in list(portraits.items())[1:]}
     first = next(iter(portraits.values()))
-    bands = {name: {n: band(curve) for n, curve in curves(one).items()} for name, one in portraits.items()}
+    bands = {name: {n: band(curve, one.photographs) for n, curve in curves(one).items()} for name, one in portraits.items()}
     arrays = {name: arrays_of(one) for name, one in portraits.items()}
-    return Shown(bands, arrays, partitions, first.layout, first.num_images, first.tangent_images)
+    return Shown(bands, arrays, partitions, first.layout, first.num_images, first.num_photographs, first.tangent_images)
 
 
 def arrays_of(portrait: Portrait) -> dict[str, np.ndarray]:
@@ -101,7 +101,8 @@ def _summary(shown: Shown):
 SUMMARY = Picture(
     "summary",
     "Dynamics in one figure",
-    "Mean over {num_images} images, bands from the 10 to the 90 % quantile over images; perturbations and exponents are of "
+    "Mean over {num_images} images of {num_photographs} photographs, bands from the 10 to the 90 % quantile over images; "
+    "perturbations and exponents are of "
     "{tangent_images} images. Dotted lines are phase boundaries. A good surrogate does what the teacher does in every panel.",
     _summary,
 )

@@ -22,7 +22,7 @@ from brh_jax.types import Labels, RandomKey, Trajectory
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SEEN_ON = ("stream", "trajectories", "tangent")
+SEEN_ON = ("stream", "classes", "trajectories", "tangent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PortraitSettings:
     num_angles: int = 4
     rank: int = 32
     extrapolated_steps: int = 200
-    influence_probes: int = 0
+    influence_probes: int = 4
 
     def __post_init__(self):
         expect_positive(self, "num_directions", "num_exponents", "num_values", "num_angles", "rank")
@@ -82,7 +82,9 @@ class Seen:
         reference: whether it is the first of the systems, which others are held against.
         settings: how much is measured.
         key: of perturbations and probes.
-        classes: of every image, integers from 0 (below: not known); None where they did not come with all images.
+        classes: of every image, integers from 0 (below: not known); None where they did not come with all images. A measure on
+            "classes" is given those of the images that are there for it, if there are some.
+        photographs: `[images]`, of every image, of which photograph it is a view.
         trajectories: of the linear images, by batch, on the host.
         start: a_0 of the tangent images, laid over devices as they came; None without.
         gathered: what the measure's `gather` and `merge` left of all images.
@@ -97,6 +99,7 @@ class Seen:
     settings: PortraitSettings
     key: RandomKey
     classes: Labels | None
+    photographs: np.ndarray
     trajectories: Sequence[Trajectory]
     start: Any
     gathered: Any = None
@@ -122,7 +125,7 @@ class Shown:
         arrays: system -> `measure/array` -> what figures take besides curves.
         partitions: of the systems whose phase boundaries are drawn.
         layout: of all states.
-        num_images, tangent_images: how many images were measured.
+        num_images, num_photographs, tangent_images: how many images were measured, of how many photographs.
     """
 
     bands: Mapping[str, Mapping[str, Band]]
@@ -130,6 +133,7 @@ class Shown:
     partitions: Mapping[str, Partition]
     layout: TokenLayout
     num_images: int
+    num_photographs: int
     tangent_images: int
 
     @property
@@ -149,7 +153,7 @@ class Picture:
     Attributes:
         name: unique, of its file.
         title: what it shows.
-        caption: what to see in it; {num_images} and {tangent_images} are filled in.
+        caption: what to see in it; {num_images}, {num_photographs} and {tangent_images} are filled in.
         draw: Shown -> Figure, or None where there is nothing to show.
     """
 
@@ -160,7 +164,9 @@ class Picture:
 
     def caption_of(self, shown: Shown) -> str:
         """The caption, with the numbers of images in it."""
-        return self.caption.format(num_images=shown.num_images, tangent_images=shown.tangent_images)
+        return self.caption.format(
+            num_images=shown.num_images, num_photographs=shown.num_photographs, tangent_images=shown.tangent_images
+        )
 
 
 def join_images(total: Any, part: Any) -> Any:
@@ -183,7 +189,8 @@ class Measure:
         curves: result -> the curves of which figures and distances are.
         arrays: result -> what its figures take besides curves.
         figures: its figures.
-        on: what it cannot do without. "stream": `gather` of all images; "trajectories": of the linear images; "tangent": a_0 of
+        on: what it cannot do without. "stream": `gather` of all images; "classes": of images of classes in balance where there
+            are some, of all images otherwise; "trajectories": of the linear images; "tangent": a_0 of
             the tangent images, for derivatives and perturbed trajectories. It may use the others where they are there.
         gather: (trajectories of a batch, layout) -> tree of arrays on the host, what is kept of them.
         merge: (gathered so far, of one more batch) -> gathered.
@@ -206,7 +213,7 @@ class Measure:
     def __post_init__(self):
         if self.on not in SEEN_ON:
             raise ValueError(f"{self.name}: on={self.on!r} is not known, expected one of {', '.join(SEEN_ON)}")
-        if self.on == "stream" and self.gather is None:
+        if self.on in ("stream", "classes") and self.gather is None:
             raise ValueError(f"{self.name}: a measure on the stream of all images needs gather=, what is kept of a batch")
 
 

@@ -1,7 +1,7 @@
 """All measures of a system at once (paper, section 8)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,13 @@ import numpy as np
 from brh_jax.dynamics.measure import Measure, PortraitSettings, Seen
 from brh_jax.dynamics.measures import MEASURES
 from brh_jax.partition import Partition
+from brh_jax.statistics import num_groups
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Labels, RandomKey, State
+
+FirstStates = State | tuple[State, Labels] | tuple[State, Labels, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Portrait:
         layout: of its states.
         partition: the phases that exponents by phase and iterated blocks are of.
         num_images, tangent_images: how many images were measured; of the latter perturbations and derivatives were taken.
+        photographs: `[num_images]`, of which photograph each is a view: what intervals draw.
     """
 
     results: dict[str, Any]
@@ -34,21 +38,28 @@ class Portrait:
     partition: Partition
     num_images: int
     tangent_images: int
+    photographs: np.ndarray
+
+    @property
+    def num_photographs(self) -> int:
+        """How many photographs the images are views of."""
+        return num_groups(self.photographs, self.num_images)
 
     def __getitem__(self, measure: str) -> Any:
         return self.results[measure]
 
 
-def portrait(system: DepthSystem, first_states: Iterable[State | tuple[State, Labels]], *, key: RandomKey, **options) -> Portrait:
+def portrait(system: DepthSystem, first_states: Iterable[FirstStates], *, key: RandomKey, **options) -> Portrait:
     """The measures of this package along depth of one system; arguments as for `portraits`."""
     return portraits({"system": system}, first_states, key=key, **options)["system"]
 
 
 def portraits(
     systems: Mapping[str, DepthSystem],
-    first_states: Iterable[State | tuple[State, Labels]],
+    first_states: Iterable[FirstStates],
     *,
     key: RandomKey,
+    of_classes: Iterable[FirstStates] | None = None,
     partition: Partition | Mapping[str, Partition] | None = None,
     settings: PortraitSettings | None = None,
     sublayers: Mapping[str, DepthSystem] | None = None,
@@ -57,10 +68,12 @@ def portraits(
 
     Args:
         systems: by name; of one layout and depth.
-        first_states: batches of a_0, `[batch, tokens, dim]`, or pairs of such a batch and its images' classes, integers from 0
-            (below: not known). They are gone through once, and only one batch of trajectories is held, besides those of
-            `settings.linear_images`.
+        first_states: batches of a_0, `[batch, tokens, dim]`; or such a batch with its images' classes, integers from 0 (below:
+            not known), and perhaps with the photographs that they are views of, any integers. They are gone through once, and
+            only one batch of trajectories is held, besides those of `settings.linear_images`.
         key: of perturbations and probes, the same ones for all systems.
+        of_classes: the same of other images, with classes, as many of each: class basins are measured on these. None: on the
+            classes of all images, as far as these have some.
         partition: the phases, of all systems or of each by name; None for all of depth as one. Linear models are of the finest
             of them in every system, so that they compare.
         settings: how much is measured; None for the defaults.
@@ -71,11 +84,18 @@ def portraits(
             do not fit the systems, or states that are zero or not finite.
     """
     phases, settings = _phases(systems, partition), settings or PortraitSettings()
-    images = _Images(settings)
+    everything, classes = (
+        [m for m in MEASURES.values() if (m.on == "classes") == with_classes] for with_classes in (False, True)
+    )
+    images = _Images(settings, everything + ([] if of_classes is not None else classes))
     for batch in first_states:
         images.add(batch, systems)
     if not images.number:
         raise ValueError("no images: portraits need at least one batch of first states [batch, tokens, dim]")
+    labelled = _Images(dataclasses.replace(settings, linear_images=0, tangent_images=0), classes)
+    for batch in of_classes or ():
+        labelled.add(batch, systems)
+    labelled = labelled if labelled.number else images
     seen = {
         name: Seen(
             system=system,
@@ -86,12 +106,18 @@ def portraits(
             settings=settings,
             key=key,
             classes=images.classes(),
+            photographs=images.photographs(),
             trajectories=images.trajectories[name],
             start=images.start(),
         )
         for name, system in systems.items()
     }
-    results = {measure: _results(MEASURES[measure], seen, images.gathered) for measure in MEASURES}
+    known, views = labelled.classes(), labelled.photographs()
+    of_labelled = {name: dataclasses.replace(one, classes=known, photographs=views) for name, one in seen.items()}
+    results = {
+        measure.name: _results(measure, *((of_labelled, labelled.gathered) if measure in classes else (seen, images.gathered)))
+        for measure in MEASURES.values()
+    }
     num_tangent = min(settings.tangent_images, images.number)
     return {
         name: Portrait(
@@ -100,6 +126,7 @@ def portraits(
             phases[name],
             images.number,
             num_tangent,
+            images.photographs(),
         )
         for name, system in systems.items()
     }
@@ -130,19 +157,23 @@ def _phases(systems, partition) -> dict[str, Partition]:
 class _Images:
     """What one pass over the images leaves: what measures gather of each system, a few whole trajectories and first states."""
 
-    def __init__(self, settings: PortraitSettings):
-        self.settings, self.number, self.gathered, self.trajectories = settings, 0, {}, {}
-        self._labels, self._beginning, self._placed = [], [], None
+    def __init__(self, settings: PortraitSettings, measures: Sequence[Measure]):
+        self.settings, self.measures, self.number, self.gathered, self.trajectories = settings, measures, 0, {}, {}
+        self._labels, self._photographs, self._beginning, self._placed = [], [], [], None
 
     def add(self, batch, systems) -> None:
-        state, classes = batch if isinstance(batch, tuple) else (batch, None)
-        if classes is not None and np.shape(classes) != (len(state),):
-            raise ValueError(f"classes have shape {np.shape(classes)}, expected ({len(state)},): one for each image of the batch")
+        state, classes, photographs = (*batch, None, None)[:3] if isinstance(batch, tuple) else (batch, None, None)
+        for what, values in (("classes", classes), ("photographs", photographs)):
+            if values is not None and np.shape(values) != (len(state),):
+                raise ValueError(
+                    f"{what} have shape {np.shape(values)}, expected ({len(state)},): one for each image of the batch"
+                )
         self._labels.append(classes)
+        self._photographs.append(photographs)
         held = max(0, self.settings.linear_images - self.number)
         for name, system in systems.items():
             states = system.rollout(jnp.asarray(state))
-            for measure in MEASURES.values():
+            for measure in self.measures:
                 if measure.gather is not None:
                     part, place = measure.gather(states, system.layout), (measure.name, name)
                     self.gathered[place] = measure.merge(self.gathered[place], part) if place in self.gathered else part
@@ -154,6 +185,11 @@ class _Images:
 
     def classes(self) -> Labels | None:
         return None if any(batch is None for batch in self._labels) else np.concatenate(self._labels)
+
+    def photographs(self) -> np.ndarray:
+        if any(batch is None for batch in self._photographs):
+            return np.arange(self.number)
+        return np.concatenate(self._photographs)
 
     def start(self) -> State | None:
         """The tangent images, laid over several devices as the first batch was, where they divide the images."""

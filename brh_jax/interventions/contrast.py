@@ -62,6 +62,7 @@ def matched_contrast(
     *,
     num_permutations: int = 10_000,
     seed: int = 0,
+    groups: Array | None = None,
 ) -> Contrast | None:
     """Mean difference of swaps across phases and within them, compared within strata.
 
@@ -77,6 +78,7 @@ def matched_contrast(
         strata: `[swaps]`, whatever must be equal: distances, or (place, distance).
         num_permutations: number of shuffles.
         seed: of shuffles and bootstrap.
+        groups: `[images]`, the photographs that images are views of, which the bootstrap draws; None for every image for itself.
 
     Returns:
         None where no stratum holds both kinds.
@@ -95,7 +97,7 @@ def matched_contrast(
     weight = _weights(inter, strata)
     if not weight.sum():
         return None
-    band = summarize(_difference(values, inter, strata), seed=seed)
+    band = summarize(_difference(values, inter, strata), seed=seed, groups=groups)
     means = values.mean(1)
     residuals = means - _stratum_means(means, strata)
     # The difference is a sum of residuals over the inter swaps: a shuffle draws others of their stratum.

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
+from brh_jax.models.head import on_pooled
 from brh_jax.models.raptor import Raptor
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
@@ -86,6 +87,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         preprocessing: how images are made ready for it; its crop is the image size that `layout` describes.
         name: what it is, for people.
         head: classifier weights {"kernel": [features, classes], "bias": [classes]}, where the source had one.
+        head_reads: what it reads, one of `head.READS`; empty for what its width says, see `pooled_head`.
         dtype: precision of the matrix products (None: that of the parameters).
     """
 
@@ -94,6 +96,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     preprocessing: Preprocessing = flax.struct.field(pytree_node=False)
     name: str = flax.struct.field(pytree_node=False, default="encoder")
     head: Any = None
+    head_reads: str = flax.struct.field(pytree_node=False, default="")
     dtype: Any = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -115,6 +118,12 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     def layout(self) -> TokenLayout:
         """The tokens of an image of the size that `preprocessing` gives."""
         return self.layout_for(*self.preprocessing.crop)
+
+    @property
+    def pooled_head(self) -> dict[str, Any] | None:
+        """The classifier as one on `pooled_features`, [cls, mean patch], whatever of these it reads; None where there is none, or
+        one that reads something else."""
+        return None if self.head is None else on_pooled(self.head, self.dim, self.layout, self.head_reads)
 
     def layout_for(self, height: int, width: int) -> TokenLayout:
         """The tokens of an image of height x width pixels. Raises UserError if that is no multiple of the patch."""

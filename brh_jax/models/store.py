@@ -59,6 +59,7 @@ def save(encoder: Encoder, folder: str | os.PathLike, notes: dict | None = None)
         "version": VERSION,
         "kind": encoder.config.kind,
         "name": encoder.name,
+        "head_reads": encoder.head_reads,
         "config": dataclasses.asdict(encoder.config),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "notes": notes or {},
@@ -198,9 +199,8 @@ def _read(folder: pathlib.Path, about: dict) -> Encoder:
     for file in _weight_files(folder):
         tensors |= load_file(plain_file(folder / file))
     tree = traverse_util.unflatten_dict(tensors, sep="/")
-    return Encoder(
-        config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")
-    )
+    told = config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")
+    return Encoder(*told, head_reads=about.get("head_reads", ""))
 
 
 def config_of(about: dict) -> ViTConfig | RaptorConfig:

@@ -1,7 +1,7 @@
 """Phases of depth: layer-layer similarity and partitions."""
 
 from brh_jax.partition import Partition
-from brh_jax.phases.bootstrap import METRICS, LayerSamples, Stability, layer_samples, stability
+from brh_jax.phases.bootstrap import METRICS, UNIT, LayerSamples, Stability, layer_samples, stability
 from brh_jax.phases.cuts import (
     all_contiguous,
     contrast_cut,
@@ -17,6 +17,7 @@ from brh_jax.phases.structure import PhaseStructure, phase_structure
 
 __all__ = [
     "METRICS",
+    "UNIT",
     "LayerSamples",
     "Partition",
     "PhaseStructure",

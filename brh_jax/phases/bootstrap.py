@@ -12,45 +12,58 @@ from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cka import alignment, hsic
 from brh_jax.phases.similarity import image_similarity, token_vectors
-from brh_jax.statistics import bootstrap_counts
+from brh_jax.statistics import bootstrap_counts, num_groups, numbered_groups
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Trajectory, Valid
 
 METRICS = ("cosine", "cka")
-_GROUP = 16  # images of an unbiased HSIC
+UNIT = 16  # images of an unbiased HSIC, of as many photographs
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerSamples:
-    """What independent units of a sample say about pairs of layers.
+    """What units of a sample say about pairs of layers.
 
     Attributes:
         metric: "cosine", of which a unit is an image and `values` are `[images, depth, depth]` cosines; or "cka", of which a unit
-            is a group of 16 images and `values` are the `[groups, token types, depth, depth]` HSIC of the cls and mean patch.
+            is 16 images of different photographs and `values` are the `[units, token types, depth, depth]` HSIC of the cls and
+            mean patch.
         values: float32 for cosines, float64 for HSIC.
+        groups: `[units]`, which of them are independent: of the cosine the photographs that images are views of, of CKA the sets
+            of 16 photographs. None: every unit for itself.
     """
 
     metric: str
     values: np.ndarray
+    groups: np.ndarray | None = None
 
     @property
     def num_units(self) -> int:
-        """How many units there are to resample."""
+        """How many units there are."""
         return len(self.values)
+
+    @property
+    def num_groups(self) -> int:
+        """How many independent groups of units there are to resample."""
+        return num_groups(self.groups, self.num_units)
 
     def dissimilarity(self) -> np.ndarray:
         """1 - similarity of layers over all units, `[depth, depth]` float64."""
         return self._of_mean(self.values.mean(0, dtype=np.float64))
 
     def halves(self) -> tuple["LayerSamples", "LayerSamples"]:
-        """Every second unit, and the others."""
-        return dataclasses.replace(self, values=self.values[::2]), dataclasses.replace(self, values=self.values[1::2])
+        """The units of every second group, and the others: no photograph is in both."""
+        numbers = numbered_groups(self.groups, self.num_units)
+        parts = (numbers % 2 == part for part in (0, 1))
+        first, second = (dataclasses.replace(self, values=self.values[part], groups=numbers[part]) for part in parts)
+        return first, second
 
     def resampled(self, num_resamples: int, seed: int) -> np.ndarray:
-        """The dissimilarity over units drawn with replacement, as many as there are: `[num_resamples, depth, depth]`."""
+        """The dissimilarity over groups drawn with replacement, as many as there are: `[num_resamples, depth, depth]`."""
         flat = self.values.reshape(self.num_units, -1).astype(np.float64)
-        weights = (counts / self.num_units for counts in bootstrap_counts(self.num_units, num_resamples, seed))
+        draws = bootstrap_counts(self.num_units, num_resamples, seed, self.groups)
+        weights = (counts / counts.sum() for counts in draws)
         return np.stack([self._of_mean((weight @ flat).reshape(self.values.shape[1:])) for weight in weights])
 
     def _of_mean(self, mean) -> np.ndarray:
@@ -61,41 +74,72 @@ class LayerSamples:
 
 
 def layer_samples(
-    trajectories: Iterable[tuple[Trajectory, Valid]], layout: TokenLayout, metrics: Sequence[str] = METRICS
+    trajectories: Iterable[tuple[Trajectory, Valid] | tuple[Trajectory, Valid, Array]],
+    layout: TokenLayout,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, LayerSamples]:
     """The samples of each metric, in one pass over batches that are never held together.
 
     Args:
-        trajectories: yields `(states, valid)`, as for `streaming_dissimilarity`.
+        trajectories: yields `(states, valid)`, as for `streaming_dissimilarity`, or `(states, valid, photographs)` with a number
+            for each image: those of one photograph are views of it, and not independent. Without, each image is its own.
         metrics: some of METRICS.
 
     Raises:
-        UserError: an unknown metric, no images, or fewer images than make up a group for "cka".
+        UserError: an unknown metric, no images, or fewer than 16 photographs for "cka".
     """
     if unknown := [m for m in metrics if m not in METRICS]:
         raise UserError(f"unknown metric {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
     similarity = jax.jit(image_similarity, static_argnums=1)
     vectors = jax.jit(token_vectors, static_argnums=1)
-    cosines, groups, rest, count = [], [], None, 0
-    for states, valid in trajectories:
+    cosines, photographs, units = [], [], _Units()
+    for states, valid, *told in trajectories:
         valid = np.asarray(valid)
-        count += int(valid.sum())
+        photographs += (np.asarray(told[0])[valid] if told else len(photographs) + np.arange(int(valid.sum()))).tolist()
         if "cosine" in metrics:
             cosines.append(to_host(similarity(states, layout))[valid])
         if "cka" in metrics:
-            found = to_host(vectors(states, layout))[:, :, valid]
-            rest = found if rest is None else np.concatenate([rest, found], axis=2)
-            whole = rest.shape[2] // _GROUP * _GROUP
-            groups += [hsic(rest[:, :, i : i + _GROUP]) for i in range(0, whole, _GROUP)]
-            rest = rest[:, :, whole:]
-    if not count:
+            images = np.moveaxis(to_host(vectors(states, layout))[:, :, valid], 2, 0)
+            units.add(images, photographs[len(photographs) - len(images) :])
+    if not photographs:
         raise UserError("no images: the similarity of layers is a mean over images")
-    if "cka" in metrics and not groups:
+    if "cka" in metrics and not units.values:
         raise UserError(
-            f"{count} images: kernel alignment is measured over groups of {_GROUP}, give more images or leave cka out"
+            f"{len(photographs)} images of {len(set(photographs))} photographs: kernel alignment is measured over groups of "
+            f"{UNIT} different ones, give more images or leave cka out"
         )
-    values = {"cosine": lambda: np.concatenate(cosines), "cka": lambda: np.stack(groups)}
-    return {metric: LayerSamples(metric, values[metric]()) for metric in metrics}
+    made = {
+        "cosine": lambda: LayerSamples("cosine", np.concatenate(cosines), np.array(photographs)),
+        "cka": lambda: LayerSamples("cka", np.stack(units.values), np.array(units.sets)),
+    }
+    return {metric: made[metric]() for metric in metrics}
+
+
+class _Units:
+    """Puts images together by 16, each of another photograph: an HSIC takes its images for independent.
+
+    The first 16 photographs that come are a set, the next 16 another: units of one set are not independent, sets are. Photographs
+    that fill up no set, and views that lack others beside them, are left out.
+
+    Attributes:
+        values, sets: of each unit its HSIC, and the number of its set.
+    """
+
+    def __init__(self):
+        self.values: list[np.ndarray] = []
+        self.sets: list[int] = []
+        self._places: dict[int, int] = {}  # of photographs, in the order in which they came
+        self._waiting: dict[int, list[list[np.ndarray]]] = {}  # set -> images of each of its photographs
+
+    def add(self, images: np.ndarray, photographs: Sequence[int]) -> None:
+        """Takes in `[images, token types, depth, dim]`."""
+        for image, photograph in zip(images, photographs, strict=True):
+            number, place = divmod(self._places.setdefault(photograph, len(self._places)), UNIT)
+            waiting = self._waiting.setdefault(number, [[] for _ in range(UNIT)])
+            waiting[place].append(image)
+            if all(waiting):
+                self.values.append(hsic(np.stack([of_one.pop(0) for of_one in waiting], axis=2)))
+                self.sets.append(number)
 
 
 class Stability(NamedTuple):

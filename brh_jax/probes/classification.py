@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from brh_jax.data.pipeline import epoch_rows
-from brh_jax.data.sources import Source
-from brh_jax.errors import UserError, expect_positive
+from brh_jax.errors import expect_positive
 from brh_jax.models.encoder import Encoder, pooled_features
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.heads import train_head
@@ -50,13 +49,21 @@ def encode(encoder: Encoder, images: Pixels) -> Features:
     return pooled_features(module.apply(variables, states[-1], method="normalize"), encoder.layout)
 
 
-def extract_features(encoder: Encoder, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Features `[n, features]` and labels `[n]` of all images in `measuring_batches`."""
-    features, labels = [], []
+class Extracted(NamedTuple):
+    """Features `[n, features]`, labels `[n]`, and of which photograph each image is a view, `[n]`: what intervals draw."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    photographs: np.ndarray
+
+
+def extract_features(encoder: Encoder, batches: Iterable) -> Extracted:
+    """Features of all images in `measuring_batches`."""
+    found = []
     for batch in batches:
-        features.append(to_host(encode(encoder, batch["image"]))[batch["valid"]])
-        labels.append(batch["label"][batch["valid"]])
-    return np.concatenate(features), np.concatenate(labels)
+        features = to_host(encode(encoder, batch["image"]))
+        found.append([np.asarray(part)[batch["valid"]] for part in (features, batch["label"], batch["photograph"])])
+    return Extracted(*map(np.concatenate, zip(*found, strict=True)))
 
 
 class CachedBatches(Iterator):
@@ -113,28 +120,3 @@ def hits(head: dict[str, Any], features: Features, labels: Labels) -> np.ndarray
 def accuracy(head: dict[str, Any], features: Features, labels: Labels) -> float:
     """Share of images whose largest logit is the label's."""
     return float(np.mean(hits(head, features, labels)))
-
-
-def check_labels(source: Source) -> None:
-    """Raises UserError unless the source has at least two classes."""
-    if len(source.classes) < 2:
-        raise UserError(
-            f"{source.name} has {len(source.classes)} classes: labelled images are needed (sub-folders named after their class, "
-            "or a labelled data set)"
-        )
-
-
-def check_same_classes(train: Source, evaluation: Source) -> None:
-    """Raises UserError unless both sources have the same labelled classes; names those that one lacks."""
-    for source in (train, evaluation):
-        check_labels(source)
-    if train.classes != evaluation.classes:
-        lacking = [
-            f"no {', '.join(missing[:5])} in {two.name}"
-            for one, two in ((train, evaluation), (evaluation, train))
-            if (missing := sorted(set(one.classes) - set(two.classes)))
-        ]
-        raise UserError(
-            f"{train.name} and {evaluation.name} have different classes: {'; '.join(lacking) or 'in another order'}. Give both "
-            "the same classes, none of them without images"
-        )

@@ -10,26 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from brh_jax.errors import UserError, expect_positive
+from brh_jax.data.transforms import RandomCrop, RandomResizedCrop, Transform
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
-from brh_jax.probes.heads import train_head
-from brh_jax.statistics import summarize
+from brh_jax.probes.heads import bootstrap_interval, train_head
 from brh_jax.train.loop import AdamwSettings, Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Pixels
 
 UPSAMPLED = 4  # the head's map is so many times as fine as the patches
+# How a probe trains. "paper": as the authors' code does, a variance of log(x + 1e-3) as the loss, a constant learning rate, no
+# clipping.
+# "ours": the root of it, of log(x), as BTS has it (Lee et al. 2019), with the classification probe's warm-up, cosine and
+# clipping.
+RECIPES = ("paper", "ours")
+_OFFSET = 1e-3  # metres, in the paper's logarithm
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthSettings(AdamwSettings):
-    """How a depth probe trains and is measured; the defaults are the paper's for NYUv2.
+    """How a depth probe trains and is measured; the defaults are the paper's for NYUv2, on about 50,000 images.
 
-    The paper names no warm-up, final rate or clipping for it: those of its classification probe; nor how strong the jitter is.
+    `learning_rate` and `weight_decay` are of both recipes; `final_learning_rate`, `warmup_steps` and `clip_norm` of "ours" alone:
+    the paper's rate is constant, and nothing is clipped.
 
     Attributes:
+        recipe: "paper", as the authors' code trains, or "ours", see RECIPES.
         epochs: passes over the training set.
         batch_size: images of a step.
         min_depth, max_depth: the range in metres; ground truth out of it is no measurement.
@@ -37,18 +45,24 @@ class DepthSettings(AdamwSettings):
         variance_focus: of the scale-invariant loss.
         silog_weight: weight of that loss beside the cross-entropy.
         crop_size: (height, width) of training crops in pixels.
-        jitter: of colours, see `RandomCrop`.
+        crop_scale: of the recipe "paper", smallest and largest share of an image's area that a crop is stretched from, in the
+            shape of crop_size; a share above one is drawn again. Crops of "ours" keep the image's scale, since depth is metric.
+        jitter: of brightness, contrast and saturation, see `brh_jax.data.transforms.jittered`.
+        hue: of the recipe "paper", how far hues are turned, as a share of the circle.
         eval_size: (height, width) that images and ground truth are measured at, stretched where they have another size.
         eval_crop: first and last row, first and last column that count (Eigen's crop), ends excluded; () for the whole image.
     """
 
+    recipe: str = "paper"
     min_depth: float = 0.001
     max_depth: float = 10.0
     num_bins: int = 256
     variance_focus: float = 0.85
     silog_weight: float = 10.0
     crop_size: tuple[int, int] = (420, 560)
+    crop_scale: tuple[float, float] = (0.5, 2.0)
     jitter: float = 0.2
+    hue: float = 0.1
     eval_size: tuple[int, int] = (480, 640)
     eval_crop: tuple[int, ...] = (45, 471, 41, 601)
     epochs: int = 25
@@ -59,7 +73,13 @@ class DepthSettings(AdamwSettings):
     def __post_init__(self):
         super().__post_init__()
         expect_positive(self, "epochs", "batch_size")
-        for field in ("crop_size", "eval_size", "eval_crop"):
+        expect_one_of(self, "recipe", RECIPES)
+        expect_not_negative(self, "jitter", "hue")
+        expect(self.hue <= 0.5, "hue", self.hue, "a share of the circle, at most 0.5")
+        scale = self.crop_scale
+        rising = len(scale) == 2 and 0 < scale[0] <= min(scale[1], 1)
+        expect(rising, "crop_scale", self.crop_scale, "two positive shares, the smaller one first and at most 1")
+        for field in ("crop_size", "crop_scale", "eval_size", "eval_crop"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
             raise UserError(
@@ -75,6 +95,15 @@ class DepthSettings(AdamwSettings):
                     "(first row, last row, first column, last column), or () for the whole image"
                 )
 
+    def crop(self) -> Transform:
+        """What training sees of an image and its depth."""
+        if self.recipe == "ours":
+            return RandomCrop(self.crop_size, jitter=self.jitter)
+        height, width = self.crop_size
+        ratio = (width / height,) * 2
+        options: dict[str, Any] = {"interpolation": "bilinear", "jitter": self.jitter, "hue": self.hue}
+        return RandomResizedCrop(self.crop_size, self.crop_scale, ratio, **options)
+
     @property
     def centres(self) -> np.ndarray:
         """Middle of every bin in metres, `[bins]`."""
@@ -82,17 +111,19 @@ class DepthSettings(AdamwSettings):
         return ((edges[1:] + edges[:-1]) / 2).astype(np.float32)
 
     def valid(self, depth: Array) -> Array:
-        """Whether ground truth is a measurement within the range."""
-        return (depth > self.min_depth) & (depth < self.max_depth)
+        """Whether ground truth is a measurement within the range, its ends included."""
+        return (depth > 0) & (depth >= self.min_depth) & (depth <= self.max_depth)
 
 
 class DepthScores(NamedTuple):
     """Agreement of predicted depth with the truth.
 
     Attributes:
-        rmse: root of the mean squared error in metres, of each image, mean over images (as BTS, AdaBins and DINOv2 report it).
-        low, high: its 95 % bootstrap interval over images.
-        rmse_pooled: the same of all images' pixels together (as Eigen et al. 2014 report it).
+        rmse: root of the mean squared error in metres over all images' valid pixels together (Eigen et al. 2014; the paper).
+        low, high: its 95 % bootstrap interval.
+        rmse_per_image: the same of each image, mean over images (as BTS, AdaBins and DINOv2 report it): another statistic, never
+            above the pooled one where images have as many pixels each.
+        per_image_low, per_image_high: its interval.
         abs_rel: mean of |error| / truth, mean over images.
         delta1: share of pixels with max(prediction / truth, truth / prediction) < 1.25, mean over images.
         num_images: how many were measured.
@@ -102,7 +133,9 @@ class DepthScores(NamedTuple):
     rmse: float
     low: float
     high: float
-    rmse_pooled: float
+    rmse_per_image: float
+    per_image_low: float
+    per_image_high: float
     abs_rel: float
     delta1: float
     num_images: int
@@ -114,9 +147,9 @@ def train_depth(
 ) -> dict[str, Any]:
     """Trains [LN(patch), LN(cls)] -> bins of depth on silog_weight * SI-log + cross-entropy.
 
-    The cross-entropy is that of the bin of valid pixels only. (The authors build bins with 255 as the value to ignore and train
-    with 256, so that pixels without a measurement are trained as the deepest bin.) It is taken on the head's own map, the ground
-    truth of which is the nearest pixel's; the scale-invariant loss at the size of the image.
+    Either recipe's cross-entropy is that of the bin of valid pixels only. (The authors build bins with 255 as the value to ignore
+    and train with 256, so that pixels without a measurement are trained as the deepest bin.) It is taken on the head's own map,
+    the ground truth of which is the nearest pixel's; the scale-invariant loss at the size of the image.
 
     Args:
         batches: of `image` uint8 and `target`, depth in metres of that size, 0 for no measurement.
@@ -135,7 +168,9 @@ def train_depth(
         return settings.silog_weight * silog + bin_cross_entropy(logits, target, settings)
 
     head = zero_head(encoder.dim * (2 if encoder.layout.num_cls else 1), settings.num_bins)
-    return train_head(loss_fn, head, batches, num_steps, settings, run, batch_size=batch_size, encoder=encoder)[0]
+    constant = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay) if settings.recipe == "paper" else None
+    options: dict[str, Any] = {"batch_size": batch_size, "encoder": encoder, "optimiser": constant}
+    return train_head(loss_fn, head, batches, num_steps, settings, run, **options)[0]
 
 
 def bin_logits(encoder: Encoder, head: dict[str, Any], images: Pixels) -> jax.Array:
@@ -158,12 +193,18 @@ def expected_depth(logits: Array, settings: DepthSettings):
 
 
 def scale_invariant_log(predicted: Array, target: Array, settings: DepthSettings) -> jax.Array:
-    """sqrt(mean g^2 - variance_focus (mean g)^2) over the valid pixels of a batch, g = log predicted - log true."""
-    valid = settings.valid(target)
-    ratio = jnp.where(valid, jnp.log(jnp.maximum(predicted, 1e-6)) - jnp.log(jnp.where(valid, target, 1.0)), 0.0)
-    count = jnp.maximum(valid.sum(), 1)
-    # The root's slope is infinite at zero.
-    return jnp.sqrt(jnp.sum(ratio**2) / count - settings.variance_focus * (jnp.sum(ratio) / count) ** 2 + 1e-8)
+    """mean g^2 - variance_focus (mean g)^2 over the pixels of a batch that were measured, g = log(predicted) - log(true).
+
+    Of the recipe "paper" so, with 1e-3 m added in both logarithms, over all pixels of positive depth; of "ours" its square root,
+    with nothing added, over those within the range.
+    """
+    paper = settings.recipe == "paper"
+    valid = target > 0 if paper else settings.valid(target)
+    offset = _OFFSET if paper else 0.0
+    ratio = jnp.log(jnp.maximum(predicted, 1e-6) + offset) - jnp.log(jnp.where(valid, target, 1.0) + offset)
+    ratio, count = jnp.where(valid, ratio, 0.0), jnp.maximum(valid.sum(), 1)
+    spread = jnp.sum(ratio**2) / count - settings.variance_focus * (jnp.sum(ratio) / count) ** 2
+    return spread if paper else jnp.sqrt(spread + 1e-8)  # the root's slope is infinite at zero
 
 
 def bin_cross_entropy(logits: Array, target: Array, settings: DepthSettings) -> jax.Array:
@@ -224,25 +265,38 @@ def evaluate_depth(predict: Callable, settings: DepthSettings, batches: Iterable
     Raises:
         UserError: no image with valid ground truth.
     """
-    found = []
+    found, photographs = [], []
     for batch in batches:
         errors = to_host(image_errors(predict(batch["image"]), batch["target"], settings))
         found.append(errors[batch["valid"]].astype(np.float64))
-    return depth_scores(np.concatenate(found) if found else np.zeros((0, 4)))
+        photographs.append(np.asarray(batch["photograph"])[batch["valid"]])
+    return depth_scores(*map(np.concatenate, (found, photographs))) if found else depth_scores(np.zeros((0, 4)))
 
 
-def depth_scores(errors: np.ndarray) -> DepthScores:
+def depth_scores(errors: np.ndarray, photographs: np.ndarray | None = None) -> DepthScores:
     """Scores from `image_errors` of all images, `[images, 4]`.
+
+    Args:
+        photographs: `[images]`, of which each is a view: what intervals draw; None for the images.
 
     Raises:
         UserError: no image has valid pixels.
     """
-    count, square, relative, within = errors[errors[:, 0] > 0].T
+    measured = errors[:, 0] > 0
+    count, square, relative, within = errors[measured].T
+    groups = None if photographs is None else photographs[measured]
     if not len(count):
         raise UserError(f"none of {len(errors)} images has ground truth within the range: there is nothing to measure depth by")
-    rmse = np.sqrt(square)
-    band = summarize(rmse) if len(rmse) > 1 else None
-    low, high = (float(band.low), float(band.high)) if band else (float(rmse[0]),) * 2
-    pooled = float(np.sqrt(np.sum(square * count) / count.sum()))
-    means = float(rmse.mean()), low, high, pooled, float(relative.mean()), float(within.mean())
-    return DepthScores(*means, len(count), len(errors) - len(count))
+    pooled = bootstrap_interval(np.stack([square * count, count], -1), lambda sums: np.sqrt(sums[0] / sums[1]), groups=groups)
+    each = np.sqrt(square)
+    band = bootstrap_interval(np.stack([each, np.ones_like(each)], -1), lambda sums: sums[0] / sums[1], groups=groups)
+    return DepthScores(
+        float(np.sqrt(np.sum(square * count) / count.sum())),
+        *pooled,
+        float(each.mean()),
+        *band,
+        float(relative.mean()),
+        float(within.mean()),
+        len(count),
+        len(errors) - len(count),
+    )

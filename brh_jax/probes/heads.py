@@ -26,9 +26,10 @@ def train_head(
     *,
     batch_size: int,
     encoder: Encoder | None = None,
+    optimiser: optax.GradientTransformation | None = None,
     seen_in: Callable | None = None,
 ) -> tuple[Any, Any]:
-    """Trains a head by AdamW with clipped gradients.
+    """Trains a head, by AdamW with clipped gradients unless told otherwise.
 
     Args:
         loss_fn: (head, encoder, batch) -> loss.
@@ -36,14 +37,14 @@ def train_head(
         settings: has `clip_norm` and what `train.loop.adamw` wants.
         batch_size: of all processes together.
         encoder: the frozen encoder, handed to `loss_fn`.
+        optimiser: in the place of the clipped AdamW that the settings describe.
         seen_in: batch -> bool `[classes]`, which of them the batch holds; gathered over all batches, also of a run that was
             stopped and goes on.
 
     Returns:
         The head, and what was seen (None without `seen_in`).
     """
-    adam, _ = adamw(settings, num_steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+    optimiser = optimiser or optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw(settings, num_steps)[0])
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, encoder, batch):
@@ -100,20 +101,21 @@ def choose(candidates: Sequence[float], count: int, share: float, seed: int, sco
 
 
 def bootstrap_interval(
-    counts: Any, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+    counts: Any, statistic: Callable, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95, groups: Any = None
 ) -> tuple[float, float]:
     """Percentile bootstrap over images of a statistic of summed counts (Efron and Tibshirani 1993, section 13.3).
 
     Args:
         counts: `[images, ...]`; summed over the images that a draw takes.
         statistic: sum `[...]` -> float.
+        groups: `[images]`, what is drawn, see `statistics.bootstrap_counts`; None for the images.
 
     Returns:
         (low, high).
     """
     counts = np.asarray(counts, np.float64)
     flat, num_images = counts.reshape(len(counts), -1), len(counts)
-    draws = bootstrap_counts(num_images, num_resamples, seed)
+    draws = bootstrap_counts(num_images, num_resamples, seed, groups)
     found = [statistic((draw @ flat).reshape(counts.shape[1:])) for draw in draws]
     low, high = np.nanquantile(found, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -25,7 +25,7 @@ from brh_jax.types import Array, Pixels
 class SegmentationSettings(AdamwSettings):
     """How a segmentation probe trains; the defaults are the paper's for ADE20k.
 
-    The paper names no warm-up, final rate or clipping for it: those of its classification probe.
+    The paper names no warm-up or clipping for it: those of its classification probe. Its final rate is that of the authors' code.
 
     Attributes:
         image_size: side of the square that images and masks are cropped (training) or stretched (testing) to, in pixels.
@@ -39,6 +39,7 @@ class SegmentationSettings(AdamwSettings):
     epochs: int = 10
     batch_size: int = 32
     learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
     weight_decay: float = 1e-2
 
     def __post_init__(self):
@@ -177,14 +178,15 @@ def evaluate_segmentation(predict: Callable, num_classes: int, batches: Iterable
     Raises:
         UserError: no labelled pixel.
     """
-    found = []
+    found, photographs = [], []
     for batch in batches:
         counts = to_host(pixel_counts(predict(batch["image"]), batch["target"], num_classes))
         found.append(counts[batch["valid"]].astype(np.int64))
+        photographs.append(np.asarray(batch["photograph"])[batch["valid"]])
     counts = np.concatenate(found) if found else np.zeros((0, 3, num_classes))
     total = counts.sum(0)
     if not total[2].sum():
         raise UserError(f"none of the {len(counts)} images has a labelled pixel: there is nothing to measure segmentation by")
-    low, high = bootstrap_interval(counts, mean_iou)
+    low, high = bootstrap_interval(counts, mean_iou, groups=np.concatenate(photographs))
     accuracy = float(total[0].sum() / total[2].sum())
     return SegmentationScores(mean_iou(total), low, high, accuracy, iou_of(total), len(counts))

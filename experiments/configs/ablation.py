@@ -2,12 +2,12 @@
 
     python -m experiments.sweep --config=configs/ablation.py --workdir=runs/ablation --jobs=2
     python -m experiments.sweep --config=configs/ablation.py:dinov2,arch=vits14_reg --workdir=runs/ablation_s \\
-        --config.probe.head=dinov2_vits14_reg4_linear_head.pth --config.data.data_dir=DIR
+        --config.data.data_dir=DIR
     python -m experiments.tables runs/ablation --by=name
 
 Arguments, separated by commas:
     quickstart     the base configuration: digits and a ViT trained here once, by the run "teacher" (default)
-    dinov2         configs/dinov2.py, which the other arguments go to; give the published linear head as --config.probe.head
+    dinov2         configs/dinov2.py, which the other arguments go to; whose probe starts from Meta's published head
     seeds=3        how many of each
 
 Rows 1 to 5 add one part after the other: teacher forcing alone, autoregression that it gives way to, depth scaling, the last

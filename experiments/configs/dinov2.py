@@ -13,9 +13,13 @@ Arguments, separated by commas:
     runlocal    random crops at 112 px, few steps: a real teacher on a folder of images in about a quarter of an hour on 2 CPU
                 cores, k = 2 and 3 unless given. Give the images as in the third command, and the weights where there is no hub.
 
+The probe starts from Meta's classifier, as the paper's does: dinov2_vitb14_reg4_linear_head.pth is looked for in the current
+directory, in ~/.cache/brh_jax/heads ($BRH_JAX_CACHE/heads) and where torch.hub keeps downloads; a run that lacks it says at once
+where to get it. --config.probe.head= starts from zeros.
+
 Hardware: an accelerator for the full run, every device that JAX sees is used; its time has not been measured here.
 Expect, by the paper, for k = 3: 83.0 % on ImageNet-1k by a linear probe (teacher 84.5 %), phases 1-7 | 8-10 | 11-12,
-R² about 0.73 over all states.
+R² about 0.73, of the last layer about one mean of all numbers (`r2_one_mean` of the stage agreement).
 runlocal: about 12 minutes on 2 CPU cores; README.md, "Measured", says what it reached on 34 photographs.
 """
 
@@ -23,6 +27,7 @@ from ml_collections import ConfigDict
 
 from brh_jax.models.registry import architecture
 from experiments.configs import check_items, default, numbers, split_argument
+from weights_convert.heads import published_head
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -36,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
     config.phases.k = numbers("k", options["k"] or ("2+3" if local else "3"), "phases")
     config.probe.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
+    config.probe.head = published_head(options["arch"])  # the paper's probe is fine-tuned from it
     if local:
         _run_local(config)
     return config.lock()
@@ -58,6 +64,6 @@ def _run_local(config: ConfigDict) -> None:
     config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})
     config.interventions.update({"num_images": 48, "batch_size": 16})
     # ImageNet is not at hand: no probe, unless the command line names labelled images.
-    config.probe.update({"train": "", "eval": "", "cache": True})
+    config.probe.update({"train": "", "eval": "", "head": "", "cache": True})
     config.probe.update({"epochs": 40, "batch_size": 256, "learning_rate": 1e-2, "warmup_steps": 10})
     config.dynamics.update({"num_images": 128, "batch_size": 16})

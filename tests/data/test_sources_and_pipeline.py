@@ -161,7 +161,10 @@ def test_measuring_pads_the_last_batch_and_repeats_nothing():
 def test_measuring_with_random_crops_makes_more_views_than_images():
     crop = RandomResizedCrop((8, 8), scale=(0.2, 0.6))
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
-    views = [b["image"][b["valid"]] for b in measuring_batches(source, crop, 4, num_images=7)]
+    batches = list(measuring_batches(source, crop, 4, num_images=7))
+    views = [b["image"][b["valid"]] for b in batches]
+    shown = np.concatenate([b["photograph"][b["valid"]] for b in batches])
+    assert sorted(np.bincount(shown)) == sorted(np.bincount(np.arange(7) % len(source)))  # which view is of which photograph
     views = np.concatenate(views)
     assert len(views) == 7
     assert len({v.tobytes() for v in views}) == 7
@@ -251,6 +254,9 @@ def test_tfds_without_tensorflow(tmp_path):
     (batch,) = measuring_batches(source, CENTER, 6)
     assert sorted(batch["image"][:, 0, 0, 0]) == [0, 1, 2, 3, 4, 5]
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] % 2, batch["label"])
+    labels = [source.read(i)["label"] for i in range(6)]
+    source.record = None  # labels are read without decoding images
+    assert [source.label(i) for i in range(6)] == labels
     with pytest.raises(UserError, match=r"is not ready in .*tfds build imagenet2012 --file_format=array_record"):
         open_source("tfds:imagenet2012:train", str(tmp_path))
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from transformers import BitImageProcessorPil
 
-from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop, turned_hue
 from brh_jax.preprocessing import Preprocessing
 
 
@@ -74,3 +74,19 @@ def test_a_very_long_image_is_cropped_in_the_middle():
 def test_images_of_any_mode_become_rgb(mode):
     image = photograph(40, 40).convert(mode)
     assert CenterCrop(Preprocessing((28, 28), 32))(image, None).shape == (28, 28, 3)
+
+
+def test_hues_turn_around_the_circle():
+    """A third of the circle makes red green and blue red; grey has no hue to turn."""
+    colours = Image.fromarray(np.array([[[200, 0, 0], [0, 0, 200], [90, 90, 90]]], np.uint8))
+    turned = np.asarray(turned_hue(colours, 1 / 3)).astype(int)
+    np.testing.assert_allclose(turned, [[[0, 200, 0], [200, 0, 0], [90, 90, 90]]], atol=4)
+    assert np.abs(np.asarray(turned_hue(colours, -1 / 3)).astype(int)[0, 1] - [0, 200, 0]).max() <= 4
+
+
+def test_jitter_leaves_the_target_and_other_draws_alone():
+    image, depth = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8), np.arange(192.0).reshape(12, 16)
+    plain, jittered = (RandomResizedCrop((6, 8), jitter=j, hue=h) for j, h in ((0, 0), (0.2, 0.1)))
+    results = [crop(image, np.random.default_rng(3), depth.astype(np.float32)) for crop in (plain, jittered)]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert (results[0][0] != results[1][0]).any() and results[1][0].shape == (6, 8, 3)

@@ -45,6 +45,41 @@ def test_r2_is_pooled_over_images_and_tokens(measured):
             assert getattr(fits["guess"].r2, token)[layer] == pytest.approx(expected, abs=1e-4)
 
 
+def test_r2_of_all_tokens_together_and_about_one_mean(measured):
+    truth, guess, fits = measured
+    for layer in range(3):
+        a, b = truth[layer + 1].reshape(-1, 5), guess[layer + 1].reshape(-1, 5)
+        expected = r2_score(a, b, multioutput="variance_weighted")
+        assert fits["guess"].r2_all[layer] == pytest.approx(expected, abs=1e-4)
+    batches = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    each = [1 - np.mean((truth[-1, rows] - guess[-1, rows]) ** 2) / guess[-1, rows].var() for rows in batches]
+    assert fits["guess"].r2_one_mean == pytest.approx(np.average(each, weights=[4, 4, 2]), abs=1e-4)
+
+
+def test_r2_by_hand():
+    """Two images of one cls and one patch, one dimension: all tokens 1, 3, 5, 7 about their mean 4 have squares 20 in sum."""
+    truth = jnp.broadcast_to(jnp.array([[1.0, 5.0], [3.0, 7.0]])[None, :, :, None], (2, 2, 2, 1))
+    guess = truth + jnp.array([1.0, -1.0])[:, None]  # 2, 4, 4, 6, also about 4: squares 8
+    batch = {"image": np.arange(2), "valid": np.ones(2, bool)}
+    fit = evaluate(lambda i: truth, {"g": lambda a0: guess}, lambda s: s, [batch], TokenLayout(1, 0, (1, 1)))["g"]
+    assert fit.r2_all[-1] == pytest.approx(1 - 4 / 20)
+    assert fit.r2.cls[-1] == fit.r2.patches[-1] == pytest.approx(1 - 2 / 2)
+    assert fit.r2_one_mean == pytest.approx(1 - (4 / 4) / (8 / 4), abs=1e-5)
+
+
+def test_the_classes_that_a_head_gives():
+    """Three of four labelled images are right on the prediction, which has the class of the true state for two of five."""
+    truth, guess = (
+        np.eye(3, dtype=np.float32)[np.array(rows)][None, :, None].repeat(2, 0) for rows in ([0, 1, 2, 0, 1], [0, 2, 1, 1, 1])
+    )
+    batch = {"image": np.arange(5), "valid": np.ones(5, bool), "label": np.array([0, 2, 1, 2, -1])}
+    head, layout = {"kernel": np.eye(3), "bias": np.zeros(3)}, TokenLayout(1, 0, (0, 0))
+    options = ({"g": lambda a0: jnp.asarray(guess)}, lambda s: s, [batch], layout)
+    fit = evaluate(lambda i: jnp.asarray(truth), *options, head=head)["g"]
+    assert (fit.accuracy, fit.same_class) == (0.75, 0.4)
+    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].accuracy is None
+
+
 def test_cosine_and_e(measured):
     truth, guess, fits = measured
     fit = fits["guess"]

@@ -56,13 +56,14 @@ def test_measures_are_those_of_all_pairs():
         np.testing.assert_allclose(
             measured.silhouette.cls[depth], silhouette_score(angles, labels, metric="precomputed"), atol=1e-5
         )
-        right = 0
+        right = np.zeros(40)
         for i in range(40):
             others = np.arange(40) != i
             means = np.stack([directions[others & (labels == c)].mean(0) for c in (0, 3, 7)])
             cosines = means @ directions[i] / np.linalg.norm(means, axis=-1)
-            right += (0, 3, 7)[np.argmax(cosines)] == labels[i]
-        assert measured.accuracy.cls[depth] == pytest.approx(right / 40)
+            right[i] = (0, 3, 7)[np.argmax(cosines)] == labels[i]
+        np.testing.assert_array_equal(measured.hits.cls[depth], right)
+        assert measured.accuracy.cls[depth] == pytest.approx(np.mean([right[labels == c].mean() for c in (0, 3, 7)]))
     np.testing.assert_allclose(measured.separation.cls, measured.between.cls / measured.within.cls)
     assert measured.labels.tolist() == labels.tolist()
     assert measured.within.registers.size == measured.accuracy.patches.size == 0
@@ -73,6 +74,31 @@ def test_random_directions_are_classified_by_chance():
     # Each image is among the mean of its own class of ten: unless it is left out, nearly all would be right.
     accuracy = angular_basins(trajectory(x), np.arange(300) % 30, ONE).accuracy.cls
     assert accuracy < 0.08
+
+
+def test_chance_is_one_over_the_number_of_classes_whatever_their_sizes():
+    """Of images in one place all classes are equally near: 90 of 100 in one class make it no likelier."""
+    x, labels = np.ones((100, 5)), np.repeat([0, 1], (90, 10))
+    measured = angular_basins(trajectory(x), labels, ONE, num_components=1)
+    np.testing.assert_allclose(measured.hits.cls[0], 0.5)
+    assert measured.accuracy.cls[0] == pytest.approx(0.5)
+    # Every image of the small class right, every one of the large class at a third of its images: (1 / 3 + 1) / 2, not 36 / 90.
+    x[:60], x[60:90], x[90:] = [0, 1, 0, 0, 0], [1, 0.2, 0, 0, 0], [0, 1, 0.2, 0, 0]
+    found = angular_basins(trajectory(x), labels, ONE, num_components=1)
+    assert found.accuracy.cls[0] == pytest.approx(np.mean([found.hits.cls[0, :90].mean(), found.hits.cls[0, 90:].mean()]))
+
+
+def test_other_views_of_a_photograph_are_left_out_with_it():
+    """Random directions twice each: with its twin in the class mean nearly every image would be right."""
+    once = np.random.default_rng(0).normal(size=(150, 200))
+    x, labels, photographs = np.tile(once, (2, 1)), np.tile(np.arange(150) % 15, 2), np.tile(np.arange(150), 2)
+    alone, grouped = (angular_basins(trajectory(x), labels, ONE, photographs=names) for names in (None, photographs))
+    first = angular_basins(trajectory(once), labels[:150], ONE)
+    assert alone.accuracy.cls > 0.6 > 5 * first.accuracy.cls
+    for measure in ("within", "between", "silhouette", "accuracy"):
+        assert getattr(grouped, measure).cls == pytest.approx(getattr(first, measure).cls, abs=1e-6)
+    with pytest.raises(ValueError, match="15 of 15 classes have one photograph only"):
+        angular_basins(trajectory(x), labels, ONE, photographs=labels)
 
 
 def test_images_in_one_place_are_not_apart():
@@ -152,7 +178,7 @@ def test_a_batch_over_eight_devices_has_the_same_directions():
         ([0.0, 1, 0, 1, 0, 1], {}, "labels must be integers from 0, got float64"),
         ([-1, 0, -1, 0, -1, 0], {}, "labels must be integers from 0, got int64 from -1"),
         ([4] * 6, {}, "all 6 images are of class 4: basins need two classes"),
-        ([0, 0, 0, 1, 1, 5], {}, r"1 of 3 classes have one image only \(class 5, say\)"),
+        ([0, 0, 0, 1, 1, 5], {}, r"1 of 3 classes have one photograph only \(class 5, say\)"),
         ([0, 1] * 3, {"num_components": 6}, "num_components 6 is out of range: 6 images"),
         ([0, 1] * 3, {"num_clusters": 2}, "num_clusters 2 is for labels=None"),
         (None, {"num_clusters": 4}, "num_clusters 4 is out of range: 6 images make 2 to 3"),

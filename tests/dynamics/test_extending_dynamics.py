@@ -102,7 +102,9 @@ def test_measures_on_whole_trajectories_and_on_tangent_images(monkeypatch):
 
 
 def test_what_is_no_measure():
-    with pytest.raises(ValueError, match="speed: on='images' is not known, expected one of stream, trajectories, tangent"):
+    with pytest.raises(
+        ValueError, match="speed: on='images' is not known, expected one of stream, classes, trajectories, tangent"
+    ):
         Measure("speed", on="images", compute=lambda seen: None)
     with pytest.raises(ValueError, match="speed: a measure on the stream of all images needs gather="):
         Measure("speed", compute=lambda seen: None)

@@ -35,7 +35,7 @@ def shown(types=ALL, **arrays):
     one |= {"coherence_patches": band("states", 7, "patches"), "along": band("states", 7), "from_patch": band("states", 7)}
     systems = ("teacher", "k2", "k3")
     arrays = {name.replace("__", "/"): array for name, array in arrays.items()}
-    return Shown(dict.fromkeys(systems, one), dict.fromkeys(systems, arrays), PARTITIONS, LAYOUT, 20, 8)
+    return Shown(dict.fromkeys(systems, one), dict.fromkeys(systems, arrays), PARTITIONS, LAYOUT, 20, 10, 8)
 
 
 @pytest.mark.parametrize("types", [ALL, ("patches",)])
@@ -110,5 +110,5 @@ def test_every_figure_has_a_name_of_its_own_a_title_and_a_caption():
     assert len({picture.name for picture in found}) == len(found) == 16
     assert all(picture.title and "{" not in picture.caption_of(shown()) for picture in found)
     assert draw("dynamics", shown()).axes[0].get_title() == "cls"
-    bare = Shown({"teacher": {}}, {"teacher": {}}, {}, LAYOUT, 1, 0)
+    bare = Shown({"teacher": {}}, {"teacher": {}}, {}, LAYOUT, 1, 1, 0)
     assert all(picture.draw(bare) is None for picture in found if picture.name != "summary")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brh_jax import dynamics
+from brh_jax.curves import band
 from brh_jax.dynamics import DepthSystem, PortraitSettings
 from brh_jax.dynamics.drawing import pictures
 from brh_jax.errors import UserError
@@ -23,6 +24,7 @@ SMALL = PortraitSettings(
     num_angles=2,
     rank=6,
     extrapolated_steps=20,
+    influence_probes=0,
 )
 KEY = jax.random.key(0)
 
@@ -141,6 +143,48 @@ def test_classes_of_one_image_are_left_out(states):
     assert portrait["directions"].speed.cls.shape == (4, 10)
     some = dynamics.portrait(turning(0.1), [(state, np.r_[classes[:8], -1, -1])], key=KEY, settings=SMALL)
     np.testing.assert_array_equal(some["basins"].labels, classes[:8])
+
+
+def test_views_of_photographs_and_images_of_classes(states):
+    """Bands draw photographs; linear models are tested on photographs that they were not fitted to; basins have images of their
+    own."""
+    state, classes = states
+    few = dataclasses.replace(SMALL, tangent_images=0, extrapolated_steps=0, linear_images=20)
+    twice, views = np.concatenate([state, state]), np.tile(np.arange(10), 2)
+    nothing = -np.ones(20, int)
+    portrait = dynamics.portrait(turning(0.1), [(twice, nothing, views)], key=KEY, settings=few, of_classes=[(state, classes)])
+    assert (portrait.num_images, portrait.num_photographs) == (20, 10)
+    np.testing.assert_array_equal(portrait["basins"].labels, classes)
+    assert not set(views[portrait["linear"].tested]) & set(np.delete(views, portrait["linear"].tested))
+    once = dynamics.portrait(turning(0.1), [(state, classes)], key=KEY, settings=few)
+    curve, single = dynamics.curves(portrait)["coherence_patches"], dynamics.curves(once)["coherence_patches"]
+    grouped, alone = band(curve, portrait.photographs), band(single, once.photographs)
+    np.testing.assert_allclose((grouped.mean_low, grouped.mean_high), (alone.mean_low, alone.mean_high), atol=1e-6)
+    assert band(curve).mean_high[0] - band(curve).mean_low[0] < 0.85 * (alone.mean_high[0] - alone.mean_low[0])
+    horizon = dynamics.curves(portrait)["horizon_cls"]
+    assert horizon.of_images(portrait.photographs).tolist() == views[portrait["linear"].tested].tolist()
+    with pytest.raises(ValueError, match=r"photographs have shape \(9,\), expected \(20,\)"):
+        dynamics.portrait(turning(0.1), [(twice, nothing, views[:9])], key=KEY, settings=few)
+
+
+def attending(state, layer):
+    """The class token, the same in every image, takes up what the patches of an image have in common."""
+    return state.at[:, 0].add(0.2 * state[:, 1:].mean(1))
+
+
+def test_class_basins_of_a_known_system():
+    """At first all class tokens are in one place: chance, one in three. After a layer each points to its class."""
+    rng, classes = np.random.default_rng(1), np.repeat([0, 1, 2], (4, 4, 4))
+    state = 0.05 * rng.normal(size=(12, 3, 6)) + np.eye(6)[classes + 2][:, None]
+    state[:, 0] = [1, 0, 0, 0, 0, 0]
+    few = dataclasses.replace(SMALL, tangent_images=0, extrapolated_steps=0, linear_images=0)
+    stream = rng.normal(size=(5, 3, 6)).astype(np.float32)
+    options = {"key": KEY, "settings": few, "of_classes": [(state.astype(np.float32), classes, np.arange(12))]}
+    found = dynamics.portrait(DepthSystem(attending, 4, LAYOUT), [stream], **options)
+    np.testing.assert_allclose(found["basins"].accuracy.cls, [1 / 3, 1, 1, 1, 1])
+    np.testing.assert_allclose(found["basins"].accuracy.patches, 1)
+    np.testing.assert_allclose(dynamics.curves(found)["accuracy_cls"].values, [1 / 3, 1, 1, 1, 1])
+    assert found.num_images == 5 and dynamics.draw("basins", {"teacher": found}) is not None
 
 
 def test_systems_that_do_not_go_together(states):

@@ -21,14 +21,32 @@ COST = CostResult(10, 5, 7, 320, 160, 1.0, 3.0, 163.0)
 def fit(label, r2, relative_e, *, kind="raptor", raptor=""):
     """A fit of layers: `r2` by token type, the cosine of cls 0.1 and 0.9."""
     error = {"all": relative_e}
-    return Fit(label, raptor or label, kind, r2, {"cls": [0.1, 0.9]}, error, error, 0.9, 40, {}, {})
+    last = r2["cls"][-1]
+    return Fit(
+        label,
+        raptor or label,
+        kind,
+        r2,
+        [0.0, last - 0.1],
+        last + 0.1,
+        {"cls": [0.1, 0.9]},
+        error,
+        error,
+        0.9,
+        None,
+        None,
+        40,
+        40,
+        {},
+        {},
+    )
 
 
 def phases(k, **structure):
     """A partition of k single layers."""
     ks = list(range(k))
     cut = CutResult(" | ".join(str(i + 1) for i in ks), [1] * k, ks, 0.5, structure)
-    return PhasesResult("max_cut", 40, [[0.0] * k] * k, {k: cut}, [], [])
+    return PhasesResult("max_cut", 40, 40, [[0.0] * k] * k, {k: cut}, [], [])
 
 
 def distilled(name, k):

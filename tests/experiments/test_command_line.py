@@ -12,6 +12,7 @@ TINY = pathlib.Path(__file__).parent / "tiny.py"
 
 def command(*arguments, cwd):
     environment = os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    environment |= {"BRH_JAX_CACHE": f"{cwd}/cache", "TORCH_HOME": f"{cwd}/torch"}
     return subprocess.run(
         [sys.executable, "-m", "experiments.main", *arguments],
         cwd=cwd,
@@ -43,7 +44,7 @@ def command(*arguments, cwd):
         (["--config=configs/quickstart.py", "--config.data.image_size=8x10"], "images are square here, expected one number"),
         (["--config=configs/quickstart.py", "--config.mesh.data=3"], "has 3 places for 1 devices"),
         (
-            ["--config=configs/dinov2.py", "--config.data.train=digits:train"],
+            ["--config=configs/dinov2.py", "--config.data.train=digits:train", "--config.probe.head="],
             "could not get hf:facebook/dinov2-with-registers-base",
         ),
         (["--config=configs/quickstart.py", "--config.phases.k=(13,)"], "12 layers cannot be cut into 13 phases"),
@@ -53,7 +54,12 @@ def command(*arguments, cwd):
         ),
         (["--config=configs/quickstart.py", "--config.eval.num_images=0"], "config.eval.num_images is 0: expected a positive"),
         (["--config=configs/quickstart.py", "--config.raptor.mlp=relu"], "config.raptor.mlp is 'relu': expected one of gelu"),
-        (["--config=configs/dinov2.py", "--config.teacher.source=gone.pth"], "no weights at gone.pth"),
+        (["--config=configs/dinov2.py", "--config.probe.head=", "--config.teacher.source=gone.pth"], "no weights at gone.pth"),
+        # Said before hours of distillation: what the probe starts from in the end.
+        (
+            ["--config=configs/dinov2.py:arch=vits14"],
+            "config.probe.head: no file dinov2_vits14_linear_head.pth, Meta's classifier: download https://dl.fbaipublicfiles.com/",
+        ),
         (["--config=configs/dinov2.py", "--config.teacher.source=random:vitz14"], "unknown architecture 'vitz14'"),
         (["--config=configs/quickstart.py", "--config.eval.baselines=('median',)"], "config.eval.baselines names 'median'"),
         (["--config=configs/quickstart.py", "--config.phases.metrics=('mmd',)"], "config.phases.metrics names 'mmd'"),

@@ -143,7 +143,10 @@ def test_whose_classifier(done):
 
     head, origin = found(context, teacher.replace(head=None))
     assert origin == "the linear probe" and head["kernel"].shape == (32, 10)
-    other = teacher.replace(head={"kernel": np.zeros((16, 10))})
+    cls = teacher.replace(head={"kernel": np.ones((16, 10), np.float32), "bias": np.zeros(10, np.float32)})
+    head, origin = found(context, cls)  # of the class token alone
+    assert origin == "the teacher's classifier" and head["kernel"].shape == (32, 10) and not head["kernel"][16:].any()
+    other = teacher.replace(head={"kernel": np.zeros((24, 10)), "bias": np.zeros(10)})
     # What the stage left counts only where it is done.
     for stages in ({}, {"probes": ProbesResult()}):
         head, origin = found(dataclasses.replace(context, results=Results(stages)), other)

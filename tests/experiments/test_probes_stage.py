@@ -118,7 +118,9 @@ def test_what_is_measured_elsewhere_is_no_setting_of_probes(folders):
 
 def test_merits_are_of_every_model(found):
     teacher = merits(found)["teacher"]
-    assert set(merits(found)) == {"teacher", "k2"} and set(teacher) == {"probe %", "top-1 %", "mIoU %", "RMSE"}
+    assert set(merits(found)) == {"teacher", "k2"}
+    assert set(teacher) == {"probe %", "top-1 %", "mIoU %", "RMSE", "RMSE per image"}
+    assert teacher["RMSE"] == found.depth.models["teacher"].rmse.value  # beside the paper's, which is pooled too
     assert teacher["probe %"] == teacher["top-1 %"] == 100 * found.linear.models["teacher"].accuracy.value
     assert teacher["mIoU %"] == 100 * found.segmentation.models["teacher"].miou.value
     linear = found.linear.models
@@ -169,9 +171,10 @@ def test_the_run_as_a_whole_may_name_no_probe(context, capsys):
     assert "name no training set, nothing to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_a_probe_starts_from_the_teachers_own_classifier(context, tiny_encoder, tmp_path, cache):
-    kernel = np.random.default_rng(0).normal(size=(32, 10)).astype(np.float32)
+# One that reads [cls, mean patch], and a supervised ViT's, of the class token alone.
+@pytest.mark.parametrize(("cache", "width"), [(False, 32), (True, 32), (True, 16)])
+def test_a_probe_starts_from_the_teachers_own_classifier(context, tiny_encoder, tmp_path, cache, width):
+    kernel = np.random.default_rng(0).normal(size=(width, 10)).astype(np.float32)
     head = {"kernel": kernel, "bias": np.zeros(10, np.float32)}
     own = dataclasses.replace(context, workdir=tmp_path, folder=tmp_path / "probes", results=Results())
     own.save(tiny_encoder.replace(head=head), tmp_path / "teacher" / "model", {})

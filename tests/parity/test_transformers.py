@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import brh_jax
 from brh_jax.models import pooled_features
+from brh_jax.models.head import apply_head
 from weights_convert import convert
 
 TOLERANCE = 1e-5
@@ -101,6 +102,9 @@ def test_classifier_head(name, tmp_path):
     final = encoder.features(encoder.trajectory(pixels)[-1])
     features = pooled_features(final, encoder.layout) if name.startswith("dinov2") else final[:, 0]
     np.testing.assert_allclose(features @ encoder.head["kernel"] + encoder.head["bias"], expected, atol=TOLERANCE)
+    # Whatever it reads, it is a classifier on [cls, mean patch].
+    found = apply_head(encoder.pooled_head, pooled_features(final, encoder.layout))
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2-registers", "vit"])

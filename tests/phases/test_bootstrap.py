@@ -88,6 +88,27 @@ def test_resamples_are_means_over_images_drawn_with_replacement(sampled):
     np.testing.assert_allclose(spread, sample.values.std(0) / np.sqrt(40), rtol=0.1, atol=1e-6)
 
 
+def test_views_of_one_photograph_are_drawn_together(sampled):
+    """Every image three times says no more than once; the halves share no photograph."""
+    states, samples = sampled
+    thrice, names = np.concatenate([states] * 3, axis=1), np.tile(np.arange(40) + 100, 3)
+    batches = [(thrice[:, i : i + 24], np.ones(24, bool), names[i : i + 24]) for i in range(0, 120, 24)]
+    found = phases.layer_samples(iter(batches), LAYOUT)
+    once, cosine, kernel = samples["cosine"], found["cosine"], found["cka"]
+    assert (cosine.num_units, cosine.num_groups) == (120, 40)
+    np.testing.assert_allclose(cosine.resampled(50, seed=0), once.resampled(50, seed=0), atol=1e-6)
+    alone = phases.LayerSamples("cosine", cosine.values).resampled(2000, seed=0).std(0)
+    np.testing.assert_allclose(alone, once.resampled(2000, seed=0).std(0) / np.sqrt(3), rtol=0.1, atol=1e-6)
+    first, second = cosine.halves()
+    assert first.num_units == second.num_units == 60 and first.num_groups == 20
+    assert not set(first.groups) & set(second.groups)
+    # 40 photographs are two sets of 16, each three times; the units of one set are one group.
+    assert (kernel.num_units, kernel.num_groups) == (6, 2)
+    np.testing.assert_allclose(kernel.dissimilarity(), samples["cka"].dissimilarity(), atol=1e-9)
+    with pytest.raises(ValueError, match="24 images of 8 photographs: kernel alignment is measured over groups of 16 different"):
+        phases.layer_samples(iter([(thrice[:, :24], np.ones(24, bool), np.arange(24) % 8)]), LAYOUT)
+
+
 def rand_index(a, b):
     """Adjusted, by counting pairs of layers: (index - expected) / (largest - expected)."""
     pairs = list(itertools.combinations(range(len(a)), 2))

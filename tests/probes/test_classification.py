@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource
 from brh_jax.data.transforms import CenterCrop
-from brh_jax.errors import UserError
 from brh_jax.models import pooled_features
 from brh_jax.probes import classification
 from brh_jax.probes.classification import ProbeSettings
@@ -30,7 +29,8 @@ def two_classes():
 
 def test_features_are_normalised_cls_and_mean_patch(tiny_encoder, two_classes):
     batches = list(measuring_batches(two_classes, CenterCrop(tiny_encoder.preprocessing), 40))
-    features, labels = classification.extract_features(tiny_encoder, batches)
+    features, labels, photographs = classification.extract_features(tiny_encoder, batches)
+    assert sorted(photographs) == list(range(len(two_classes)))
     assert features.shape == (96, 32)
     assert sorted(labels) == sorted(two_classes.labels)
     states = tiny_encoder.trajectory(tiny_encoder.normalize_pixels(batches[0]["image"]))
@@ -42,7 +42,7 @@ def test_features_are_normalised_cls_and_mean_patch(tiny_encoder, two_classes):
 
 def test_cached_and_streamed_probes_learn_what_logistic_regression_learns(tiny_encoder, two_classes, tmp_path):
     transform = CenterCrop(tiny_encoder.preprocessing)
-    features, labels = classification.extract_features(tiny_encoder, measuring_batches(two_classes, transform, 48))
+    features, labels, _ = classification.extract_features(tiny_encoder, measuring_batches(two_classes, transform, 48))
     reference = LogisticRegression(max_iter=500).fit(features, labels).score(features, labels)
     mesh = make_mesh()
     cached = classification.train_probe(
@@ -84,16 +84,3 @@ def test_cached_batches_go_through_each_epoch_and_go_on_where_they_were():
 def test_accuracy():
     head = {"kernel": np.eye(3), "bias": np.zeros(3)}
     assert classification.accuracy(head, np.eye(3), np.array([0, 1, 0])) == pytest.approx(2 / 3)
-
-
-def test_unlabelled_images_are_refused():
-    with pytest.raises(UserError, match="array has 0 classes: labelled images are needed"):
-        classification.check_labels(ArraySource(np.zeros((3, 8, 8), np.uint8)))
-
-
-def test_classes_that_one_of_the_sets_lacks_are_named():
-    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
-    train, test = (ArraySource(images, labels, name, classes) for name, classes in (("a", "xy"), ("b", "xz")))
-    classification.check_same_classes(train, train)
-    with pytest.raises(UserError, match="a and b have different classes: no y in b; no z in a"):
-        classification.check_same_classes(train, test)

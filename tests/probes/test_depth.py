@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import numpy as np
@@ -21,9 +22,11 @@ def test_scale_invariant_log_loss_is_its_formula():
     target[0, 0, 0], target[1, 1] = 0, 12  # no measurement, beyond the range
     kept = (target > 0) & (target < 10)
     g = np.log(predicted[kept]) - np.log(target[kept])
-    found = depth.scale_invariant_log(predicted, target, PLAIN)
+    ours = dataclasses.replace(PLAIN, recipe="ours")  # the paper's is in tests/parity
+    found = depth.scale_invariant_log(predicted, target, ours)
     assert found == pytest.approx(np.sqrt(g.var() + 0.15 * g.mean() ** 2), rel=1e-4)
-    assert depth.scale_invariant_log(predicted, np.zeros_like(target), PLAIN) < 1e-3
+    for settings in (ours, PLAIN):
+        assert depth.scale_invariant_log(predicted, np.zeros_like(target), settings) < 1e-3
 
 
 def test_bins_and_the_cross_entropy_of_valid_pixels_only():
@@ -57,14 +60,26 @@ def test_errors_are_those_of_the_field_in_the_crop():
         relative.append(np.mean(np.abs(p - t) / t))
         within.append(np.mean(np.maximum(p / t, t / p) < 1.25))
         squares.append((p - t) ** 2)
-    assert scores.rmse == pytest.approx(np.mean(rmse), rel=1e-5)
-    assert scores.rmse_pooled == pytest.approx(np.sqrt(np.mean(np.concatenate(squares))), rel=1e-5)
+    assert scores.rmse == pytest.approx(np.sqrt(np.mean(np.concatenate(squares))), rel=1e-5)
+    assert scores.rmse_per_image == pytest.approx(np.mean(rmse), rel=1e-5)
     assert scores.abs_rel == pytest.approx(np.mean(relative), rel=1e-5)
     assert scores.delta1 == pytest.approx(np.mean(within), rel=1e-5)
     assert (scores.num_images, scores.num_without) == (2, 1)
     assert scores.low <= scores.rmse <= scores.high
+    assert scores.per_image_low <= scores.rmse_per_image <= scores.per_image_high
     with pytest.raises(UserError, match="none of 2 images has ground truth within the range"):
         depth.depth_scores(np.zeros((2, 4)))
+
+
+def test_the_error_is_of_all_pixels_together():
+    """One image with 1 pixel off by 3 m, one with 3 pixels off by 1 m: sqrt((9 + 3) / 4), not (3 + 1) / 2."""
+    target = np.array([[[5.0, 0, 0, 0]], [[5.0, 5, 0, 5]]], np.float32)
+    predicted = np.array([[[8.0, 1, 1, 1]], [[6.0, 4, 9, 6]]], np.float32)
+    scores = depth.depth_scores(np.asarray(depth.image_errors(predicted, target, PLAIN), np.float64))
+    assert scores.rmse == pytest.approx(np.sqrt(3)) and scores.rmse_per_image == pytest.approx(2)
+    # The ends of the range are measurements.
+    ends = np.array([[[0.001, 10.0, 10.5, 0.0]]], np.float32)
+    np.testing.assert_array_equal(PLAIN.valid(ends), [[[True, True, False, False]]])
 
 
 def test_the_head_before_the_upsampling_is_the_head_after_it(tiny_encoder):
@@ -88,6 +103,12 @@ def test_settings_that_do_not_fit():
         DepthSettings(eval_size=(240, 320))
     with pytest.raises(UserError, match="256 bins on 10.0 to 10.0 m"):
         DepthSettings(min_depth=10.0)
+    with pytest.raises(UserError, match="recipe is 'adabins': expected one of paper, ours"):
+        DepthSettings(recipe="adabins")
+    with pytest.raises(UserError, match="hue is 0.7: expected a share of the circle, at most 0.5"):
+        DepthSettings(hue=0.7)
+    with pytest.raises(UserError, match=r"crop_scale is \(2.0, 0.5\): expected two positive shares"):
+        DepthSettings(crop_scale=(2.0, 0.5))
 
 
 class Slopes(Source):
@@ -118,5 +139,8 @@ def test_a_probe_learns_what_tokens_tell(tiny_encoder, tmp_path):
         depth.evaluate_depth(functools.partial(predict, h), settings, measuring_batches(Slopes(24), resize, 8))
         for h in (zeros, head)
     )
+    one = depth.train_depth(tiny_encoder, train, 3, settings, dataclasses.replace(run, folder=tmp_path / "few"), batch_size=16)
+    # Adam's steps are of the learning rate's size while gradients keep their sign: all three of them, however large these are.
+    assert np.abs(one["bias"]).max() == pytest.approx(3 * 0.05, rel=0.05)
     assert before.num_images == after.num_images == 24
     assert after.rmse < 0.6 * before.rmse

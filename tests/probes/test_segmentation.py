@@ -122,5 +122,6 @@ def test_a_probe_learns_what_patches_tell_and_knows_what_it_never_saw(tiny_encod
     predicted = predict(np.stack([Halves().read(0)["image"]]))
     assert predicted.shape == (1, 8, 8) and predicted.dtype == np.uint8
     batches = [{"image": np.zeros((8, 8, 8, 3), np.uint8), "target": np.full((8, 8, 8), IGNORED, np.uint8), "valid": [True] * 8}]
+    batches[0]["photograph"] = np.arange(8)
     with pytest.raises(UserError, match="none of the 8 images has a labelled pixel"):
         segmentation.evaluate_segmentation(predict, 3, batches)

@@ -23,7 +23,7 @@ def fits(types=("cls", "registers", "patches")):
         r2 = {t: (rng.random(6) - shift).tolist() for t in types}
         error = {t: (rng.random(6) + 0.1).tolist() for t in (*types, "all")}
         edges = {"error": {t: Edges([0.9 * e for e in v], [1.1 * e for e in v]) for t, v in error.items()}}
-        made[name] = Fit(name, raptor, kind, r2, r2, error, error, 0.5, 9, edges, {})
+        made[name] = Fit(name, raptor, kind, r2, [0.3, 0.6], 0.7, r2, error, error, 0.5, None, None, 9, 3, edges, {})
     return made
 
 

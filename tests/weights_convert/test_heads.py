@@ -1,11 +1,13 @@
 """Published linear heads."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import torch
 
 from brh_jax.errors import UserError
-from weights_convert.heads import read_linear_head
+from weights_convert.heads import find_linear_head, published_head, read_linear_head
 
 
 def test_metas_layout(tmp_path):
@@ -15,6 +17,25 @@ def test_metas_layout(tmp_path):
     features = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
     expected = torch.nn.functional.linear(torch.tensor(features), weight, bias)
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], expected, atol=1e-5)
+
+
+def test_metas_heads_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRH_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    name = published_head("vitb14_reg")
+    assert (name, published_head("vits14")) == ("dinov2_vitb14_reg4_linear_head.pth", "dinov2_vits14_linear_head.pth")
+    where = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/{name} into {tmp_path}/cache/heads"
+    with pytest.raises(UserError, match=f"no file {name}, Meta's classifier: download {where}"):
+        find_linear_head(name)
+    with pytest.raises(UserError, match="no classifier at my_head.pth: expected a .pth or .safetensors file, or the name of one"):
+        find_linear_head("my_head.pth")
+    for place in ("torch/hub/checkpoints", "cache/heads", "."):  # the nearest one counts
+        file = tmp_path / place / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"weight": torch.ones(10, 32), "bias": torch.zeros(10)}, file)
+        assert pathlib.Path(find_linear_head(name)).resolve() == file.resolve()
+    assert read_linear_head(name, 32, 10)["kernel"].shape == (32, 10)
 
 
 def test_other_sizes_say_what_they_are(tmp_path):

@@ -13,17 +13,18 @@ from brh_jax.types import Labels, Projection
 
 def _classes(seen: Sequence[Seen]) -> Labels | None:
     """Class of each image, -1 for those that are left out; clusters of the first system's last directions where no two classes
-    have two images. None where images fall into no clusters."""
+    have two photographs. None where images fall into no clusters."""
     first = seen[0]
     if first.classes is not None:
-        classes, sizes = np.unique(first.classes, return_counts=True)
+        known = np.unique(np.stack([first.classes, first.photographs]), axis=1)
+        classes, sizes = np.unique(known[0], return_counts=True)
         several = classes[(sizes > 1) & (classes >= 0)]
         if len(several) > 1:
             return np.where(np.isin(first.classes, several), first.classes, -1)
     if first.gathered.cls.shape[1] < 4:
         return None
     try:
-        return angular_basins(first.gathered, None, first.layout).labels
+        return angular_basins(first.gathered, None, first.layout, photographs=first.photographs).labels
     except ValueError:  # every number of clusters leaves an image alone
         return None
 
@@ -32,12 +33,19 @@ def _compute(seen: Seen) -> AngularBasins | None:
     if seen.shared is None:
         return None
     known = seen.shared >= 0
-    return angular_basins(jax.tree.map(lambda m: m[:, known], seen.gathered), seen.shared[known], seen.layout)
+    gathered = jax.tree.map(lambda m: m[:, known], seen.gathered)
+    return angular_basins(gathered, seen.shared[known], seen.layout, photographs=seen.photographs[known])
 
 
 def _curves(basins: AngularBasins) -> dict[str, Curve]:
     names = ("within", "between", "separation", "silhouette", "accuracy")
     return {key: curve for name in names for key, curve in by_token(name, getattr(basins, name), "states").items()}
+
+
+def _arrays(basins: AngularBasins) -> dict[str, np.ndarray]:
+    """`projection`, `labels`, and by token type `hits_cls [depth + 1, images]`."""
+    hits = {f"hits_{token}": hits for token, hits in basins.hits._asdict().items() if hits.size}
+    return {"projection": basins.projection, "labels": basins.labels} | hits
 
 
 @styled
@@ -85,12 +93,14 @@ MEASURE = Measure(
     share=_classes,
     compute=_compute,
     curves=_curves,
-    arrays=lambda basins: {"projection": basins.projection, "labels": basins.labels},
+    on="classes",
+    arrays=_arrays,
     figures=(
         Picture(
             "basins",
             "Angular basins",
-            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself. "
+            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself "
+            "and other views of its photograph, on images of a few classes, as many of each. "
             "Where the data have no classes these are clusters of the last directions, apart there by construction.",
             along_depth(
                 ("within", "angle within a class (rad)", "linear"),

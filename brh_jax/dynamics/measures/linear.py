@@ -7,6 +7,7 @@ import numpy as np
 from brh_jax.curves import Curve
 from brh_jax.dynamics.dmd import DMD, Horizon, dmd, dmd_horizon
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, styled
+from brh_jax.statistics import numbered_groups
 from brh_jax.tokens import ByToken
 
 # Layers ahead that linear models of a phase are held to, as far as it has as many, and their ridge: tokens of few images span
@@ -21,19 +22,24 @@ class LinearModels(NamedTuple):
     Attributes:
         phases: their layers, as a partition prints them.
         modes: per token type the linear model of the phase; None for a type that the model lacks.
-        horizons: per token type how far ahead a linear model of the first half of the linear images predicts the others; None
-            for a type that the model lacks, and with fewer than two linear images.
+        horizons: per token type how far ahead a linear model of one half of the linear images predicts the others, which are of
+            other photographs; None for a type that the model lacks, and with fewer than two photographs.
+        tested: which of the images they are predicted on.
     """
 
     phases: tuple[str, ...]
     modes: tuple[ByToken, ...]
     horizons: tuple[ByToken, ...]
+    tested: np.ndarray
 
 
 def _compute(seen: Seen) -> LinearModels:
     runs = seen.finest.runs
-    modes, horizons = (tuple(function(seen, run) for run in runs) for function in (_modes, _horizons))
-    return LinearModels(tuple(map(str, runs)), modes, horizons)
+    total = sum(t.shape[1] for t in seen.trajectories)
+    numbers = numbered_groups(seen.photographs[:total], total)
+    train = numbers < (numbers.max() + 1) // 2
+    modes, horizons = tuple(_modes(seen, run) for run in runs), tuple(_horizons(seen, run, train) for run in runs)
+    return LinearModels(tuple(map(str, runs)), modes, horizons, np.flatnonzero(~train))
 
 
 def _modes(seen: Seen, run) -> ByToken:
@@ -46,19 +52,18 @@ def _modes(seen: Seen, run) -> ByToken:
     return ByToken(*(of_type(token, count) for token, count in seen.layout.counts._asdict().items()))
 
 
-def _horizons(seen: Seen, run) -> ByToken:
-    trajectories = seen.trajectories
-    total = sum(t.shape[1] for t in trajectories)
-    before = np.cumsum([0, *(t.shape[1] for t in trajectories)])
-    train = [t[:, : total // 2 - b] for t, b in zip(trajectories, before, strict=False) if b < total // 2]
-    test = [t[:, max(total // 2 - b, 0) :] for t, b in zip(trajectories, before, strict=False) if b + t.shape[1] > total // 2]
+def _horizons(seen: Seen, run, train: np.ndarray) -> ByToken:
+    """Of a linear model of the images in `train`, on the others."""
+    cuts = np.cumsum([t.shape[1] for t in seen.trajectories])[:-1]
+    parts = list(zip(seen.trajectories, np.split(train, cuts), strict=True))
+    fitted, tested = ([t[:, rows == half] for t, rows in parts if (rows == half).any()] for half in (True, False))
     steps = tuple(p for p in _HORIZON if p <= run.stop - run.start)
 
     def of_type(token, count) -> Horizon | None:
-        if not count or total < 2:
+        if not (count and train.any()):
             return None
         options = {"steps": steps, "ridge": _RIDGE, "layout": seen.layout, "token": token, "clip_rank": True}
-        return dmd_horizon(train, test, (run.start + 1, run.stop), seen.settings.rank, **options)
+        return dmd_horizon(fitted, tested, (run.start + 1, run.stop), seen.settings.rank, **options)
 
     return ByToken(*(of_type(token, count) for token, count in seen.layout.counts._asdict().items()))
 
@@ -69,7 +74,7 @@ def _curves(found: LinearModels) -> dict[str, Curve]:
     curves = {}
     for token in ByToken._fields:
         if horizons := _present(found.horizons, token):
-            curves[f"horizon_{token}"] = Curve(np.concatenate([h.dmd.cosine for h in horizons]), "horizon", token)
+            curves[f"horizon_{token}"] = Curve(np.concatenate([h.dmd.cosine for h in horizons]), "horizon", token, found.tested)
         if modes := _present(found.modes, token):
             curves[f"modulus_{token}"] = Curve(np.concatenate([np.abs(m.eigenvalues) for m in modes]), "modes", token)
     return curves

@@ -1,14 +1,15 @@
 """Accuracy of the teacher's own classifier."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from brh_jax.data.classes import matched
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
-from brh_jax.errors import expect_positive
+from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
-from brh_jax.models.encoder import pooled_width
 from brh_jax.probes import classification
 from experiments.data import AllImages
 from experiments.settings import Common, without_effect
@@ -88,14 +89,54 @@ def _measure(context: Context, settings: Settings, encoder: Encoder) -> Accuracy
     if encoder.head is None or not (data.train and data.eval):
         return Accuracy(None, None)
     train = open_training_images(context, data, settings.teacher.train.num_images, settings.seed)
-    test = context.source(data.eval, data.data_dir)
+    test = _named_alike(settings, encoder, train, context.source(data.eval, data.data_dir))
     return Accuracy(
         _share(context, settings, encoder, test, "accuracy"), _share(context, settings, encoder, train, "train accuracy")
     )
 
 
+def _named_alike(settings: Settings, encoder: Encoder, train: Source, test: Source) -> Source:
+    """The images to test on, classes numbered as in training: by their names, or the classifier's outputs would mean other
+    classes.
+
+    Raises:
+        UserError: the classifier has an output for each class of both, and they are not the same ones; or the teacher was trained
+            here, and `test` has classes that it was not trained on.
+    """
+    outputs, counts = len(encoder.head["bias"]), [len(source.classes) for source in (train, test)]
+    if min(counts) < 2 or (counts != [outputs] * 2 and settings.teacher.source != "train"):
+        return test
+    try:
+        return matched(train, test)
+    except UserError as error:
+        raise UserError(f"config.data: {error}") from None
+
+
+def own_head(teacher: Encoder, train: Source | None, source: Source) -> dict[str, Any] | None:
+    """The teacher's classifier on [cls, mean patch], where it has an output for each class of a source; None where it has not.
+
+    Outputs have no names: where as many classes were trained on, they are of these, and a source that calls its own otherwise has
+        others.
+    """
+    head = teacher.pooled_head
+    if head is None or len(source.classes) < 2 or len(head["bias"]) != len(source.classes):
+        return None
+    if train is not None and len(train.classes) == len(source.classes) and train.classes != source.classes:
+        print(f"{source.name} has other classes than {train.name}: the teacher's classifier is not asked", flush=True)
+        return None
+    return head
+
+
 def _share(context: Context, settings: Settings, encoder: Encoder, source: Source, label: str) -> float | None:
-    if np.shape(encoder.head["kernel"]) != (pooled_width(encoder.dim, encoder.layout), len(source.classes)):
+    head = encoder.pooled_head
+    if head is None or len(head["bias"]) != len(source.classes):
+        reads, outputs = np.shape(encoder.head["kernel"])
+        why = (
+            f"{outputs} outputs for {len(source.classes)} classes"
+            if head
+            else f"it reads {reads} features, not of [cls, mean patch]"
+        )
+        print(f"accuracy: {label} left out on {source.name}: {encoder.name}'s classifier has {why}", flush=True)
         return None
     batches = context.measuring_batches(
         source,
@@ -106,6 +147,6 @@ def _share(context: Context, settings: Settings, encoder: Encoder, source: Sourc
         seed=settings.seed,
         threads=settings.data.threads,
     )
-    share = classification.accuracy(encoder.head, *classification.extract_features(encoder, batches))
+    share = classification.accuracy(head, *classification.extract_features(encoder, batches)[:2])
     print(f"accuracy: {label} {share:.3f} on {source.name}", flush=True)
     return share

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +11,12 @@ from brh_jax.data.sources import Source
 from brh_jax.distill import BASELINES, ImageErrors, TrajectoryFit
 from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
-from brh_jax.statistics import summarize
+from brh_jax.statistics import num_groups, summarize
 from experiments.data import AllImages, check_given
 from experiments.interval import Interval, mean_interval
 from experiments.settings import Common
 from experiments.stage import Context
-from experiments.stages.accuracy.run import MeasuringSettings
+from experiments.stages.accuracy.run import MeasuringSettings, own_head
 from experiments.stages.distill.run import read_blockwise, read_raptors
 from experiments.stages.phases.run import read_partitions
 from experiments.stages.teacher.run import read_teacher
@@ -56,7 +57,7 @@ class Settings(Common):
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-    """The 95 % bootstrap interval over images of each layer."""
+    """The 95 % bootstrap interval of each layer, photographs drawn."""
 
     low: list[float]
     high: list[float]
@@ -71,10 +72,14 @@ class Fit:
         raptor: name of the Raptor that it is, was, or whose partition it has; empty for predictions without phases.
         kind: "raptor"; "blockwise", a Raptor before its blocks were joined; "linear blocks"; "baseline".
         r2, cosine: token type -> `[depth]`.
-        error, relative_error: the same, and of all tokens together as "all".
+        r2_all: of all tokens together, `[depth]`.
+        r2_one_mean: of the last layer, all tokens together, as the paper's authors take it.
+        error, relative_error: token type -> `[depth]`, and of all tokens together as "all".
         final_cosine: of [cls, mean patch] after the final norm.
-        num_images: images measured.
-        edges: "error" and "relative_error" -> token type -> interval; empty with a single image.
+        accuracy, same_class: share of images whose class, and to which the class of the true last state, the teacher's own
+            classifier gives; None where it has none of these classes.
+        num_images, num_photographs: images measured, and photographs that they are views of: what intervals draw.
+        edges: "error" and "relative_error" -> token type -> interval; empty with a single photograph.
         overall: the same of the mean over layers and images, a figure with its interval.
     """
 
@@ -82,11 +87,16 @@ class Fit:
     raptor: str
     kind: str
     r2: dict[str, list[float]]
+    r2_all: list[float]
+    r2_one_mean: float
     cosine: dict[str, list[float]]
     error: dict[str, list[float]]
     relative_error: dict[str, list[float]]
     final_cosine: float
+    accuracy: float | None
+    same_class: float | None
     num_images: int
+    num_photographs: int
     edges: dict[str, dict[str, Edges]]
     overall: dict[str, dict[str, Interval]]
 
@@ -120,12 +130,12 @@ def run(context: Context, settings: Settings) -> AgreementResult:
         check_given(name, spec)
     # Opened before anything is measured, so that a set that is not there is said at once.
     sources = {spec: context.source(spec, data.data_dir) for spec in (data.eval, *settings.eval.more)}
-    teacher = read_teacher(context, settings.compute_dtype)
+    teacher, train = read_teacher(context, settings.compute_dtype), context.source(data.train, data.data_dir)
     predictions = {"identity": Prediction("first state repeated", distill.repeat_state(teacher.depth))}
     predictions |= dict(_baselines(context, settings, teacher)) | dict(_raptors(context, settings))
     sets = {}
     for number, (spec, source) in enumerate(sources.items()):
-        measured = _measure(context, settings, teacher, source, predictions)
+        measured = _measure(context, settings, teacher, source, predictions, own_head(teacher, train, source))
         arrays = {f"{name}/{measure}_{t}": v for name, fit in measured.items() for measure, t, v in _per_image(fit.images)}
         context.save_arrays(context.folder / f"errors{number or ''}.npz", **arrays)
         sets[spec] = {name: _fit_result(predictions[name], fit) for name, fit in measured.items()}
@@ -170,13 +180,16 @@ def _batches(context: Context, settings: Settings, teacher: Encoder, source: Sou
     )
 
 
-def _measure(context: Context, settings: Settings, teacher: Encoder, source: Source, predictions) -> dict[str, TrajectoryFit]:
+def _measure(
+    context: Context, settings: Settings, teacher: Encoder, source: Source, predictions: dict[str, Prediction], head: Any
+) -> dict[str, TrajectoryFit]:
     measured = distill.evaluate(
         lambda images: teacher.trajectory(teacher.normalize_pixels(images)),
         {name: prediction.rollout for name, prediction in predictions.items()},
         teacher.features,
         _batches(context, settings, teacher, source, settings.eval.num_images, f"agreement on {source.name}"),
         teacher.layout,
+        head=head,
     )
     for name, fit in measured.items():
         last = ", ".join(f"{t} {r[-1]:.3f}" for t, r in fit.r2._asdict().items() if len(r))
@@ -199,20 +212,26 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
 
     edges: dict[str, dict[str, Edges]] = {}
     overall: dict[str, dict[str, Interval]] = {}
-    for measure, token, values in _per_image(fit.images) if fit.num_images > 1 else ():
-        band = summarize(values)
+    number = num_groups(fit.photographs, fit.num_images)
+    for measure, token, values in _per_image(fit.images) if number > 1 else ():
+        band = summarize(values, groups=fit.photographs)
         edges.setdefault(measure, {})[token] = Edges(band.low.round(6).tolist(), band.high.round(6).tolist())
-        overall.setdefault(measure, {})[token] = mean_interval(values.mean(0))
+        overall.setdefault(measure, {})[token] = mean_interval(values.mean(0), groups=fit.photographs)
     return Fit(
         prediction.label,
         prediction.raptor,
         prediction.kind,
         lists(fit.r2),
+        np.round(fit.r2_all, 6).tolist(),
+        fit.r2_one_mean,
         lists(fit.cosine),
         lists(fit.error) | {ALL: np.round(fit.error_all, 6).tolist()},
         lists(fit.relative_error) | {ALL: np.round(fit.relative_error_all, 6).tolist()},
         fit.final_cosine,
+        fit.accuracy,
+        fit.same_class,
         fit.num_images,
+        number,
         edges,
         overall,
     )
@@ -224,5 +243,7 @@ def merits(result: AgreementResult) -> dict[str, dict[str, float]]:
     for name, fit in result.fits.items():
         found[name] = {f"R² {token}": values[-1] for token, values in fit.r2.items()}
         found[name] |= {f"cosine {token}": values[-1] for token, values in fit.cosine.items()}
+        if fit.accuracy is not None:
+            found[name]["own head %"] = 100 * fit.accuracy
         found[name]["relative e"] = float(np.mean(fit.relative_error[ALL]))
     return found

@@ -10,7 +10,8 @@ from brh_jax.dynamics.measure import Shown
 from brh_jax.report.html import FigureEntry, Table
 from brh_jax.report.style import TOKEN_NAMES
 from brh_jax.tokens import TokenLayout
-from experiments.page import Page
+from experiments.interval import Interval
+from experiments.page import Page, of_photographs
 from experiments.stages.distill.run import DistillResult
 from experiments.stages.dynamics.results import JUMPS, DynamicsResult, ModelResult
 from experiments.stages.phases.run import PhasesResult
@@ -29,6 +30,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             yield page.figure(figure, picture.name, picture.title, picture.caption_of(shown))
         if picture.name == "summary":
             yield _directions_table(found.models)
+            yield from _basins_table(found.models)
             yield from _jumps_table(found.models)
             yield from _stability_table(found.models)
             yield from _distance_table(found.models)
@@ -50,6 +52,7 @@ def _shown(page: Page, found: DynamicsResult) -> Shown:
         partitions={name: phases.partition_of(raptors[name].k) for name in found.models if name in raptors},
         layout=TokenLayout(layout.num_cls, layout.num_registers, layout.grid),
         num_images=found.num_images,
+        num_photographs=found.num_photographs,
         tangent_images=found.tangent_images,
     )
 
@@ -63,6 +66,32 @@ def _directions_table(models: dict[str, ModelResult]) -> Table:
             rows.append([*row, " / ".join(f"{v:.3f}" for v in one.speed), " / ".join(f"{v:.1f}" for v in one.stable_rank)])
     columns = ["model", "token", "cosine with the end: 0.5 at", "0.9 at", "angular speed: first, middle, last layer"]
     return Table("Directions in figures", [*columns, "stable rank by thirds"], rows)
+
+
+def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
+    """Accuracy of the nearest class mean at the first, the middle and the last state, and where it is best."""
+    found = {name: model.basins for name, model in models.items() if model.basins is not None}
+    if not found:
+        return
+    rows = []
+    for name, basins in found.items():
+        for token, states in basins.accuracy.items():
+            best = max(range(len(states)), key=lambda i: states[i].value)
+            cells = (f"{i}: {_percent(states[i])}" for i in (0, len(states) // 2, len(states) - 1, best))
+            rows.append([name, token, *cells])
+    first = next(iter(found.values()))
+    remark = (
+        f"Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other "
+        f"views of "
+        f"their photograph), mean over classes; {of_photographs(first.num_images, first.num_photographs)} of {first.num_classes} "
+        f"classes, as many of each as there are; chance {100 / first.num_classes:.1f} %. With 95 % bootstrap intervals over "
+        "photographs: of these classes, others may differ."
+    )
+    yield Table("Class basins in figures", ["model", "token", "first state", "middle", "last", "best"], rows, remark)
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _jumps_table(models: dict[str, ModelResult]) -> Iterator[Table]:

@@ -7,12 +7,14 @@ import numpy as np
 
 from brh_jax.curves import Band, Curve, band
 from brh_jax.dynamics import FATES, boundary_jump_test, curves, distance
+from brh_jax.dynamics.basins import AngularBasins
 from brh_jax.dynamics.comparison import Distance
 from brh_jax.dynamics.measures.extrapolation import IteratedBlocks
 from brh_jax.dynamics.portrait import Portrait
 from brh_jax.partition import Partition
 from brh_jax.statistics import JumpTest, crossing
 from brh_jax.types import Array
+from experiments.interval import Interval, mean_interval
 
 # Measures whose jumps at phase boundaries are tested, and what they are called; of those of states, what a layer changes.
 JUMPS = {
@@ -77,10 +79,26 @@ class IteratedResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class BasinsResult:
+    """Whether images lie nearest to the mean direction of their own class, taken without them.
+
+    Attributes:
+        num_classes, num_images, num_photographs: that it was measured on.
+        accuracy: token type -> of each state, mean over classes: chance is one over their number.
+    """
+
+    num_classes: int
+    num_images: int
+    num_photographs: int
+    accuracy: dict[str, list[Interval]]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelResult:
     """The dynamics of one model.
 
     Attributes:
+        basins: of the classes of images; None where they have none.
         bands: curve -> its band over images.
         tokens: token type -> its directions.
         stability: None without tangent images.
@@ -88,6 +106,7 @@ class ModelResult:
         distance: curve -> distance to the teacher's; empty for the teacher.
     """
 
+    basins: BasinsResult | None
     bands: dict[str, Band]
     tokens: dict[str, TokenResult]
     stability: StabilityResult | None
@@ -100,21 +119,39 @@ class DynamicsResult:
     """The dynamics of teacher and Raptors, by name; of the tangent images perturbations and derivatives were taken."""
 
     num_images: int
+    num_photographs: int
     tangent_images: int
     models: dict[str, ModelResult]
 
 
-def model_result(portrait: Portrait, teacher: Portrait) -> ModelResult:
-    """A portrait in a few figures, beside the teacher's."""
+def model_result(portrait: Portrait, teacher: Portrait, classes: bool) -> ModelResult:
+    """A portrait in a few figures, beside the teacher's.
+
+    Args:
+        classes: whether basins are of classes; otherwise of clusters, apart by construction.
+    """
     found = curves(portrait)
     types = {c.token for c in found.values() if c.token}
+    basins = portrait.results.get("basins") if classes else None
     return ModelResult(
-        bands={name: band(curve) for name, curve in found.items()},
+        basins=None if basins is None else _basins(basins),
+        bands={name: band(curve, portrait.photographs) for name, curve in found.items()},
         tokens={token: _token_result(found, token, portrait.partition) for token in sorted(types)},
         stability=_stability(portrait, found) if "exponents" in portrait.results else None,
         iterated=_iterated(portrait["extrapolation"]) if "extrapolation" in portrait.results else [],
         distance=distance(teacher, portrait) if portrait is not teacher else {},
     )
+
+
+def _basins(basins: AngularBasins) -> BasinsResult:
+    sizes = np.bincount(basins.labels)
+    weights = len(basins.labels) / (np.count_nonzero(sizes) * sizes[basins.labels])  # so that the mean is over classes
+    accuracy = {
+        token: [mean_interval(state * weights, groups=basins.photographs) for state in hits]
+        for token, hits in basins.hits._asdict().items()
+        if hits.size
+    }
+    return BasinsResult(int(np.count_nonzero(sizes)), len(basins.labels), len(np.unique(basins.photographs)), accuracy)
 
 
 def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:

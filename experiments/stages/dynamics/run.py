@@ -7,12 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from brh_jax.data.classes import balanced, draw_classes
+from brh_jax.data.sources import Source
 from brh_jax.dynamics import PortraitSettings, curves, portraits
 from brh_jax.dynamics.drawing import arrays_of
-from brh_jax.errors import expect_positive
+from brh_jax.dynamics.portrait import FirstStates
+from brh_jax.errors import expect, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.train.parallel import shard_batch, to_host
-from brh_jax.types import Labels, State
+from brh_jax.types import State
 from experiments.data import EvalImages, check_given
 from experiments.settings import Common, without_effect
 from experiments.stage import Context
@@ -28,15 +31,22 @@ class DynamicsSettings(PortraitSettings):
     Attributes:
         num_images: images to measure on.
         batch_size: images at a time.
+        classes: that class basins are of, drawn at random, where images have classes; 0 for all.
+        per_class: images of each of them, every photograph once. 1,000 images of ImageNet would be about one of each class.
     """
 
     num_images: int = 1000
     batch_size: int = without_effect(32)
-    influence_probes: int = 4
+    classes: int = 10
+    per_class: int = 24
 
     def __post_init__(self):
         super().__post_init__()
         expect_positive(self, "num_images", "batch_size")
+        for name, wrong in (("classes", 1), ("per_class", 1)):
+            value = getattr(self, name)
+            least = "two or more" + (", or 0 for all" if name == "classes" else "")
+            expect(value >= 0 and value != wrong and (value or name == "classes"), name, value, least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +62,16 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     models, phases = read_models(context, settings.compute_dtype), context.result(PhasesResult, "phases")
     distilled = context.results.get(DistillResult)
     raptors = {name: phases.partition_of(raptor.k) for name, raptor in distilled.raptors.items()} if distilled else {}
-    states = _first_states(context, settings, models["teacher"])
+    check_given("eval", settings.data.eval)
+    source = context.source(settings.data.eval, settings.data.data_dir)
+    states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     measured = portraits(
         {name: encoder.system() for name, encoder in models.items()},
         states,
         key=jax.random.key(settings.seed),
+        of_classes=_of_classes(context, settings, models["teacher"], source),
         partition={"teacher": phases.finest} | raptors,
         settings=settings.dynamics,
         sublayers={name: encoder.system(sublayers=True) for name, encoder in models.items()},
@@ -69,26 +82,36 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     arrays |= {f"{name}/{curve}": c.values for name, one in measured.items() for curve, c in curves(one).items()}
     context.save_arrays(context.folder / "arrays.npz", **arrays)
     teacher = measured["teacher"]
-    results = {name: model_result(portrait, teacher) for name, portrait in measured.items()}
-    return DynamicsResult(teacher.num_images, teacher.tangent_images, results)
+    results = {name: model_result(portrait, teacher, len(source.classes) > 1) for name, portrait in measured.items()}
+    return DynamicsResult(teacher.num_images, teacher.num_photographs, teacher.tangent_images, results)
 
 
-def _first_states(context: Context, settings: Settings, teacher: Encoder) -> Iterator[tuple[State, Labels]]:
-    """The first states of the images, and their classes."""
+def _of_classes(context: Context, settings: Settings, teacher: Encoder, source: Source) -> Iterator[FirstStates] | None:
+    """Images of some classes, as many of each; None where images have no classes."""
+    own = settings.dynamics
+    if len(source.classes) < 2:
+        return None
+    some = balanced(source, draw_classes(source, own.classes, settings.seed), own.per_class, settings.seed)
+    return _first_states(context, settings, teacher, some, len(some), "class basins")
+
+
+def _first_states(
+    context: Context, settings: Settings, teacher: Encoder, source: Source, num_images: int, label: str = "dynamics"
+) -> Iterator[FirstStates]:
+    """The first states of the images, their classes, and the photographs that they are views of."""
     data, own = settings.data, settings.dynamics
-    check_given("eval", data.eval)
     batches = context.measuring_batches(
-        context.source(data.eval, data.data_dir),
+        source,
         data.transform(data.eval_augment, teacher.preprocessing),
-        num_images=own.num_images,
+        num_images=num_images,
         batch_size=own.batch_size,
-        label="dynamics",
+        label=label,
         seed=settings.seed,
         threads=data.threads,
     )
     for batch in batches:
         state = to_host(teacher.embed(teacher.normalize_pixels(batch["image"])))[batch["valid"]]
-        yield _place(state, context.mesh), batch["label"][batch["valid"]]
+        yield _place(state, context.mesh), batch["label"][batch["valid"]], batch["photograph"][batch["valid"]]
 
 
 def _place(state: State, mesh: jax.sharding.Mesh) -> State:

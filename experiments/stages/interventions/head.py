@@ -3,16 +3,16 @@
 import numpy as np
 from jaxtyping import Float
 
+from brh_jax.data.classes import balanced
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder
-from brh_jax.models.encoder import pooled_width
 from brh_jax.probes import classification
 from brh_jax.types import Array, Features, Labels
 from experiments.data import AllImages
 from experiments.stage import Context
-from experiments.stages.accuracy.run import MeasuringSettings
+from experiments.stages.accuracy.run import MeasuringSettings, own_head
 from experiments.stages.probes.linear import head_file
 from experiments.stages.probes.run import ProbesResult
 
@@ -25,28 +25,27 @@ def find_head(
     """A classifier of a set's images, and what it is: the teacher's own, the probe's, or class means; None without labels."""
     if len(source.classes) < 2:
         return None, ""
-    num_features = pooled_width(teacher.dim, teacher.layout)
-    if teacher.head is not None and teacher.head["kernel"].shape == (num_features, len(source.classes)):
-        return teacher.head, "the teacher's classifier"
+    train = context.source(data.train, data.data_dir) if data.train else None
+    if (own := own_head(teacher, train, source)) is not None:
+        return own, "the teacher's classifier"
     probes = context.results.get(ProbesResult)
     if probes is not None and probes.linear is not None:
         probe = np.load(head_file(context.workdir / "probes", "teacher"))
         if tuple(probe["classes"]) == source.classes:
             return {"kernel": probe["kernel"], "bias": probe["bias"]}, "the linear probe"
-    train = context.source(data.train, data.data_dir) if data.train else None
     if train is None or train.classes != source.classes:
         print(f"interventions: no classifier of {source.name} is there, so accuracies are left out", flush=True)
         return None, ""
     batches = context.measuring_batches(
-        train,
+        balanced(train, train.classes, max(measuring.num_images // len(train.classes), 1), seed),
         CenterCrop(teacher.preprocessing),
-        num_images=measuring.num_images,
+        num_images=0,
         batch_size=measuring.batch_size,
         label="class means",
         seed=seed,
         threads=data.threads,
     )
-    return class_means(*classification.extract_features(teacher, batches), len(source.classes)), "the nearest class mean"
+    return class_means(*classification.extract_features(teacher, batches)[:2], len(source.classes)), "the nearest class mean"
 
 
 def class_means(features: Features, labels: Labels, num_classes: int) -> Head:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from brh_jax.interventions import Contrast
 from brh_jax.report.html import FigureEntry, Table
-from experiments.page import Page
+from experiments.page import Page, of_photographs
 from experiments.stages.interventions import figures
 from experiments.stages.interventions.results import InterventionsResult, SwapsResult
 from experiments.stages.phases.run import PhasesResult
@@ -18,7 +18,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
     if not result.num_images:
         return
     measures: list[str] = [measure for measure in ("change", "error") if measure in result.unchanged]
-    images = f"{result.num_images} images of {result.images}"
+    images = f"{of_photographs(result.num_images, result.num_photographs)} of {result.images}"
     head = f" Images are classified by {result.head}." if result.head else ""
     yield from _swaps(page, result, measures, images, head)
     if result.layers:
@@ -28,7 +28,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             "layer_effects",
             "Layers left out and applied twice",
             f"Each layer of the teacher by itself, and its attention and feed-forward part alone; {images}, bands are bootstrap "
-            f"95 % intervals over images.{head} Dotted lines are phase boundaries.",
+            f"95 % intervals over photographs.{head} Dotted lines are phase boundaries.",
         )
     if result.hybrids:
         yield page.figure(
@@ -37,7 +37,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             "Raptor's blocks in the teacher's place",
             "What each phase costs: the Raptor's block runs for one phase of the teacher, from the teacher's states; and the "
             f"teacher's own layers for one phase of the Raptor. {images.capitalize()}, against the teacher's last state.{head} "
-            "Bars are bootstrap 95 % intervals over images.",
+            "Bars are bootstrap 95 % intervals over photographs.",
         )
 
 
@@ -59,7 +59,8 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             "swaps_by_distance",
             "Swaps within and across phases, by distance",
             f"Mean over the swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over "
-            f"images.{head} Only the gap between the two at one distance speaks for phases: near layers swap more easily anyhow.",
+            f"photographs.{head} Only the gap between the two at one distance speaks for phases: near layers swap more easily "
+            f"anyhow.",
         )
         yield from (_contrasts(result.swaps, measure) for measure in measures)
 
@@ -72,7 +73,8 @@ def _contrasts(groups: list[SwapsResult], measure: str) -> Table:
     remark = (
         f"{what}, mean over swaps. The plain means are what is usually shown, and distance confounds them. Differences are "
         "across minus within, of swaps at one distance, or of one place and distance (one layer before it against one behind); "
-        "with bootstrap 95 % intervals over images, and the numbers of swaps within / across that are compared. p by shuffling "
+        "with bootstrap 95 % intervals over photographs, and the numbers of swaps within / across that are compared. p by "
+        "shuffling "
         "which is which, one-sided. The last column moves the phase boundaries to all other places instead, since swaps share "
         "layers and are not independent; it cannot fall below one over the number of places. Boundaries were cut where layers "
         "differ most, so a small p is not independent evidence; and where the damage depends on the place more than on what runs "

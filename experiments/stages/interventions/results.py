@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,23 @@ from experiments.stages.interventions.plans import LayerGroup, SwapGroup
 # All are of the last state after the final norm, and larger the worse. `error` needs labelled images.
 MEASURES = ("change", "distance", "token_change", "token_distance", "error")
 Measured = dict[str, np.ndarray]  # measure -> [plans, images]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How what was measured is resampled.
+
+    Attributes:
+        seed: of bootstrap and shuffles.
+        photographs: `[images]`, what each image is a view of: these are drawn.
+        num_permutations: shuffles of a test.
+    """
+
+    seed: int
+    photographs: np.ndarray
+    num_permutations: int
+
+
 Effect = dict[str, Interval]  # measure -> mean over images
 
 
@@ -136,7 +154,7 @@ class InterventionsResult:
 
     Attributes:
         images: name of the set.
-        num_images, num_plans: how many images and plans were measured.
+        num_images, num_photographs, num_plans: how many images were measured, of how many photographs, and plans.
         head: what images are classified by; empty where they are not.
         unchanged: effect of the trained order.
         swaps, layers: by group.
@@ -145,6 +163,7 @@ class InterventionsResult:
 
     images: str = ""
     num_images: int = 0
+    num_photographs: int = 0
     num_plans: int = 0
     head: str = ""
     unchanged: Effect = dataclasses.field(default_factory=dict)
@@ -153,21 +172,19 @@ class InterventionsResult:
     hybrids: dict[str, HybridResult] = dataclasses.field(default_factory=dict)
 
 
-def effects_of(measured: Measured, seed: int) -> list[Effect]:
+def effects_of(measured: Measured, draws: Draws) -> list[Effect]:
     """Mean effect of each plan, with its interval over images."""
-    columns = {measure: _intervals(values, seed) for measure, values in measured.items()}
+    columns = {measure: _intervals(values, draws) for measure, values in measured.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _intervals(values: np.ndarray, seed: int) -> list[Interval]:
-    band = summarize(values, seed=seed)
+def _intervals(values: np.ndarray, draws: Draws) -> list[Interval]:
+    band = summarize(values, seed=draws.seed, groups=draws.photographs)
     ends = [(np.round(one, 6) + 0.0).tolist() for one in (band.mean, band.low, band.high)]
     return [Interval(*row) for row in zip(*ends, strict=True)]
 
 
-def swaps_result(
-    group: SwapGroup, measured: Measured, partitions: dict[int, Partition], num_permutations: int, seed: int
-) -> SwapsResult:
+def swaps_result(group: SwapGroup, measured: Measured, partitions: dict[int, Partition], draws: Draws) -> SwapsResult:
     """A group of swaps, seen from every partition."""
     depth = next(iter(partitions.values())).depth
     single = group.num_layers == 1
@@ -177,7 +194,7 @@ def swaps_result(
         group.part,
         len(group.swaps),
         {measure: _matrix(group, values, depth) for measure, values in measured.items()} if single else {},
-        {k: _phase_swaps(group, measured, partition, num_permutations, seed) for k, partition in partitions.items()},
+        {k: _phase_swaps(group, measured, partition, draws) for k, partition in partitions.items()},
     )
 
 
@@ -188,36 +205,35 @@ def _matrix(group: SwapGroup, values: np.ndarray, depth: int) -> list[list[float
     return matrix
 
 
-def _phase_swaps(group: SwapGroup, measured: Measured, partition: Partition, num_permutations: int, seed: int) -> PhaseSwaps:
+def _phase_swaps(group: SwapGroup, measured: Measured, partition: Partition, draws: Draws) -> PhaseSwaps:
     kinds = np.array([swap.is_inter(partition) for swap in group.swaps])
-    tests = {measure: _tests(group, values, kinds, partition, num_permutations, seed) for measure, values in measured.items()}
-    intra, inter = (_points(group, measured, kinds == kind, seed) for kind in (False, True))
+    tests = {measure: _tests(group, values, kinds, partition, draws) for measure, values in measured.items()}
+    intra, inter = (_points(group, measured, kinds == kind, draws) for kind in (False, True))
     return PhaseSwaps(str(partition), intra, inter, tests)
 
 
-def _points(group: SwapGroup, measured: Measured, rows: np.ndarray, seed: int) -> list[Point]:
+def _points(group: SwapGroup, measured: Measured, rows: np.ndarray, draws: Draws) -> list[Point]:
     """The mean over the swaps in `rows` at each distance."""
     distance, points = _distances(group), []
     for one in np.unique(distance[rows]):
         chosen = rows & (distance == one)
         means = {measure: values[chosen].mean(0, keepdims=True) for measure, values in measured.items()}
-        points.append(Point(int(one), int(chosen.sum()), effects_of(means, seed)[0]))
+        points.append(Point(int(one), int(chosen.sum()), effects_of(means, draws)[0]))
     return points
 
 
-def _tests(
-    group: SwapGroup, values: np.ndarray, kinds: np.ndarray, partition: Partition, num_permutations: int, seed: int
-) -> Tests:
+def _tests(group: SwapGroup, values: np.ndarray, kinds: np.ndarray, partition: Partition, draws: Draws) -> Tests:
     known, distance = kinds != None, _distances(group)  # noqa: E711 - of every element
 
     def contrast(strata: np.ndarray) -> Contrast | None:
-        return causal.matched_contrast(values[known], kinds[known], strata[known], num_permutations=num_permutations, seed=seed)
+        options: dict[str, Any] = {"num_permutations": draws.num_permutations, "seed": draws.seed, "groups": draws.photographs}
+        return causal.matched_contrast(values[known], kinds[known], strata[known], **options)
 
     single, depth = group.num_layers == 1, partition.depth
     return Tests(
         distance=contrast(distance),
         place_and_distance=contrast(np.column_stack([[s.places[0] for s in group.swaps], distance])) if single else None,
-        boundaries=causal.boundary_test(values, group.swaps, partition, seed=seed)
+        boundaries=causal.boundary_test(values, group.swaps, partition, seed=draws.seed)
         if single and len(group.swaps) == depth * (depth - 1)
         else None,
     )
@@ -227,9 +243,9 @@ def _distances(group: SwapGroup) -> np.ndarray:
     return np.array([swap.distance for swap in group.swaps])
 
 
-def layers_result(group: LayerGroup, measured: Measured, seed: int) -> LayersResult:
+def layers_result(group: LayerGroup, measured: Measured, draws: Draws) -> LayersResult:
     """Every layer by itself."""
-    effects = {measure: _intervals(values, seed) for measure, values in measured.items()}
+    effects = {measure: _intervals(values, draws) for measure, values in measured.items()}
     return LayersResult(group.name, group.action, group.part, effects)
 
 

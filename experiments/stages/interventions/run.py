@@ -21,6 +21,7 @@ from experiments.stages.interventions.head import Head, find_head
 from experiments.stages.interventions.plans import UNCHANGED, Groups, layer_groups, swap_groups
 from experiments.stages.interventions.results import (
     MEASURES,
+    Draws,
     InterventionsResult,
     Measured,
     SwapsResult,
@@ -92,27 +93,30 @@ def run(context: Context, settings: Settings) -> InterventionsResult:
     )
     source = context.source(spec, data.data_dir)
     head, origin = find_head(context, teacher, source, data, settings.eval, seed)
-    measured, labels = _measure(context, settings, source, models, groups, head)
-    context.save_arrays(context.folder / "arrays.npz", labels=labels, **_arrays(groups, measured))
-    swaps = [swaps_result(g, measured[g.name], partitions, own.num_permutations, seed) for g in groups.swaps]
+    measured, labels, photographs = _measure(context, settings, source, models, groups, head)
+    arrays = _arrays(groups, measured) | {"labels": labels, "photographs": photographs}
+    context.save_arrays(context.folder / "arrays.npz", **arrays)
+    draws = Draws(seed, photographs, own.num_permutations)
+    swaps = [swaps_result(g, measured[g.name], partitions, draws) for g in groups.swaps]
     for group in swaps:
         _tell(group, finest)
     return InterventionsResult(
         images=source.name,
         num_images=len(labels),
+        num_photographs=len(np.unique(photographs)),
         num_plans=sum(map(len, (groups.alone | groups.hybrids).values())),
         head=origin,
-        unchanged=effects_of(measured[UNCHANGED], seed)[0],
+        unchanged=effects_of(measured[UNCHANGED], draws)[0],
         swaps=swaps,
-        layers=[layers_result(g, measured[g.name], seed) for g in groups.layers],
-        hybrids={name: hybrid_result(p, effects_of(measured[name], seed)) for name, p in groups.raptors.items()},
+        layers=[layers_result(g, measured[g.name], draws) for g in groups.layers],
+        hybrids={name: hybrid_result(p, effects_of(measured[name], draws)) for name, p in groups.raptors.items()},
     )
 
 
 def _measure(
     context: Context, settings: Settings, source: Source, models: dict[str, Encoder], groups: Groups, head: Head | None
-) -> tuple[dict[str, Measured], Labels]:
-    """The effects of each group of plans, and the labels."""
+) -> tuple[dict[str, Measured], Labels, np.ndarray]:
+    """The effects of each group of plans, the labels, and the photographs that the images are views of."""
     own, data, teacher, hybrids = settings.interventions, settings.data, models["teacher"], groups.hybrids
     counts = {name: len(plans) for name, plans in (groups.alone | hybrids).items()}
     batches = context.measuring_batches(
@@ -125,19 +129,21 @@ def _measure(
         seed=settings.seed,
         threads=data.threads,
     )
-    alone, pieces, labels = [plan for plans in groups.alone.values() for plan in plans], [], []
+    alone, pieces = [plan for plans in groups.alone.values() for plan in plans], []
+    labels, photographs = [], []
     for batch in batches:
         start, valid = teacher.embed(teacher.normalize_pixels(batch["image"])), batch["valid"]
         effects = [causal.apply_plans(teacher, start, alone, head=head)]
         effects += [causal.apply_plans(teacher, start, plans, guest=models[name], head=head) for name, plans in hybrids.items()]
         labels.append(batch["label"][valid])
+        photographs.append(batch["photograph"][valid])
         pieces.append([_by_measure(one, valid, labels[-1]) for one in effects])
     measured: dict[str, Measured] = {name: {} for name in counts}
     for measure in pieces[0][0]:
         values = np.concatenate([np.concatenate([one[measure] for one in piece]) for piece in pieces], axis=1)
         for name, of_group in zip(counts, np.split(values, np.cumsum(list(counts.values()))[:-1]), strict=True):
             measured[name][measure] = of_group
-    return measured, np.concatenate(labels)
+    return measured, np.concatenate(labels), np.concatenate(photographs)
 
 
 def _arrays(groups: Groups, measured: dict[str, Measured]) -> dict[str, np.ndarray]:

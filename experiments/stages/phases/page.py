@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from brh_jax.report.html import FigureEntry, Table
-from experiments.page import Page
+from experiments.page import Page, of_photographs
 from experiments.stages.phases import figures
 from experiments.stages.phases.run import PhasesResult, RandomComparison, StabilityResult
 
@@ -15,7 +15,8 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.dissimilarity(phases.dissimilarity, [cut.partition for cut in phases.partitions.values()]),
         "dissimilarity",
         "Phases of depth",
-        f"1 - cosine between the outputs of two layers, cls and mean patch, mean over {phases.num_images} images. "
+        f"1 - cosine between the outputs of two layers, cls and mean patch, mean over "
+        f"{of_photographs(phases.num_images, phases.num_photographs)}. "
         f"Boxes: phases found by {phases.method}; dark off the boxes and light inside them is a clear phase structure.",
     )
     if phases.stability:
@@ -33,13 +34,14 @@ def _stability(page: Page, stability: list[StabilityResult]):
             figures.boundary_frequency(metrics),
             "boundaries",
             "How sure the phases are",
-            f"Share of {stability[0].num_resamples} bootstrap resamples of the images that are cut after each layer, by cosine "
+            f"Share of {stability[0].num_resamples} bootstrap resamples of the photographs that are cut after each layer, by "
+            f"cosine "
             "and "
             "by linear CKA of cls and mean patch. Triangles: where all images together are cut. One tall bar for each cut is a "
             "partition that other images would give too; bars of the two metrics in other places are a partition that depends on "
             "what layers are compared by.",
         )
-    columns = ["metric", "k", "all images", "most frequent", "in", "partitions", "Rand index", "to the run's", "units"]
+    columns = ["metric", "k", "all images", "most frequent", "in", "partitions", "Rand index", "to the run's", "units / groups"]
     rows = [
         [
             one.metric,
@@ -50,14 +52,16 @@ def _stability(page: Page, stability: list[StabilityResult]):
             str(one.num_partitions),
             f"{one.rand_index:.2f}",
             f"{one.rand_index_to_used:.2f}",
-            str(one.num_units),
+            f"{one.num_units} / {one.num_groups}",
         ]
         for one in stability
     ]
     remark = (
         "Rand index: adjusted, mean over resamples, of their partition to that of all images; one for the same phases, zero for "
         "unrelated ones. To the run's: of the metric's partition to the one that Raptors share blocks by. What is resampled are "
-        "images for the cosine, groups of 16 images for CKA, whose unbiased estimate is one of groups."
+        "groups of units: for the cosine photographs with all their views, for CKA sets of 16 photographs (a unit is 16 images, "
+        "one of "
+        "each)."
     )
     yield Table("Partitions of resampled images", columns, rows, remark)
 
@@ -69,6 +73,7 @@ def _random(page: Page, compared: list[RandomComparison]) -> FigureEntry:
         "cut_weights",
         "Max cut and random partitions",
         "Share of the dissimilarity that lies between phases. The max cut is the largest of all contiguous ones by construction. "
-        f"Cut from half of the images it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}. "
+        f"Cut from half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: "
+        f"{ranks}. "
         "How far the others stay below says how much it matters where depth is cut.",
     )

@@ -119,7 +119,8 @@ class StabilityResult:
         frequencies: partition -> share of the resamples, the most frequent ones; `num_partitions` in all.
         rand_index: mean adjusted Rand index of the resamples' partitions to that of all images.
         rand_index_to_used: of that of all images to the one that Raptors share blocks by.
-        num_units, num_resamples: how many units were resampled how often.
+        num_units, num_groups, num_resamples: how many independent groups of how many units were resampled how often: photographs
+            with their views for the cosine, sets of 16 photographs for CKA.
     """
 
     metric: str
@@ -133,6 +134,7 @@ class StabilityResult:
     rand_index: float
     rand_index_to_used: float
     num_units: int
+    num_groups: int
     num_resamples: int
 
 
@@ -153,8 +155,8 @@ class RandomComparison:
 
     Attributes:
         weight: of the max cut of all images.
-        rank_on_other_images: share of the contiguous partitions that the cut of one half of the images is at least as heavy as,
-            on the other half.
+        rank_on_other_images: share of the contiguous partitions that the cut of one half of the photographs is at least as heavy
+            as, on the other half.
         contiguous, fragmented: the random ones.
     """
 
@@ -171,7 +173,7 @@ class PhasesResult:
 
     Attributes:
         method: that the partitions were cut by.
-        num_images: that the similarity is a mean over.
+        num_images, num_photographs: images that the similarity is a mean over, and photographs that they are views of.
         dissimilarity: 1 - cosine of the outputs of two layers, `[depth][depth]`.
         partitions: k -> partition.
         stability: for each metric and k; empty where nothing was resampled.
@@ -180,6 +182,7 @@ class PhasesResult:
 
     method: str
     num_images: int
+    num_photographs: int
     dissimilarity: list[list[float]]
     partitions: dict[int, CutResult]
     stability: list[StabilityResult]
@@ -216,8 +219,8 @@ def run(context: Context, settings: Settings) -> PhasesResult:
         seed=settings.seed,
         threads=data.threads,
     )
-    trajectories = ((encoder.trajectory(encoder.normalize_pixels(b["image"])), b["valid"]) for b in batches)
-    metrics = tuple(dict.fromkeys(("cosine", *(own.metrics if own.resamples else ()))))
+    trajectories = ((encoder.trajectory(encoder.normalize_pixels(b["image"])), b["valid"], b["photograph"]) for b in batches)
+    metrics = _metrics(own, len(source))
     samples = phases.layer_samples(trajectories, encoder.layout, metrics)
     matrices = {metric: sample.dissimilarity() for metric, sample in samples.items()}
     dissimilarity = matrices["cosine"]
@@ -228,11 +231,23 @@ def run(context: Context, settings: Settings) -> PhasesResult:
     return PhasesResult(
         method=own.method,
         num_images=samples["cosine"].num_units,
+        num_photographs=samples["cosine"].num_groups,
         dissimilarity=dissimilarity.round(6).tolist(),
         partitions={k: _cut_result(dissimilarity, partition, own) for k, partition in partitions.items()},
         stability=[one for sample in samples.values() for one in _stability(sample, partitions, own)],
         random=_against_random(samples["cosine"], own),
     )
+
+
+def _metrics(settings: PhaseSettings, num_photographs: int) -> tuple[str, ...]:
+    """What layers are compared by; CKA takes 16 photographs or more."""
+    metrics = tuple(dict.fromkeys(("cosine", *(settings.metrics if settings.resamples else ()))))
+    if "cka" in metrics and num_photographs < phases.UNIT:
+        print(
+            f"phases: cka left out: {num_photographs} photographs, it is measured over {phases.UNIT} different ones", flush=True
+        )
+        metrics = tuple(metric for metric in metrics if metric != "cka")
+    return metrics
 
 
 def _cut_result(dissimilarity: Dissimilarity, partition: Partition, settings: PhaseSettings) -> CutResult:
@@ -245,6 +260,9 @@ def _cut_result(dissimilarity: Dissimilarity, partition: Partition, settings: Ph
 def _stability(sample: LayerSamples, partitions: dict[int, Partition], settings: PhaseSettings):
     """Yields, for each k, how the partitions of resampled images agree with that of all of them."""
     if not settings.resamples or sample.metric not in settings.metrics:
+        return
+    if sample.num_groups < 2:
+        print(f"phases: {sample.metric}: all images are of one group of photographs, so there is nothing to resample", flush=True)
         return
     from sklearn.metrics import adjusted_rand_score
 
@@ -270,13 +288,14 @@ def _stability(sample: LayerSamples, partitions: dict[int, Partition], settings:
             rand_index=float(result.rand_index.mean()),
             rand_index_to_used=float(adjusted_rand_score(whole.labels, partitions[k].labels)),
             num_units=sample.num_units,
+            num_groups=sample.num_groups,
             num_resamples=settings.bootstrap,
         )
 
 
 def _against_random(sample: LayerSamples, settings: PhaseSettings) -> list[RandomComparison]:
     """The max cut for k = 2 ... 6 against random partitions, on all images, and that of one half of them on the other half."""
-    if sample.num_units < 2:
+    if sample.num_groups < 2:
         return []
     whole, (first, second) = sample.dissimilarity(), (half.dissimilarity() for half in sample.halves())
     compared = []

@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.probes.page import page
-from experiments.stages.probes.run import ProbesResult, Settings, merits, run
+from experiments.stages.probes.run import ProbesResult, Settings, merits, ready, run
 
 STAGE: Stage = Stage(
     "probes",
@@ -13,5 +13,6 @@ STAGE: Stage = Stage(
     uses=("distill",),
     page=page,
     merits=merits,
+    ready=ready,
     measures=True,
 )

@@ -46,6 +46,23 @@ class ProbeImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledImages(ProbeImages):
+    """What a probe of classes has besides.
+
+    Attributes:
+        classes: of as many classes, drawn at random, and num_train in balance over them; 0 for all classes. 1,000 images of
+            ImageNet
+            are about one of each class: of 50 classes they are 20 each.
+    """
+
+    classes: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect(self.classes >= 0 and self.classes != 1, "classes", self.classes, "two classes or more, or 0 for all")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainedProbe(ProbeImages):
     """What a probe that is trained step by step has besides.
 

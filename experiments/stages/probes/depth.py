@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from brh_jax.data.dense import check_depths
-from brh_jax.data.transforms import RandomCrop, Resize
+from brh_jax.data.transforms import Resize
 from brh_jax.models import Encoder
 from brh_jax.probes import depth as probe
 from brh_jax.probes.depth import DepthScores, DepthSettings
@@ -20,7 +20,8 @@ class DepthProbeSettings(DenseProbe, DepthSettings):
     """Linear depth on [patch, cls].
 
     Attributes:
-        train, eval: nyu:PATH:train, depths:PATH (images/ and depth/) or tfds:nyu_depth_v2:train; both empty for no such probe.
+        train, eval: tfds:nyu_depth_v2:train (about 50,000 images, what the paper's probe is trained on), nyu:PATH:test (or
+            :train, 795 images) or depths:PATH (images/ and depth/); both empty for no such probe.
     """
 
     def __post_init__(self):
@@ -33,8 +34,8 @@ class DepthProbe:
     """The scores of a model; see `brh_jax.probes.depth.DepthScores`.
 
     Attributes:
-        rmse: root of the mean squared error in metres, mean over images.
-        rmse_pooled: the same of all images' pixels together.
+        rmse: root of the mean squared error in metres over all images' pixels together, as the paper has it.
+        rmse_per_image: of each image, mean over images.
         abs_rel: mean of |error| / truth.
         delta1: share of pixels within a factor of 1.25.
         num_without: further images, which had no valid ground truth.
@@ -42,7 +43,7 @@ class DepthProbe:
     """
 
     rmse: Interval
-    rmse_pooled: float
+    rmse_per_image: Interval
     abs_rel: float
     delta1: float
     num_without: int
@@ -51,8 +52,13 @@ class DepthProbe:
 
 @dataclasses.dataclass(frozen=True)
 class DepthResult(ProbeSets):
-    """Linear depth, by model."""
+    """Linear depth, by model.
 
+    Attributes:
+        recipe: that the probes were trained by.
+    """
+
+    recipe: str
     models: dict[str, DepthProbe]
 
 
@@ -70,7 +76,7 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
         own,
         train,
         test,
-        crop=lambda e: RandomCrop(own.crop_size, jitter=own.jitter),
+        crop=lambda encoder: own.crop(),
         resize=lambda e: Resize(own.eval_size, e.preprocessing.interpolation),
         fit=fit,
         predictor=lambda encoder: probe.predictor(encoder, own),
@@ -80,9 +86,11 @@ def run(context: Context, settings: SharedSettings, own: DepthProbeSettings, mod
     )
     scored, num_train, _ = run_task(context, settings, task, models)
     num_eval = next(iter(scored.values()))[0].num_images
-    return DepthResult(train.name, test.name, num_train, num_eval, {name: _result(*found) for name, found in scored.items()})
+    results = {name: _result(*found) for name, found in scored.items()}
+    return DepthResult(train.name, test.name, num_train, num_eval, own.recipe, results)
 
 
 def _result(scores: DepthScores, rate: Choice) -> DepthProbe:
-    rmse = Interval(scores.rmse, scores.low, scores.high)
-    return DepthProbe(rmse, scores.rmse_pooled, scores.abs_rel, scores.delta1, scores.num_without, rate)
+    pooled = Interval(scores.rmse, scores.low, scores.high)
+    each = Interval(scores.rmse_per_image, scores.per_image_low, scores.per_image_high)
+    return DepthProbe(pooled, each, scores.abs_rel, scores.delta1, scores.num_without, rate)

@@ -7,12 +7,12 @@ from brh_jax.models import Encoder
 from brh_jax.probes.quick import knn_predict, logistic_predict
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
-from experiments.stages.probes.choice import Choice, ProbeImages, ProbeSets, SharedSettings, check_candidates
+from experiments.stages.probes.choice import Choice, LabelledImages, ProbeSets, SharedSettings, check_candidates
 from experiments.stages.probes.features import classes_without_images, open_labelled, read_features
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureProbeSettings(ProbeImages):
+class FeatureProbeSettings(LabelledImages):
     """k-NN and logistic regression on [cls, mean patch] of labelled images, centre crops.
 
     Attributes:
@@ -66,14 +66,14 @@ def run(context: Context, settings: SharedSettings, own: FeatureProbeSettings, m
     probes = {}
     for name, encoder in models.items():
         label = f"feature probe {name}"
-        values, labels = read_features(context, settings, encoder, train, own.num_train, f"{label}: training set")
-        queries, truth = read_features(context, settings, encoder, test, own.num_eval, f"{label}: test set")
+        values, labels, _ = read_features(context, settings, encoder, train, own.num_train, f"{label}: training set")
+        queries, truth, views = read_features(context, settings, encoder, test, own.num_eval, f"{label}: test set")
         voted = knn_predict(values, labels, queries, len(train.classes), own.neighbours, temperature=own.temperature)
         fitted, strength, scores = logistic_predict(
             values, labels, queries, strengths=own.strengths, held_out=own.held_out, seed=settings.seed
         )
-        nearest = {k: mean_interval(predicted == truth) for k, predicted in voted.items()}
-        probe = probes[name] = FeatureProbe(nearest, mean_interval(fitted == truth), Choice(strength, scores))
+        nearest = {k: mean_interval(predicted == truth, groups=views) for k, predicted in voted.items()}
+        probe = probes[name] = FeatureProbe(nearest, mean_interval(fitted == truth, groups=views), Choice(strength, scores))
         votes = ", ".join(f"{k}-NN {one.value:.4f}" for k, one in nearest.items())
         print(f"feature probe: {name}: {votes}, logistic {probe.logistic.value:.4f}", flush=True)
     empty = classes_without_images(train, labels)

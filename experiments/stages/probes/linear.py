@@ -18,17 +18,25 @@ from brh_jax.train.loop import Run
 from brh_jax.types import Features, Labels
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
-from experiments.stages.probes.choice import Choice, ProbeSets, Rows, SharedSettings, TrainedProbe, train_with_best_rate
+from experiments.stages.probes.choice import (
+    Choice,
+    LabelledImages,
+    ProbeSets,
+    Rows,
+    SharedSettings,
+    TrainedProbe,
+    train_with_best_rate,
+)
 from experiments.stages.probes.features import classes_without_images, open_labelled, read_features
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbeSettings(TrainedProbe, ProbeSettings):
+class LinearProbeSettings(TrainedProbe, LabelledImages, ProbeSettings):
     """Linear probe on [cls, mean patch]. Its data are labelled and may be others than the run's.
 
     Attributes:
-        head: classifier to start from: .pth or .safetensors with weight [classes, features] and bias; "teacher" for its own, of a
-            teacher trained here; empty for zeros.
+        head: classifier to start from: .pth or .safetensors with weight [classes, features] and bias, or one of Meta's by its
+            name, such as dinov2_vitb14_reg4_linear_head.pth; "teacher" for its own; empty for zeros.
     """
 
     head: str = ""
@@ -71,6 +79,17 @@ def head_file(folder: pathlib.Path, model: str) -> pathlib.Path:
     return folder / model / "head.npz"
 
 
+def check_head(own: LinearProbeSettings) -> None:
+    """Raises UserError where the classifier to start from is not there."""
+    if own.train and own.head not in ("", "teacher"):
+        from weights_convert.heads import find_linear_head
+
+        try:
+            find_linear_head(own.head)
+        except UserError as error:
+            raise UserError(f"config.probe.head: {error}") from None
+
+
 def run(context: Context, settings: SharedSettings, own: LinearProbeSettings, models: dict[str, Encoder]) -> LinearResult:
     """Trains and measures a probe of every model; leaves them in `MODEL/head.npz`."""
     train, test = open_labelled(context, settings, "probe", own)
@@ -80,8 +99,8 @@ def run(context: Context, settings: SharedSettings, own: LinearProbeSettings, mo
         images = (_Cached if own.cache else _Crops)(context, settings, own, name, encoder, train)
         head, rate = _fit(context, settings, own, name, images, start)
         context.save_arrays(head_file(context.folder, name), **head, classes=np.array(train.classes))
-        features, labels = read_features(context, settings, encoder, test, own.num_eval, f"probe {name}: test set")
-        accuracy = mean_interval(classification.hits(head, features, labels))
+        features, labels, views = read_features(context, settings, encoder, test, own.num_eval, f"probe {name}: test set")
+        accuracy = mean_interval(classification.hits(head, features, labels), groups=views)
         given = None if start is None else classification.accuracy(start, features, labels)
         probes[name] = LinearProbe(accuracy, given, rate)
         note = "" if given is None else f" ({given:.4f} with {own.head} as it is)"
@@ -96,16 +115,18 @@ def _start(context: Context, own: LinearProbeSettings, encoder: Encoder, train: 
     shape = pooled_width(encoder.dim, encoder.layout), len(train.classes)
     if own.head != "teacher":
         from weights_convert.cache import fingerprint
-        from weights_convert.heads import read_linear_head
+        from weights_convert.heads import find_linear_head, read_linear_head
 
-        context.outside(f"weights {own.head}", fingerprint(own.head))
-        return read_linear_head(own.head, *shape)
-    if encoder.head is None or np.shape(encoder.head["kernel"]) != shape:
+        path = find_linear_head(own.head)
+        context.outside(f"weights {path}", fingerprint(path))
+        return read_linear_head(path, *shape)
+    head = encoder.pooled_head
+    if head is None or np.shape(head["kernel"]) != shape:
         raise UserError(
             f"config.probe.head is teacher, but {encoder.name} has no classifier for the {len(train.classes)} classes of "
             f"{train.name}: give a teacher trained here on them, or the file of a published classifier"
         )
-    return encoder.head
+    return head
 
 
 class _Cached:
@@ -116,7 +137,7 @@ class _Cached:
     ):
         self.own, self.seed, self.classes, self.encoder = own, settings.seed, train.classes, None
         label = f"probe {name}: training set"
-        self.values, self.labels = read_features(context, settings, encoder, train, own.num_train, label)
+        self.values, self.labels, _ = read_features(context, settings, encoder, train, own.num_train, label)
         self.count, self.num_features = self.values.shape
         if empty := classes_without_images(train, self.labels):
             print(
@@ -151,7 +172,7 @@ class _Crops:
 
     def features(self, rows: Rows) -> tuple[Features, Labels]:
         held = Selection(self.source, rows)
-        return read_features(self.context, self.settings, self.encoder, held, 0, f"probe {self.name}: held out")
+        return read_features(self.context, self.settings, self.encoder, held, 0, f"probe {self.name}: held out")[:2]
 
 
 def _fit(

@@ -101,19 +101,20 @@ def _depth(page: Page, result: DepthResult) -> Iterator[FigureEntry | Table]:
         figures.score_bars({name: probe.rmse for name, probe in result.models.items()}, "RMSE (m), lower is better"),
         "depth",
         "Linear depth",
-        f"{_trained(result)} Root mean squared error of each image, mean over images; bars are 95 % bootstrap intervals.",
+        f"{_trained(result)} By the recipe {result.recipe}. Root of the mean squared error over all pixels together; bars are 95 "
+        f"% bootstrap intervals.",
     )
     rows = [
         [
             name,
             f"{probe.rmse.value:.4f} ({_band(probe.rmse, digits=4)})",
-            f"{probe.rmse_pooled:.4f}",
+            f"{probe.rmse_per_image.value:.4f} ({_band(probe.rmse_per_image, digits=4)})",
             f"{probe.abs_rel:.4f}",
             f"{probe.delta1:.4f}",
         ]
         for name, probe in result.models.items()
     ]
-    columns = ["model", "RMSE (m)", "RMSE of all pixels", "relative error", "within 1.25"]
+    columns = ["model", "RMSE (m), all pixels", "RMSE of each image, mean", "relative error", "within 1.25"]
     yield Table("Linear depth in figures", columns, rows, _chosen(result.models, "minus RMSE"))
     if examples := _examples(page.workdir / "probes" / "depth"):
         yield page.figure(

@@ -55,6 +55,11 @@ def run(context: Context, settings: Settings) -> ProbesResult:
     )
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where something that the stage reads from outside the run is not there."""
+    linear.check_head(settings.probe)
+
+
 def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
     """Model -> figure of merit -> value."""
     found: dict[str, dict[str, float]] = {}
@@ -67,4 +72,5 @@ def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
         found.setdefault(name, {})["mIoU %"] = 100 * masks.miou.value
     for name, metres in result.depth.models.items() if result.depth else ():
         found.setdefault(name, {})["RMSE"] = metres.rmse.value
+        found[name]["RMSE per image"] = metres.rmse_per_image.value
     return found

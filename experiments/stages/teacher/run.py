@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 import brh_jax
+from brh_jax.data.classes import check_labels
 from brh_jax.data.sources import Source, Subset
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
 from brh_jax.models.registry import Architecture, architecture, check_architecture
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.probes import classification
 from brh_jax.supervised import SupervisedSettings, train_vit
 from brh_jax.train.loop import Run
 from experiments.data import TrainingImages, check_given
@@ -222,7 +222,7 @@ def _train(context: Context, settings: Settings) -> Encoder:
     vit.layout(size, size)
     preprocessing = Preprocessing((size, size), None, (0.5,) * 3, (0.5,) * 3)
     source = open_training_images(context, data, own.train.num_images, settings.seed)
-    classification.check_labels(source)
+    check_labels(source)
 
     def keep(step: int, encoder: Encoder) -> None:
         context.save(encoder, snapshot_folder(context.workdir, step), {"step": step, "of": own.train.steps})
