@@ -42,8 +42,8 @@ class Eigenvalues(NamedTuple):
     """Leading eigenvalues of each image.
 
     Attributes:
-        values: complex, by decreasing modulus, `[batch, n]`; of a conjugate pair the one of positive imaginary part comes first. The
-            last may be one whose other is cut off.
+        values: complex, by decreasing modulus, `[batch, n]`; of a conjugate pair the one of positive imaginary part comes first.
+            The last may be one whose other is cut off.
         residual: |J v - lambda v| of the unit Ritz vectors v, `[batch, n]`. J is not normal: the error may be larger.
     """
 
