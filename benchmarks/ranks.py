@@ -61,10 +61,11 @@ def main(argv=None) -> int:
 
 
 def _updates(states, layer):
-    """Angular updates of a layer (from 1), one row for each token, in float64."""
+    """Angular updates of a layer (from 1) about their mean, one row for each token, in float64."""
     before, after = (np.asarray(states[i], np.float64) for i in (layer - 1, layer))
     before, after = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (before, after))
-    return (after - before).reshape(-1, states.shape[-1])
+    updates = (after - before).reshape(-1, states.shape[-1])
+    return updates - updates.mean(0)
 
 
 def _sklearn(updates):

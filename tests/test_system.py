@@ -43,11 +43,11 @@ def test_two_sublayers_are_a_layer(encoder, tiny_images):
 
 def test_the_feed_forward_half_keeps_tokens_apart(encoder, tiny_images):
     states = encoder.trajectory(tiny_images)
-    other = states[2].at[:, 5].add(1.0)
+    other = states[2].at[:, 5, 0].add(1.0)  # of all channels alike a LayerNorm would leave rounding errors
     for half, apart in ((4, False), (5, True)):
         step = encoder.system(sublayers=True).step
         change = np.abs(step(other, half) - step(states[2], half)).sum((0, 2))
-        assert (change[:5].max() < 1e-6) == apart
+        assert change[:5].max() == 0 if apart else change[:5].min() > 1e-4
 
 
 def test_parameters_are_arguments_and_equal_models_compile_once(encoder):

@@ -14,7 +14,7 @@ import numpy as np
 from brh_jax.distill.losses import LOSSES, token_weights
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
 from brh_jax.models.encoder import init_params
-from brh_jax.models.raptor import Blocks, RaptorConfig
+from brh_jax.models.raptor import Blocks, Noise, RaptorConfig
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import AdamwSettings
@@ -29,7 +29,8 @@ class TrainingSettings(AdamwSettings):
 
     Attributes:
         steps: number of optimiser steps.
-        noise: standard deviation of Gaussian noise on the states that blocks start from.
+        noise: standard deviation of Gaussian noise on the state before every application of a block, as the paper's authors add
+            it (0 in their published runs).
         loss: a key of `losses.LOSSES`.
         token_weights: of (cls, registers, patches) in the loss, () for the plain mean; of Blockwise for the last block alone.
     """
@@ -106,8 +107,8 @@ class Objective(Protocol):
         """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
 
 
-def _with_noise(states: Trajectory, size: float, key: jax.Array) -> Trajectory:
-    return states + size * jax.random.normal(key, states.shape, states.dtype) if size else states
+def _noise(size: float, key: jax.Array) -> Noise | None:
+    return Noise(size, key) if size else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +134,22 @@ class Blockwise:
         return jnp.clip(1.0 - step / max(self.settings.annealed * self.settings.steps, 1.0), 0.0, 1.0)
 
     def losses(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, inputs: Trajectory, share: Array, forced: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        share: Array,
+        forced: bool,
+        noise: Noise | None = None,
     ) -> Any:
-        """The loss of each block, `[k]`; `inputs` are what the blocks start from, without `forced` by autoregression alone."""
+        """The loss of each block, `[k]`; without `forced` by autoregression alone."""
         partition = module.config.partition
         plain, last = token_weights(layout), token_weights(layout, self.settings.token_weights)
         weights = np.where(np.equal(partition.labels, partition.k - 1)[:, None], last, plain)
 
         def of(method: str) -> jax.Array:
-            predicted = module.apply({"params": params}, inputs, layout.grid, method=method)
+            predicted = module.apply({"params": params}, states, layout.grid, noise, method=method)
             return by_phase(LOSSES[self.settings.loss](predicted, states[1:], weights), partition, module.config.modelled)
 
         if self.settings.teacher_forcing == "throughout":
@@ -160,8 +168,8 @@ class Blockwise:
         variant: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the blocks' losses, and each of them."""
-        inputs, share = _with_noise(states, self.settings.noise, key), self.share(step)
-        each = self.losses(module, params, states, layout, inputs, share, variant)
+        share = self.share(step)
+        each = self.losses(module, params, states, layout, share, variant, _noise(self.settings.noise, key))
         named = {f"loss_phase_{phase + 1}": each[phase] for phase in range(module.config.partition.k)}
         return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}
 
@@ -188,8 +196,8 @@ class Joint:
         variant: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses."""
-        start = _with_noise(states, self.settings.noise, key)[0]
-        predicted = module.apply({"params": params}, start, layout.grid, method="rollout")[1:]
+        noise = _noise(self.settings.noise, key)
+        predicted = module.apply({"params": params}, states[0], layout.grid, noise, method="rollout")[1:]
         losses = LOSSES[self.settings.loss](predicted, states[1:], token_weights(layout, self.settings.token_weights))
         loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
         return loss, {"loss": loss}

@@ -62,8 +62,9 @@ def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
 def curves(portrait: Portrait) -> dict[str, Curve]:
     """A portrait as curves, measure by measure: name -> Curve.
 
-    Names have the token type behind where there is one: `speed_cls`, `stable_rank_patches`, `raw_stable_rank_patches` (of raw
-    updates), `token_stable_rank_patches` (over the tokens of each image). What a curve is of says the file of its measure.
+    Names have the token type behind where there is one: `speed_cls`, `stable_rank_patches`, `uncentred_stable_rank_patches`,
+    `raw_stable_rank_patches` (of raw updates), `token_stable_rank_patches` (over the tokens of each image). What a curve is
+    of says the file of its measure.
     """
     return {name: curve for m, result in portrait.results.items() for name, curve in MEASURES[m].curves(result).items()}
 

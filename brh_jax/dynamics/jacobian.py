@@ -42,7 +42,8 @@ class Eigenvalues(NamedTuple):
     """Leading eigenvalues of each image.
 
     Attributes:
-        values: complex, by decreasing modulus, `[batch, n]`. The last may be one of a pair whose other is cut off.
+        values: complex, by decreasing modulus, `[batch, n]`; of a conjugate pair the one of positive imaginary part comes first.
+            The last may be one whose other is cut off.
         residual: |J v - lambda v| of the unit Ritz vectors v, `[batch, n]`. J is not normal: the error may be larger.
     """
 
@@ -288,7 +289,7 @@ def _hessenberg(system, state, layer, key, *, length, sphere, num_steps):
 def _ritz(hessenberg, rest, num_values, dtype) -> Eigenvalues:
     """Eigenvalues of H, on the host: accelerators have none of matrices that are not symmetric."""
     values, vectors = np.linalg.eig(hessenberg)
-    leading = np.argsort(-np.abs(values), axis=-1)[:, :num_values]
+    leading = np.lexsort((-values.imag, -np.abs(values)))[:, :num_values]
     residual = rest[:, None] * np.abs(np.take_along_axis(vectors[:, -1], leading, axis=-1))
     values = np.take_along_axis(values, leading, axis=-1)
     return Eigenvalues(values.astype(np.result_type(dtype, np.complex64)), residual.astype(dtype))

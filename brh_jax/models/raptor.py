@@ -1,7 +1,7 @@
 """Raptor: a ViT's depth as k shared blocks applied recurrently (paper, section 3)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from brh_jax.models.vit import Embedding, ViTConfig
 from brh_jax.partition import Partition, Run
 from brh_jax.system import check_layer
 from brh_jax.tokens import TokenLayout
-from brh_jax.types import Array, Grid, Images, Layer, Outputs, Rotations, State, States, Trajectory
+from brh_jax.types import Array, Grid, Images, Layer, Outputs, RandomKey, Rotations, State, States, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,17 @@ class RaptorBlock(nn.Module):
         return x if scale_out is None else scale_out * x
 
 
+class Noise(NamedTuple):
+    """Gaussian noise on a state before every application of a block: its standard deviation, and the key it is drawn with."""
+
+    size: float
+    key: RandomKey
+
+    def on(self, state: State, depth: Layer) -> State:
+        """The state that the layer `depth` (from 1) starts from."""
+        return state + self.size * jax.random.normal(jax.random.fold_in(self.key, depth), state.shape, state.dtype)
+
+
 class Raptor(nn.Module):
     """k shared blocks that reproduce every state of a ViT.
 
@@ -197,7 +208,7 @@ class Blocks(nn.Module):
     """The trained part of a Raptor: one shared block per phase, and the ways to run them.
 
     `grid`, an argument of all of them, is (rows, columns) of the patches where the teacher has a rotary embedding; None for a
-    square.
+    square. `noise` is added before every application, in training; the states that come out are those the block made.
 
     Attributes:
         remat: what the backward pass keeps, a key of `remat.POLICIES`.
@@ -216,29 +227,31 @@ class Blocks(nn.Module):
     def _block(self, phase: int) -> RaptorBlock:
         return getattr(self, f"phase_{phase + 1}")
 
-    def _scan(self, run, state, grid):
+    def _scan(self, run, state, grid, noise):
         """One run of layers from the state before it: (last state, `[layers of the run, batch, tokens, dim]`)."""
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
         if self.config.once:
+            state = state if noise is None else noise.on(state, run.start + 1)
             state = self._block(run.phase)(state, jnp.asarray(run.stop, state.dtype), rotations)
             return state, jnp.broadcast_to(state, (run.stop - run.start, *state.shape))
 
-        def body(block, x, depth):
-            x = block(x, depth, rotations)
+        def body(block, x, layer):
+            x = x if noise is None else noise.on(x, layer)
+            x = block(x, layer, rotations)
             return x, x
 
         scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
-        return scan(self._block(run.phase), state, depths(run, state.dtype))
+        return scan(self._block(run.phase), state, depths(run))
 
-    def rollout(self, state: State, grid: Grid = None) -> Trajectory:
+    def rollout(self, state: State, grid: Grid = None, noise: Noise | None = None) -> Trajectory:
         """All layers from a_0, each from the output of the one before: `[depth + 1, batch, tokens, dim]`."""
         pieces = [state[None]]
         for run in self.config.partition.runs:
-            state, outputs = self._scan(run, state, grid)
+            state, outputs = self._scan(run, state, grid, noise)
             pieces.append(outputs)
         return jnp.concatenate(pieces)
 
-    def rollout_runs(self, states: Trajectory, grid: Grid = None) -> Outputs:
+    def rollout_runs(self, states: Trajectory, grid: Grid = None, noise: Noise | None = None) -> Outputs:
         """Each run rolled out from the teacher's state before it (stage 1's autoregression).
 
         Args:
@@ -247,9 +260,9 @@ class Blocks(nn.Module):
         Returns:
             predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
         """
-        return jnp.concatenate([self._scan(run, states[run.start], grid)[1] for run in self.config.partition.runs])
+        return jnp.concatenate([self._scan(run, states[run.start], grid, noise)[1] for run in self.config.partition.runs])
 
-    def teacher_forced(self, states: Trajectory, grid: Grid = None) -> Outputs:
+    def teacher_forced(self, states: Trajectory, grid: Grid = None, noise: Noise | None = None) -> Outputs:
         """Every layer predicted from the teacher's state before it; all layers of a run go through as one batch.
 
         Args:
@@ -259,13 +272,14 @@ class Blocks(nn.Module):
             predictions of a_1 ... a_L, `[depth, batch, tokens, dim]`.
         """
         if self.config.once:
-            return self.rollout_runs(states, grid)  # of one application there is nothing to force
+            return self.rollout_runs(states, grid, noise)  # of one application there is nothing to force
         batch, rest = states.shape[1], states.shape[2:]
         rotations = self.config.teacher.rotations(rest[0], grid)
         pieces = []
         for run in self.config.partition.runs:
-            inputs = states[run.start : run.stop].reshape(-1, *rest)
-            outputs = self._block(run.phase)(inputs, jnp.repeat(depths(run, states.dtype), batch), rotations)
+            inputs = states[run.start : run.stop]
+            inputs = inputs if noise is None else jax.vmap(noise.on)(inputs, depths(run))
+            outputs = self._block(run.phase)(inputs.reshape(-1, *rest), jnp.repeat(depths(run), batch), rotations)
             pieces.append(outputs.reshape(-1, batch, *rest))
         return jnp.concatenate(pieces)
 
@@ -290,6 +304,6 @@ class Blocks(nn.Module):
         return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
 
 
-def depths(run: Run, dtype: Any) -> jax.Array:
+def depths(run: Run) -> jax.Array:
     """1-based indices of the layers that a run produces."""
-    return jnp.arange(run.start + 1, run.stop + 1, dtype=dtype)
+    return jnp.arange(run.start + 1, run.stop + 1)

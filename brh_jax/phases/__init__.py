@@ -3,7 +3,9 @@
 from brh_jax.partition import Partition
 from brh_jax.phases.bootstrap import METRICS, UNIT, LayerSamples, Stability, layer_samples, stability
 from brh_jax.phases.cuts import (
+    Bisection,
     all_contiguous,
+    bisection,
     contrast_cut,
     cut_weight,
     max_cut,
@@ -18,12 +20,14 @@ from brh_jax.phases.structure import PhaseStructure, phase_structure
 __all__ = [
     "METRICS",
     "UNIT",
+    "Bisection",
     "LayerSamples",
     "Partition",
     "PhaseStructure",
     "RandomCuts",
     "Stability",
     "all_contiguous",
+    "bisection",
     "contrast_cut",
     "cut_weight",
     "layer_dissimilarity",

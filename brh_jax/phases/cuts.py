@@ -5,6 +5,7 @@ The objectives are different and may give different partitions of one matrix; a 
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,35 +81,91 @@ def contrast_cut(dissimilarity: Array, k: int, min_length: int = 1) -> Partition
     return Partition(tuple(np.diff(edges[::-1])))
 
 
-def recursive_bisection(dissimilarity: Array, threshold: float) -> Partition:
-    """Cuts a segment in two where most dissimilarity crosses, and each half again, as long as a cut is worth it.
+class Bisection(NamedTuple):
+    """The cuts of a recursive bisection, in the order in which a falling threshold makes them.
+
+    Attributes:
+        depth: number of layers.
+        min_length: fewest layers of a phase.
+        cuts: number of layers above each cut, `[n]`.
+        thresholds: largest threshold at which the cut is made, falling, `[n]`.
+    """
+
+    depth: int
+    min_length: int
+    cuts: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def most(self) -> int:
+        """The largest number of phases; it depends on where the first cuts fall."""
+        return len(self.cuts) + 1
+
+    def partition(self, k: int) -> Partition:
+        """The partition with k phases: of the thresholds that give it, `thresholds[k - 2]` is the largest.
+
+        Raises:
+            UserError: there are no k phases.
+        """
+        if not 1 <= k <= self.most:
+            raise UserError(
+                f"the recursive bisection of {self.depth} layers into phases of at least {self.min_length} ends at {self.most} "
+                f"phases of this matrix, {k} were asked for: expected 1 to {self.most}, a smaller min_length, or another cut"
+            )
+        return Partition(tuple(np.diff([0, *sorted(self.cuts[: k - 1]), self.depth])))
+
+
+def bisection(dissimilarity: Array, min_length: int = 2) -> Bisection:
+    """Cuts depth in two where most dissimilarity crosses, and each part again, down to the shortest phases.
+
+    A cut is worth the share of the whole matrix's dissimilarity that crosses it, within the segment that it divides, and is made
+    after those that its segment comes from.
 
     Args:
         dissimilarity: symmetric `[depth, depth]`.
-        threshold: least share of the whole matrix's dissimilarity that must cross a cut. The paper's authors used 0.2, 0.10
-            and 0.09; the number of phases follows from it.
+        min_length: fewest layers of a phase; the paper's authors take two.
 
     Raises:
         ValueError: not a square, finite and symmetric matrix.
-        UserError: a threshold that is not positive.
+        UserError: no phase of that length fits.
     """
-    d = _check(dissimilarity, 1, 1)
+    d = _check(dissimilarity, 1, min_length)
+    within, depth = _within(d), len(d)
+    total = max(within[0, depth], 0.0)
+    found: list[tuple[float, int]] = []
+
+    def divide(start, stop, bound):
+        places = np.arange(start + min_length, stop - min_length + 1)
+        if not len(places):
+            return
+        crossing = within[start, stop] - within[start, places] - within[places, stop]
+        place = int(places[np.argmax(crossing)])
+        threshold = min(bound, float(crossing.max() / total) if total else 0.0)
+        found.append((threshold, place))
+        divide(start, place, threshold)
+        divide(place, stop, threshold)
+
+    divide(0, depth, 1.0)
+    found.sort(key=lambda cut: -cut[0])  # stable: a segment is divided before its parts
+    return Bisection(depth, min_length, np.array([cut for _, cut in found], int), np.array([t for t, _ in found]))
+
+
+def recursive_bisection(dissimilarity: Array, threshold: float, min_length: int = 2) -> Partition:
+    """The bisection down to a threshold, as the paper's authors cut: the number of phases follows from it.
+
+    Args:
+        dissimilarity, min_length: as for `bisection`.
+        threshold: least share of the whole matrix's dissimilarity that must cross a cut. The authors used 0.2, 0.10 and 0.09,
+            for k = 2, 3 and 4.
+
+    Raises:
+        ValueError: not a square, finite and symmetric matrix.
+        UserError: a threshold that is not positive, or no phase of that length fits.
+    """
     if not threshold > 0:
         raise UserError(f"threshold must be positive, got {threshold}: it is a share of the total dissimilarity")
-    within = _within(d)
-    total = within[0, len(d)]
-
-    def lengths(start, stop):
-        cuts = np.arange(start + 1, stop)
-        if not len(cuts):
-            return [stop - start]
-        crossing = within[start, stop] - within[start, cuts] - within[cuts, stop]
-        best = int(np.argmax(crossing))
-        if not crossing[best] >= threshold * total or total <= 0:
-            return [stop - start]
-        return lengths(start, cuts[best]) + lengths(cuts[best], stop)
-
-    return Partition(tuple(lengths(0, len(d))))
+    found = bisection(dissimilarity, min_length)
+    return found.partition(1 + int(np.sum(found.thresholds >= threshold)))
 
 
 def random_contiguous(depth: int, k: int, seed: int, min_length: int = 1) -> Partition:

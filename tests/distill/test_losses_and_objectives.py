@@ -9,7 +9,7 @@ from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, 
 from brh_jax.distill.trainer import optimizer
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
-from brh_jax.models.raptor import Blocks
+from brh_jax.models.raptor import Blocks, Noise
 from brh_jax.phases import Partition
 from brh_jax.tokens import TokenLayout
 
@@ -65,7 +65,7 @@ def blocks(request):
 def blockwise(blocks, share, forced=True, **settings):
     module, params = blocks
     objective, target = Blockwise(BlockwiseSettings(**settings)), states(2)
-    return objective.losses(module, params, target, LAYOUT, target, share, forced)
+    return objective.losses(module, params, target, LAYOUT, share, forced)
 
 
 def test_blockwise_mixes_teacher_forcing_and_autoregression(blocks):
@@ -88,6 +88,42 @@ def test_a_blocks_loss_depends_on_no_other_block(blocks):
         norms = {name: float(optax.tree.norm(g)) for name, g in jax.grad(loss)(params, phase).items()}
         assert norms[f"phase_{phase + 1}"] > 0
         assert sum(norms.values()) == norms[f"phase_{phase + 1}"]
+
+
+def test_noise_is_added_before_every_application(blocks):
+    module, params = blocks
+    target, noise = states(2), Noise(0.3, jax.random.key(5))
+
+    def apply(state, layer):
+        return module.apply({"params": params}, noise.on(state, layer + 1), layer, method="step")
+
+    rolled, by_run, forced = [target[0]], [], []
+    for layer in range(6):
+        rolled.append(apply(rolled[-1], layer))
+        by_run.append(apply(target[layer] if layer in (0, 3, 5) else by_run[-1], layer))
+        forced.append(apply(target[layer], layer))
+    for method, start, expected in (
+        ("rollout", target[0], rolled),
+        ("rollout_runs", target, by_run),
+        ("teacher_forced", target, forced),
+    ):
+        found = module.apply({"params": params}, start, None, noise, method=method)
+        np.testing.assert_allclose(found, np.stack(expected), atol=2e-5)
+    assert not np.allclose(noise.on(target[0], 1), noise.on(target[0], 2), atol=0.1)
+
+
+def test_both_objectives_take_the_noise(blocks):
+    module, params = blocks
+    target, key = states(2), jax.random.key(1)
+    for objective, settings in ((Blockwise, BlockwiseSettings), (Joint, JointSettings)):
+        with_noise = objective(settings(noise=0.3, steps=4))
+        found = [float(o.loss(module, params, target, LAYOUT, 1, key, True)[0]) for o in (with_noise, objective(settings()))]
+        assert abs(found[0] - found[1]) > 1e-4
+    joint = Joint(JointSettings(noise=0.3))
+    predicted = module.apply({"params": params}, target[0], None, Noise(0.3, key), method="rollout")[1:]
+    weights = losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))
+    expected = float(jnp.mean(losses.mean_squared_error(predicted, target[1:], weights)))
+    assert float(joint.loss(module, params, target, LAYOUT, 1, key, False)[0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_joint_compares_every_state_of_the_joined_rollout(blocks):

@@ -23,7 +23,7 @@ def shown(types=ALL, **arrays):
     """Three systems of six layers with equal curves; of `arrays`, `linear__phases` is linear/phases of all of them."""
     states = ("convergence", "norm", "within", "between", "silhouette", "accuracy", "growth")
     layers = ("speed", "stable_rank", "raw_stable_rank", "token_stable_rank", "effective_rank", "participation")
-    layers += ("attention_speed", "mlp_speed")
+    layers += ("uncentred_stable_rank", "attention_speed", "mlp_speed")
     one = {f"{name}_{t}": band("states", 7, t) for name in states for t in types}
     one |= {f"{name}_{t}": band("layers", 6, t) for name in layers for t in types}
     one |= {f"{name}_{t}": Band([0.1] * 5, "between layers", t) for name in ("acceleration", "turn") for t in types}
@@ -40,7 +40,7 @@ def shown(types=ALL, **arrays):
 
 @pytest.mark.parametrize("types", [ALL, ("patches",)])
 def test_a_row_for_each_measure_and_a_column_for_each_token_type(types):
-    rows = {"dynamics": 4, "ranks": 6, "basins": 4, "growth": 1, "sublayers": 2}
+    rows = {"dynamics": 4, "ranks": 7, "basins": 4, "growth": 1, "sublayers": 2}
     assert {name: len(draw(name, shown(types)).axes) for name in rows} == {name: n * len(types) for name, n in rows.items()}
 
 

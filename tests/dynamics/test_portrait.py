@@ -63,6 +63,8 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
         np.testing.assert_allclose(portrait["directions"].speed.cls, whole.speed.cls, rtol=1e-5)
         ranks = dynamics.update_rank(trajectory, LAYOUT)
         np.testing.assert_allclose(portrait["ranks"].angular.stable.patches, ranks.stable.patches, rtol=1e-6)
+        with_mean = dynamics.update_rank(trajectory, LAYOUT, center=False)
+        np.testing.assert_allclose(portrait["ranks"].uncentred.stable.cls, with_mean.stable.cls, rtol=1e-6)
         raw = dynamics.update_rank(trajectory, LAYOUT, kind="raw")
         np.testing.assert_allclose(portrait["ranks"].raw.stable.patches, raw.stable.patches, rtol=1e-6)
         np.testing.assert_array_equal(portrait["basins"].labels, classes)

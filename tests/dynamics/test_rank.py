@@ -13,6 +13,7 @@ from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import make_mesh
 
 LAYOUT = TokenLayout(1, 2, (3, 3))
+WIDER = TokenLayout(1, 3, (2, 5))
 PATCHES = TokenLayout(0, 0, (4, 4))
 
 
@@ -34,21 +35,66 @@ def moving(updates, layout=PATCHES):
     return jnp.concatenate([start, start + jnp.cumsum(jnp.asarray(updates), axis=0)])
 
 
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("kind", ["angular", "raw"])
-def test_ranks_are_those_of_the_whole_matrices(kind):
-    states = jax.random.normal(jax.random.key(0), (4, 3, 12, 8))
-    over_images, over_tokens = (update_rank(states, LAYOUT, kind=kind, over=over) for over in ("images", "tokens"))
+def test_ranks_are_those_of_the_whole_matrices(kind, center):
+    states = jax.random.normal(jax.random.key(0), (4, 3, 14, 8)) + 2.0 * jnp.arange(4.0)[:, None, None, None]
+    over_images, over_tokens = (update_rank(states, WIDER, kind=kind, over=over, center=center) for over in ("images", "tokens"))
     updates = np.diff(unit(states) if kind == "angular" else np.asarray(states, np.float64), axis=0)
-    for name, tokens in LAYOUT.split(updates)._asdict().items():
+    for name, tokens in WIDER.split(updates)._asdict().items():
         for layer, u in enumerate(tokens):
-            for measured, expected in zip(over_images, ranks_of(u.reshape(-1, 8)), strict=True):
+            flat = u.reshape(-1, 8)
+            for measured, expected in zip(over_images, ranks_of(flat - center * flat.mean(0)), strict=True):
                 np.testing.assert_allclose(getattr(measured, name)[layer], expected, rtol=1e-6)
             if name != "cls":
+                u = u - center * u.mean(1, keepdims=True)
                 for measured, expected in zip(over_tokens, np.mean([ranks_of(image) for image in u], axis=0), strict=True):
                     np.testing.assert_allclose(getattr(measured, name)[layer], expected, rtol=1e-6)
     # One token per image spans one direction whatever the model does.
     assert over_tokens.stable.cls.shape == (0,)
     assert over_tokens.stable.patches.shape == (3,)
+
+
+def test_two_centred_tokens_span_one_direction_whatever_the_model_does():
+    states = jax.random.normal(jax.random.key(0), (4, 3, 12, 8))
+    assert update_rank(states, LAYOUT, over="tokens").stable.registers.shape == (0,)
+    assert update_rank(states, LAYOUT, over="tokens", center=False).stable.registers.shape == (3,)
+
+
+def test_a_large_update_that_all_tokens_share_hides_the_others():
+    # Along eight axes by one, and all of them along a ninth by ten.
+    updates = np.tile(np.eye(20, dtype=np.float32)[:8], (2, 1, 2, 1)) + 10 * np.eye(20, dtype=np.float32)[9]
+    states = moving(updates)
+    for over in ("images", "tokens"):
+        options = {"kind": "raw", "over": over}
+        np.testing.assert_allclose(update_rank(states, PATCHES, **options).stable.patches, [7, 7], rtol=1e-4)
+        assert update_rank(states, PATCHES, center=False, **options).stable.patches.max() < 1.1
+
+
+def test_an_update_that_all_tokens_share_is_none():
+    states = jax.random.normal(jax.random.key(0), (2, 2, 16, 20))
+    states = states.at[1].set(states[0] + jax.random.normal(jax.random.key(1), (20,)))
+    for over in ("images", "tokens"):
+        options = {"kind": "raw", "over": over}
+        assert update_rank(states, PATCHES, **options).effective.patches == 0
+        assert update_rank(states, PATCHES, center=False, **options).effective.patches == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_tokens_that_are_zero_have_no_angular_update(center):
+    states = jax.random.normal(jax.random.key(0), (3, 2, 14, 8)).at[0, :, 1:4].set(0)  # registers that begin as zero
+    states = states.at[0, 0, 5].set(0)
+    patches = np.delete(np.diff(unit(states.at[0, 0, 5].set(1)), axis=0)[0, :, 4:].reshape(-1, 8), 1, axis=0)
+    expected = ranks_of(patches - center * patches.mean(0))
+    for over in ("images", "tokens"):
+        found = update_rank(states, WIDER, over=over, center=center)
+        assert np.isnan(found.stable.registers[0]) and found.stable.registers[1] > 1
+        assert np.isfinite(found.effective.patches).all()
+        if over == "images":
+            np.testing.assert_allclose([values.patches[0] for values in found], expected, rtol=1e-6)
+    angles = principal_angles(update_grams([states], WIDER), num_directions=1, center=center)
+    assert np.isnan(angles.registers).all() and np.isfinite(angles.patches).all()
+    assert np.isfinite(update_rank(states, WIDER, kind="raw", center=center).stable.registers).all()
 
 
 def test_small_singular_values_count_although_the_states_are_float32():
@@ -58,7 +104,8 @@ def test_small_singular_values_count_although_the_states_are_float32():
     u = ((left * np.geomspace(1, 1e-6, 64)) @ right).reshape(1, 4, 16, 64)
     states = jnp.concatenate([jnp.zeros((1, 4, 16, 64)), jnp.asarray(u, jnp.float32)])
     measured = update_rank(states, PATCHES, kind="raw")
-    np.testing.assert_allclose([values.patches[0] for values in measured], ranks_of(u.reshape(64, 64)), rtol=1e-4)
+    flat = u.reshape(64, 64)
+    np.testing.assert_allclose([values.patches[0] for values in measured], ranks_of(flat - flat.mean(0)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("over", ["images", "tokens"])
@@ -66,7 +113,7 @@ def test_equal_orthogonal_updates_have_their_number_as_rank(over):
     # In each layer, every image's 16 tokens move along r axes, equally often.
     for r in (1, 2, 4, 8):
         updates = np.broadcast_to(np.tile(np.eye(20, dtype=np.float32)[:r], (16 // r, 1)), (2, 3, 16, 20))
-        for measured in update_rank(moving(updates), PATCHES, kind="raw", over=over):
+        for measured in update_rank(moving(updates), PATCHES, kind="raw", over=over, center=False):
             np.testing.assert_allclose(measured.patches, [r, r], rtol=1e-5)
 
 
@@ -83,8 +130,8 @@ def test_a_stream_is_its_whole(tiny_encoder, tiny_images):
     states, layout = tiny_encoder.trajectory(tiny_images), tiny_encoder.layout
     batches = [states[:, :3], states[:, 3:6], states[:, 6:]]
     grams = update_grams(iter(batches), layout)
-    assert grams.cls.shape == (6, 16, 16)
-    assert grams.cls.dtype == np.float64
+    assert grams.gram.cls.shape == (6, 16, 16)
+    assert grams.gram.cls.dtype == np.float64
     chex.assert_trees_all_close(gram_rank(grams), update_rank(states, layout), rtol=1e-5)
     of_images = functools.partial(update_rank, over="tokens", per_image=True)
     per_image = over_batches(of_images, batches, layout)
@@ -129,7 +176,7 @@ def test_principal_angles_of_known_subspaces():
     # A third, weak direction that is not among the leading two.
     updates[:, :, 0] += 0.1 * axes[9]
     grams = update_grams([moving(updates.astype(np.float32))], PATCHES, kind="raw")
-    angles = principal_angles(grams, num_directions=2)
+    angles = principal_angles(grams, num_directions=2, center=False)
     np.testing.assert_allclose(angles.patches, [[0, tilt], [0, np.pi / 2]], atol=2e-2)
     assert angles.cls.shape == (0, 2)
 
@@ -142,7 +189,7 @@ def test_the_angle_of_a_rotated_subspace_is_exact():
         updates[0, 0, :, :3], updates[1, 0, :, :3] = first, first
         updates[1, 0, :, 2], updates[1, 0, :, 3] = np.cos(turn) * first[:, 2], np.sin(turn) * first[:, 2]
         states = jnp.concatenate([jnp.zeros((1, 1, 16, 20)), jnp.cumsum(jnp.asarray(updates), 0)])
-        angles = principal_angles(update_grams([states], PATCHES, kind="raw"), num_directions=3).patches
+        angles = principal_angles(update_grams([states], PATCHES, kind="raw"), num_directions=3, center=False).patches
         np.testing.assert_allclose(angles, [[0, 0, turn]], atol=1e-6)
 
 
@@ -161,9 +208,8 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="no batches"):
         update_grams([], PATCHES)
     for over in ("images", "tokens"):
-        for value in (0, np.nan):
-            with pytest.raises(ValueError, match="not finite, or a token that is zero"):
-                update_rank(states.at[1, 0, 3].set(value), PATCHES, over=over)
+        with pytest.raises(ValueError, match="not finite: look for the layer"):
+            update_rank(states.at[1, 0, 3].set(np.nan), PATCHES, over=over)
     grams = update_grams([jnp.concatenate([states, 2 * states.at[..., 0].set(5)])], PATCHES, kind="raw")
     with pytest.raises(ValueError, match="num_directions 21 is out of range"):
         principal_angles(grams, num_directions=21)

@@ -256,3 +256,16 @@ def test_every_method_of_partition(done, method, text):
     assert all(p.depth == 4 and p.k == k for k, p in found.items())
     if text:
         assert str(found[2]) == text
+    else:
+        assert list(found) == [2, 3]
+
+
+def test_the_page_shows_what_each_objective_gives(done):
+    workdir, results = done
+    phases = results.get(PhasesResult)
+    (mine,) = (one for one in phases.objectives if (one.method, one.min_length, one.k) == ("max_cut", 1, 2))
+    assert mine.text == phases.partitions[2].text and mine.cut_weight == phases.partitions[2].cut_weight
+    assert {one.method for one in phases.objectives} == {"max_cut", "contrast_cut", "recursive_bisection"}
+    assert all((one.threshold is not None) == (one.method == "recursive_bisection") for one in phases.objectives)
+    page = (workdir / "report/index.html").read_text()
+    assert "What each objective gives" in page and "(this run&#39;s)" in page

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """`act(folder)` does what a user would, in an empty folder; it either raises a UserError whose one line has `says`, or returns."""
+    """`act(folder)` does what a user would, in an empty folder; it raises a UserError whose one line has `says`, or returns."""
 
     name: str
     act: Callable[[Path], object]

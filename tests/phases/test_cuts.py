@@ -53,6 +53,21 @@ def test_a_higher_threshold_gives_fewer_phases():
     assert ks[-1] > 2
 
 
+def test_a_bisection_says_at_which_threshold_each_cut_is_made():
+    for seed, min_length in itertools.product(range(5), (1, 2, 3)):
+        d = random_matrix(11, seed)
+        found = phases.bisection(d, min_length)
+        assert list(found.thresholds) == sorted(found.thresholds, reverse=True)
+        for k in range(2, found.most + 1):
+            threshold = found.thresholds[k - 2]
+            assert phases.recursive_bisection(d, threshold, min_length) == found.partition(k)
+            assert phases.recursive_bisection(d, threshold * (1 + 1e-9), min_length).k < k
+            assert min(found.partition(k).lengths) >= min_length
+        with pytest.raises(ValueError, match=f"ends at {found.most} phases of this matrix, {found.most + 1} were asked for"):
+            found.partition(found.most + 1)
+    assert found.partition(1).lengths == (11,)
+
+
 def test_sixty_four_layers_are_no_work():
     d = random_matrix(64)
     start = time.perf_counter()

@@ -63,9 +63,15 @@ def _directions_table(models: dict[str, ModelResult]) -> Table:
         for token in (t for t in TOKEN_NAMES if t in model.tokens):
             one = model.tokens[token]
             row = [name, token, *("never" if at is None else f"state {at:.1f}" for at in (one.half, one.nine_tenths))]
-            rows.append([*row, " / ".join(f"{v:.3f}" for v in one.speed), " / ".join(f"{v:.1f}" for v in one.stable_rank)])
+            ranks = (" / ".join(_number(v, 1) for v in of) for of in (one.stable_rank, one.uncentred_stable_rank))
+            rows.append([*row, " / ".join(map(_number, one.speed)), *ranks])
     columns = ["model", "token", "cosine with the end: 0.5 at", "0.9 at", "angular speed: first, middle, last layer"]
-    return Table("Directions in figures", [*columns, "stable rank by thirds"], rows)
+    columns += ["stable rank of updates by thirds of depth", "with the mean update"]
+    remark = (
+        "Stable ranks are of angular updates about their mean, which the paper's figures are taken to be of; beside them with "
+        "the mean left in, which all tokens are moved by alike."
+    )
+    return Table("Directions in figures", columns, rows, remark)
 
 
 def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:

@@ -32,16 +32,18 @@ class TokenResult:
 
     Attributes:
         half, nine_tenths: state at which the cosine with the last state passes 0.5 and 0.9; None where it never does.
-        speed: angular speed in the first, middle and last layer.
-        stable_rank: of updates, by thirds of depth.
+        speed: angular speed in the first, middle and last layer; None where a layer's tokens have no direction.
+        stable_rank: of updates about their mean, by thirds of depth.
         jumps: measure -> whether it jumps at phase boundaries.
+        uncentred_stable_rank: the same with the mean update left in.
     """
 
     half: float | None
     nine_tenths: float | None
-    speed: list[float]
-    stable_rank: list[float]
+    speed: list[float | None]
+    stable_rank: list[float | None]
     jumps: dict[str, JumpTest]
+    uncentred_stable_rank: list[float | None] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,14 +157,21 @@ def _basins(basins: AngularBasins) -> BasinsResult:
 
 
 def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
-    convergence, speed, rank = (found[f"{name}_{token}"].mean for name in ("convergence", "speed", "stable_rank"))
+    convergence, speed = (found[f"{name}_{token}"].mean for name in ("convergence", "speed"))
     return TokenResult(
         half=crossing(convergence, 0.5),
         nine_tenths=crossing(convergence, 0.9),
-        speed=[float(speed[i]) for i in (0, len(speed) // 2, -1)],
-        stable_rank=[float(part.mean()) for part in np.array_split(rank, 3)],
+        speed=[_number(speed[i]) for i in (0, len(speed) // 2, -1)],
+        stable_rank=_thirds(found[f"stable_rank_{token}"].mean),
         jumps=_jumps({name: found[f"{name}_{token}"] for name in JUMPS if f"{name}_{token}" in found}, partition),
+        uncentred_stable_rank=_thirds(found[f"uncentred_stable_rank_{token}"].mean),
     )
+
+
+def _thirds(curve: Array) -> list[float | None]:
+    """Means of thirds of depth, over the layers that have a value."""
+    thirds = (part[np.isfinite(part)] for part in np.array_split(curve, 3))
+    return [_number(part.mean()) if part.size else None for part in thirds]
 
 
 def _jumps(found: dict[str, Curve], partition: Partition) -> dict[str, JumpTest]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from brh_jax.report.html import FigureEntry, Table
 from experiments.page import Page, of_photographs
 from experiments.stages.phases import figures
-from experiments.stages.phases.run import PhasesResult, RandomComparison, StabilityResult
+from experiments.stages.phases.run import ObjectiveResult, PhasesResult, RandomComparison, StabilityResult
 
 
 def page(page: Page) -> Iterator[FigureEntry | Table]:
@@ -17,12 +17,43 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         "Phases of depth",
         f"1 - cosine between the outputs of two layers, cls and mean patch, mean over "
         f"{of_photographs(phases.num_images, phases.num_photographs)}. "
-        f"Boxes: phases found by {phases.method}; dark off the boxes and light inside them is a clear phase structure.",
+        f"Boxes: phases found by {phases.method}{_thresholds(phases)}; dark off the boxes and light inside them is a clear phase "
+        "structure.",
     )
+    if phases.objectives:
+        yield _objectives(phases.method, phases.objectives)
     if phases.stability:
         yield from _stability(page, phases.stability)
     if phases.random:
         yield _random(page, phases.random)
+
+
+def _thresholds(phases: PhasesResult) -> str:
+    """The largest thresholds at which a bisection gives the partitions, in words."""
+    found = {k: cut.threshold for k, cut in phases.partitions.items() if cut.threshold is not None}
+    return ", " + ", ".join(f"k = {k} at thresholds up to {threshold:.3f}" for k, threshold in found.items()) if found else ""
+
+
+def _objectives(method: str, objectives: list[ObjectiveResult]) -> Table:
+    ks = sorted({one.k for one in objectives})
+    cells = {(one.method, one.min_length, one.k): _cell(one) for one in objectives}
+    rows = [
+        [name + (" (this run's)" if name == method else ""), str(length), *(cells.get((name, length, k), "none") for k in ks)]
+        for name, length in sorted({(one.method, one.min_length) for one in objectives})
+    ]
+    remark = (
+        "The same matrix cut by other objectives; in parentheses the share of the dissimilarity that lies between phases, which "
+        "max_cut makes as large as it can be. contrast_cut: largest mean dissimilarity across phases minus that within. "
+        "recursive_bisection, the paper's authors': in two where most crosses, and each part again, as long as the share of the "
+        "whole that crosses reaches a threshold; the largest that gives k phases stands beside. Where the objectives differ, the "
+        "phases are theirs as much as the model's."
+    )
+    return Table("What each objective gives", ["objective", "fewest layers", *(f"k = {k}" for k in ks)], rows, remark)
+
+
+def _cell(one: ObjectiveResult) -> str:
+    threshold = "" if one.threshold is None else f", threshold {one.threshold:.3f}"
+    return f"{one.text} ({one.cut_weight:.2f}{threshold})"
 
 
 def _stability(page: Page, stability: list[StabilityResult]):

@@ -8,7 +8,7 @@ import numpy as np
 
 from brh_jax import phases
 from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
-from brh_jax.phases import METRICS, LayerSamples, Partition
+from brh_jax.phases import METRICS, Bisection, LayerSamples, Partition
 from brh_jax.types import Dissimilarity
 from experiments.data import AllImages, check_given
 from experiments.settings import Common, without_effect
@@ -26,11 +26,12 @@ class PhaseSettings:
     """How depth is cut (paper, section 2).
 
     Attributes:
-        method: max_cut, contrast_cut, recursive_bisection (k follows from threshold), random_contiguous, random_fragmented
-            (max_cut's phase lengths, dealt out), or given (lengths).
+        method: max_cut, contrast_cut, recursive_bisection (the authors'), random_contiguous, random_fragmented (max_cut's phase
+            lengths, dealt out), or given (lengths).
         k: numbers of phases, such as (2, 3); a Raptor for each.
         min_length: fewest layers of a phase.
-        threshold: of recursive_bisection, share of the total weight that a cut must gain.
+        threshold: of recursive_bisection, share of the total weight that a cut must gain: the number of phases follows from it;
+            0 for the largest that gives each of k.
         lengths: of given, the numbers of layers of the phases, such as (7, 3, 2).
         num_images: images that the similarity is a mean over.
         batch_size: images at a time.
@@ -42,7 +43,7 @@ class PhaseSettings:
     method: str = "max_cut"
     k: tuple[int, ...] = (3,)
     min_length: int = 1
-    threshold: float = 0.1
+    threshold: float = 0.0
     lengths: tuple[int, ...] = ()
     num_images: int = 10_000
     batch_size: int = without_effect(64)
@@ -52,7 +53,8 @@ class PhaseSettings:
 
     def __post_init__(self):
         expect_one_of(self, "method", METHODS)
-        expect_positive(self, "num_images", "batch_size", "threshold")
+        expect_positive(self, "num_images", "batch_size", "min_length")
+        expect(0 <= self.threshold <= 1, "threshold", self.threshold, "a share of the total weight, or 0 where k says it")
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserError(f"metrics names {metric!r}: expected some of {', '.join(METRICS)}")
@@ -61,6 +63,11 @@ class PhaseSettings:
             raise UserError("lengths is empty, but method is given: expected phase lengths such as (7,3,2)")
         whole = all(isinstance(k, int) and k > 0 for k in self.k)
         expect(bool(self.k) and whole, "k", self.k, "numbers of phases such as (2,3)")
+
+    @property
+    def asks_for_k(self) -> bool:
+        """Whether the numbers of phases are given, and do not follow from lengths or a threshold."""
+        return self.method != "given" and not (self.method == "recursive_bisection" and self.threshold)
 
     @property
     def resamples(self) -> bool:
@@ -92,6 +99,7 @@ class CutResult:
         lengths, phases: what `Partition` is made of.
         cut_weight: share of the dissimilarity that lies between its phases.
         structure: see `brh_jax.phases.PhaseStructure`.
+        threshold: largest one at which a recursive bisection gives it; None of other methods and of one phase.
     """
 
     text: str
@@ -99,6 +107,7 @@ class CutResult:
     phases: list[int]
     cut_weight: float
     structure: dict[str, float | None]
+    threshold: float | None = None
 
     @property
     def partition(self) -> Partition:
@@ -168,6 +177,27 @@ class RandomComparison:
 
 
 @dataclasses.dataclass(frozen=True)
+class ObjectiveResult:
+    """What an objective gives for the run's matrix.
+
+    Attributes:
+        method: max_cut, contrast_cut or recursive_bisection.
+        k: number of phases.
+        min_length: fewest layers of a phase.
+        text: the partition as people write it.
+        cut_weight: share of the dissimilarity that lies between its phases.
+        threshold: as of `CutResult`.
+    """
+
+    method: str
+    k: int
+    min_length: int
+    text: str
+    cut_weight: float
+    threshold: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PhasesResult:
     """What was found of the phases of depth.
 
@@ -178,6 +208,7 @@ class PhasesResult:
         partitions: k -> partition.
         stability: for each metric and k; empty where nothing was resampled.
         random: the max cuts for k = 2 ... 6 beside random partitions.
+        objectives: what each objective gives for the same matrix, with the run's `min_length` and without one or with two.
     """
 
     method: str
@@ -187,6 +218,7 @@ class PhasesResult:
     partitions: dict[int, CutResult]
     stability: list[StabilityResult]
     random: list[RandomComparison]
+    objectives: list[ObjectiveResult] = dataclasses.field(default_factory=list)
 
     def partition_of(self, k: int) -> Partition:
         """The partition with k phases."""
@@ -236,6 +268,7 @@ def run(context: Context, settings: Settings) -> PhasesResult:
         partitions={k: _cut_result(dissimilarity, partition, own) for k, partition in partitions.items()},
         stability=[one for sample in samples.values() for one in _stability(sample, partitions, own)],
         random=_against_random(samples["cosine"], own),
+        objectives=list(_objectives(dissimilarity, list(partitions), own)),
     )
 
 
@@ -254,7 +287,31 @@ def _cut_result(dissimilarity: Dissimilarity, partition: Partition, settings: Ph
     least = min(settings.min_length, *partition.lengths)  # min_length, where the method held to it
     structure = phases.phase_structure(dissimilarity, partition, min_length=least)
     weight = float(phases.cut_weight(dissimilarity, partition))
-    return CutResult(str(partition), list(partition.lengths), list(partition.phases), weight, structure._asdict())
+    threshold = None
+    if settings.method == "recursive_bisection":
+        threshold = _threshold(phases.bisection(dissimilarity, settings.min_length), partition.k)
+    return CutResult(
+        str(partition), list(partition.lengths), list(partition.phases), weight, structure._asdict(), threshold=threshold
+    )
+
+
+def _threshold(found: Bisection, k: int) -> float | None:
+    return float(found.thresholds[k - 2]) if k > 1 else None
+
+
+def _objectives(dissimilarity: Dissimilarity, ks: list[int], settings: PhaseSettings):
+    """Yields what each objective gives for one matrix, where it gives that many phases of that length."""
+    depth = len(dissimilarity)
+    for min_length in sorted({1, 2, settings.min_length} & set(range(depth + 1))):
+        bisection = phases.bisection(dissimilarity, min_length)
+        for k in (k for k in ks if k > 1 and k * min_length <= depth):
+            found = {cut.__name__: cut(dissimilarity, k, min_length) for cut in (phases.max_cut, phases.contrast_cut)}
+            if k <= bisection.most:
+                found["recursive_bisection"] = bisection.partition(k)
+            for method, partition in found.items():
+                weight = float(phases.cut_weight(dissimilarity, partition))
+                threshold = _threshold(bisection, k) if method == "recursive_bisection" else None
+                yield ObjectiveResult(method, k, min_length, str(partition), weight, threshold)
 
 
 def _stability(sample: LayerSamples, partitions: dict[int, Partition], settings: PhaseSettings):
@@ -324,6 +381,13 @@ def partitions_of(dissimilarity: Dissimilarity, settings: PhaseSettings) -> dict
         raise UserError(
             f"config.phases.lengths {settings.lengths} add up to {partitions[0].depth}, the teacher has {depth} layers"
         )
+    if settings.asks_for_k and (beyond := set(settings.k) - {p.k for p in partitions}):
+        most = phases.bisection(dissimilarity, settings.min_length).most
+        raise UserError(
+            f"config.phases.k asks for {max(beyond)} phases, the recursive bisection of these {depth} layers into phases of at "
+            f"least {settings.min_length} ends at {most}: expected k up to {most}, a smaller config.phases.min_length, or "
+            "config.phases.method=max_cut"
+        )
     return {p.k: p for p in partitions}
 
 
@@ -332,10 +396,13 @@ def cuts_of(settings: PhaseSettings) -> list[Callable]:
     if settings.method == "given":
         given = Partition(settings.lengths)
         return [lambda matrix: given]
-    if settings.method == "recursive_bisection":
-        return [functools.partial(phases.recursive_bisection, threshold=settings.threshold)]
+    if not settings.asks_for_k:
+        return [functools.partial(phases.recursive_bisection, threshold=settings.threshold, min_length=settings.min_length)]
 
     def cut(matrix, k):
+        if settings.method == "recursive_bisection":
+            found = phases.bisection(matrix, settings.min_length)
+            return found.partition(min(k, found.most))  # resampled images may end it earlier
         if settings.method == "random_contiguous":
             return phases.random_contiguous(len(matrix), k, settings.seed, settings.min_length)
         if settings.method == "random_fragmented":
