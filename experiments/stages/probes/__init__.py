@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.probes.page import page
-from experiments.stages.probes.run import ProbesResult, Settings, merits, run
+from experiments.stages.probes.run import ProbesResult, Settings, merits, run, trained_with
 
 STAGE: Stage = Stage(
     "probes",
@@ -14,4 +14,5 @@ STAGE: Stage = Stage(
     page=page,
     merits=merits,
     measures=True,
+    trained_with=trained_with,
 )

@@ -1,6 +1,7 @@
 """Probes on the teacher and on every Raptor: linear classification, segmentation and depth, k-NN and logistic regression."""
 
 import dataclasses
+from typing import Any
 
 from experiments.stage import Context
 from experiments.stages.distill.run import read_models
@@ -53,6 +54,13 @@ def run(context: Context, settings: Settings) -> ProbesResult:
         depth=done(depth, settings.depth),
         feature_probe=done(feature_probe, settings.feature_probe),
     )
+
+
+def trained_with(settings: dict[str, Any]) -> set[str]:
+    """Settings that the heads which are there were trained with."""
+    names = {name: name.split(".") for name in settings if name.count(".") == 1}
+    there = {section for section in ("probe", "segmentation", "depth") if settings.get(f"{section}.train")}
+    return {name for name, (section, field) in names.items() if section in there and field not in ("eval", "num_eval")}
 
 
 def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
