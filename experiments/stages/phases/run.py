@@ -52,7 +52,8 @@ class PhaseSettings:
 
     def __post_init__(self):
         expect_one_of(self, "method", METHODS)
-        expect_positive(self, "num_images", "batch_size", "threshold")
+        expect_positive(self, "num_images", "batch_size", "threshold", "min_length")
+        expect(0 <= self.seed < 2**30, "seed", self.seed, f"0 or more, below {2**30}")
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserError(f"metrics names {metric!r}: expected some of {', '.join(METRICS)}")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import brh_jax
 from brh_jax.data.sources import Source, Subset
-from brh_jax.errors import UserError, expect, expect_positive
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
 from brh_jax.models.registry import Architecture, architecture, check_architecture
@@ -33,7 +33,9 @@ class VitSettings(ViTConfig):
     position_grid: tuple[int, int] | None = None
 
     def __post_init__(self):
-        expect_positive(self, "dim", "depth", "num_heads", "mlp_dim", "patch_size")
+        expect_positive(self, "dim", "depth", "num_heads", "mlp_dim", "patch_size", "channels", "layer_norm_eps")
+        expect_not_negative(self, "num_cls", "num_registers")
+        expect(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability, from 0 to below 1")
         super().__post_init__()
 
     def config(self, image_size: int) -> ViTConfig:
