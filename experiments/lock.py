@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 
 from brh_jax.errors import UserError
-from brh_jax.train.parallel import agree, is_main, together
+from brh_jax.train.parallel import agree, differences, is_main, together
 from experiments.full_disk import is_full
 
 try:
@@ -67,6 +67,9 @@ class Lock:
 class Hold:
     """A work directory that a run has for itself, as one of its processes sees it.
 
+    Attributes:
+        text: what the first process wrote of itself.
+
     Raises:
         UserError: this process does not see what the first one wrote.
     """
@@ -77,7 +80,7 @@ class Hold:
             if time.monotonic() > begun + _PATIENCE:
                 raise UserError(f"{workdir} must be one folder for all processes: what the first one wrote is not here")
             time.sleep(0.5)  # network file systems take their time
-        self._text = found
+        self.text = found
 
     def _read(self) -> str | None:
         """What is in the file; None where it is not there."""
@@ -91,7 +94,7 @@ class Hold:
         if not is_main():
             return self._workdir.is_dir()  # the first process may have let go already, where a run ends by an error
         try:
-            return self._read() == self._text
+            return self._read() == self.text
         except OSError:
             return True  # unreadable for now is not gone
 
@@ -117,7 +120,10 @@ def hold(workdir: pathlib.Path) -> Iterator[Hold]:
     """
     lock = together(lambda: Lock(workdir) if is_main() else None)
     try:
-        yield together(lambda: Hold(workdir))
+        held = together(lambda: Hold(workdir))
+        if differences({"lock": held.text}):
+            raise UserError(f"{workdir} must be one folder for all processes, and is not")
+        yield held
     finally:
         if lock is not None:
             lock.release()

@@ -187,7 +187,7 @@ class _Running:
             status = "0, stopped before its end"  # told to stop: it goes on when the study does
         self.num_ended += 1
         left = (time.monotonic() - self.begun) / self.num_ended * (len(self.commands) - self.num_ended)
-        failure = "stopped" if self.stopped.is_set() else f"FAILED with status {status}"
+        failure = "stopped" if self.stopped.is_set() else f"FAILED with status {status}{_why(log)}"
         outcome = "done" if status == 0 else f"{failure}, see {log}"
         print(f"{name}: {outcome}; {self.num_ended} of {len(self.commands)}, about {clock(left)} left", flush=True)
         return status == 0
@@ -205,6 +205,12 @@ class _Running:
                 return status
         finally:
             self.places.put(place)
+
+
+def _why(log: pathlib.Path) -> str:
+    """The message that a run ended with, where it is one line."""
+    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    return f" ({last})" if last.startswith("error: ") else ""
 
 
 def _in_order(

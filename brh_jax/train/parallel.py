@@ -158,7 +158,7 @@ def differences(items: Mapping[str, Any]) -> dict[str, str]:
     for name in dict.fromkeys(name for one in everyone for name in one):
         first: dict[str, int] = {}  # value -> the first process that has it
         for process, one in enumerate(everyone):
-            first.setdefault(json.dumps(one[name]) if name in one else "nothing", process)
+            first.setdefault(json.dumps(one[name], ensure_ascii=False) if name in one else "nothing", process)
         if len(first) > 1:
             found[name] = ", ".join(f"{value} in process {process}" for value, process in list(first.items())[:3])
     return found

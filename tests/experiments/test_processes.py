@@ -92,6 +92,10 @@ def test_processes_with_other_settings_do_not_train_together(tmp_path):
     for out in outputs:
         assert "the processes of this run differ (config.seed: 0 in process 0, 1 in process 1): start all with" in out
     assert not (tmp_path / "run").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text("left by another run")
+    outputs = ended(start_two(tmp_path / "run", apart=[[], [f"--workdir={tmp_path / 'other'}"]]))
+    assert all("must be one folder for all processes, and is not" in out for out in outputs)
     outputs = ended(start_two(tmp_path / "run", apart=[[], ["--config.seed=-1"]]))
     assert "error: another process of this run cannot go on" in outputs[0]
     assert "error: config.seed is -1" in outputs[1]

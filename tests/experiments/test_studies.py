@@ -77,7 +77,10 @@ def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
     }
     assert sweep.run_all(commands, tmp_path / "runs", jobs=2) == ["b"]
     out = capsys.readouterr().out
-    assert "b: FAILED with status 3" in out and "3 of 3" in out
+    assert "b: FAILED with status 3, see" in out and "3 of 3" in out
+    said = {"a": [sys.executable, "-c", "import sys; print('more'); sys.exit('error: no such folder')"]}
+    assert sweep.run_all(said, tmp_path / "said", jobs=1) == ["a"]
+    assert "a: FAILED with status 1 (error: no such folder), see" in capsys.readouterr().out
     assert (tmp_path / "runs" / "c.log").read_text() == "c\n"
 
 
