@@ -1,6 +1,7 @@
 """One way to run a command: flags are parsed, its body is called, and what the user can put right ends in one line."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,7 @@ def run_command(
     Returns:
         The exit status, 2 where an error was printed.
     """
+    print_any_name()
     arguments, unknown = parser.parse_known_args(argv) if more else (parser.parse_args(argv), [])
     arguments.more = unknown
     try:
@@ -31,3 +33,9 @@ def run_command(
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+
+
+def print_any_name() -> None:
+    """Lets names of files that are no UTF-8 be printed, with escapes, where they would end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -6,22 +6,13 @@ import numpy as np
 from PIL import Image
 
 from brh_jax.errors import UserError
+from brh_jax.images import ImageLike, as_image
 from brh_jax.types import Array
 
-ImageLike = Image.Image | np.ndarray
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
-
-
-def as_image(image: ImageLike) -> Image.Image:
-    """A PIL RGB image from one or from a uint8 array `[height, width]` or `[height, width, 1 or 3]`."""
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return Image.fromarray(array).convert("RGB")
+_LONGEST = 100  # times its shorter side, what is enlarged of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +61,7 @@ class Preprocessing:
         if isinstance(self.resize, tuple):
             size = self.resize[::-1]
         else:
+            image = _middle(image)
             # The longer side is truncated, as torchvision and transformers do it.
             short, long = sorted(image.size)
             size = (self.resize, int(self.resize * long / short))
@@ -84,3 +76,12 @@ class Preprocessing:
         mean = np.asarray(self.mean, np.float32) * 255
         scale = 1 / (np.asarray(self.std, np.float32) * 255)
         return (images.astype(np.float32) - mean) * scale
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Without the far ends of a strip, which no crop sees: enlarged as a whole, 50,000 x 1 pixels would take gigabytes."""
+    short, long = sorted(image.size)
+    cut = (long - short * _LONGEST) // 2
+    if cut <= 0:
+        return image
+    return image.crop((cut, 0, image.width - cut, short) if image.width == long else (0, cut, short, image.height - cut))

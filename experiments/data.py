@@ -50,7 +50,8 @@ class Crops(Reading):
         super().__post_init__()
         for name in ("crop_scale", "crop_ratio"):
             value = getattr(self, name)
-            expect(len(value) == 2 and 0 < value[0] <= value[1], name, value, "two positive numbers, the smaller one first")
+            two = len(value) == 2 and all(isinstance(v, int | float) and 0 < v < float("inf") for v in value)
+            expect(two and value[0] <= value[1], name, value, "two positive numbers, the smaller one first")
         expect(self.crop_scale[1] <= 1, "crop_scale", self.crop_scale, "shares of an image's area, at most 1")
 
     def transform(self, augment: str, preprocessing: Preprocessing):

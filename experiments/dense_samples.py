@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from brh_jax.command import run_command
-from brh_jax.data.sources import SUFFIXES
+from brh_jax.data.files import CorruptImage, decoded, files_below, read_image
 from brh_jax.errors import UserError
 
 _SIDE = 224
@@ -32,40 +32,54 @@ def masks(out: pathlib.Path, cutouts: pathlib.Path, photographs: pathlib.Path, s
         UserError: no such pictures.
     """
     rng = np.random.default_rng(seed)
-    usable = [path for path in sorted(cutouts.rglob("*.png")) if _usable(path)]
+    usable = [picture for path in files_below(cutouts, (".png",)).files if (picture := _usable(path)) is not None]
     if len(usable) < 4:
         raise UserError(f"{cutouts} holds {len(usable)} cut-outs: expected .png files of 120 pixels and more, partly transparent")
     order = rng.permutation(len(usable))
     cut = int(0.75 * len(usable))
     counts = {}
     for part, chosen in (("train", order[:cut]), ("test", order[cut:])):
-        backgrounds = [path for path in sorted((photographs / part).rglob("*")) if path.suffix.lower() in SUFFIXES]
-        if not backgrounds:
-            raise UserError(f"{photographs / part} holds no images: expected photographs in train/ and test/")
+        backgrounds = files_below(photographs / part).files if (photographs / part).is_dir() else []
         folder = out / "masks" / part
         for kind in ("images", "masks"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
         (folder / "classes.txt").write_text("background\nobject\n")
         for n, i in enumerate(chosen):
-            image, mask = _composed(Image.open(usable[i]), Image.open(rng.choice(backgrounds)).convert("RGB"), rng)
+            image, mask = _composed(usable[i], _background(backgrounds, photographs / part, rng), rng)
             image.save(folder / "images" / f"{n:03}.png")
             Image.fromarray(mask).save(folder / "masks" / f"{n:03}.png")
         counts[part] = len(chosen)
     return counts
 
 
-def _usable(path: pathlib.Path) -> bool:
-    """A picture, not a drawing of a few colours, of which part is to be seen."""
-    with Image.open(path) as image:
-        if image.mode != "RGBA" or min(image.size) < 120:
-            return False
-        pixels = np.asarray(image)
+def _usable(path: pathlib.Path) -> Image.Image | None:
+    """A picture, not a drawing of a few colours, of which part is to be seen; None for what is none."""
+    try:
+        image = decoded(path, lambda: Image.open(path).copy())
+    except CorruptImage as error:
+        print(f"warning: skipped {error}", flush=True)
+        return None
+    if image.mode != "RGBA" or min(image.size) < 120:
+        return None
+    pixels = np.asarray(image)
     colours = len(np.unique(pixels[..., :3].reshape(-1, 3)[::7], axis=0))
-    return bool(0.1 < (pixels[..., 3] > 127).mean() < 0.9) and colours > 800
+    return image if 0.1 < (pixels[..., 3] > 127).mean() < 0.9 and colours > 800 else None
+
+
+def _background(paths: list[pathlib.Path], folder: pathlib.Path, rng: np.random.Generator) -> Image.Image:
+    """One of the photographs, drawn at random; what cannot be decoded is struck off the list."""
+    while paths:
+        number = int(rng.integers(len(paths)))
+        try:
+            return read_image(paths[number])
+        except CorruptImage as error:
+            print(f"warning: skipped {error}", flush=True)
+            paths.pop(number)
+    raise UserError(f"{folder} holds no images: expected photographs in train/ and test/")
 
 
 def _composed(cutout: Image.Image, background: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
-    side = int(min(background.size) * rng.uniform(0.4, 1))
+    side = max(1, int(min(background.size) * rng.uniform(0.4, 1)))
     x, y = rng.integers(background.width - side + 1), rng.integers(background.height - side + 1)
     image = background.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     scale = rng.integers(120, 200) / max(cutout.size)

@@ -6,6 +6,7 @@ overridden by --config.section.name=value. The page of results is WORKDIR/report
 
 import os
 import pathlib
+import re
 import shlex
 import sys
 import time
@@ -14,6 +15,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from brh_jax.command import print_any_name
 from brh_jax.errors import UserError
 from experiments.settings import renamed
 
@@ -122,6 +124,17 @@ def _moved(item: str) -> str:
     return f"--config.{place}{equals}{value}"
 
 
+def _squared(item: str) -> str:
+    """A flag for the size of images, which are square, with one number where (height, width) are given."""
+    found = re.fullmatch(r"(--config\.(?:\w+\.)*image_size)=[(\[]?\s*(\d+)\s*[,x]\s*(\d+)\s*,?\s*[)\]]?", item)
+    if found is None:
+        return item
+    name, height, width = found.groups()
+    if int(height) != int(width):
+        raise UserError(f"{item}: images are square here, expected one number, such as {name}={height}")
+    return f"{name}={height}"
+
+
 def _parse(argv):
     """absl's parser, with the configuration file found first and every fault as one message."""
     argv = list(argv)
@@ -158,8 +171,9 @@ def _parse(argv):
 def cli() -> None:
     """Entry point: faults that the user can put right end in one message and exit status 2."""
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is said here
-    sys.argv = [_moved(item) for item in sys.argv]  # where ml_collections looks for settings that are overridden
+    print_any_name()
     try:
+        sys.argv = [_squared(_moved(item)) for item in sys.argv]  # where ml_collections looks for settings that are overridden
         # Parsed here rather than by app.run, which prints a help text of its own for some faults and a stack trace for others.
         arguments = _parse(sys.argv)
         app.run(main, argv=arguments, flags_parser=lambda argv: argv)

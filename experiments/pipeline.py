@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
@@ -267,8 +268,8 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         keep()
 
     keep()
-    skipped: dict[str, str] = {}
-    context = dataclasses.replace(context, folder=folder, outside=outside, skipped=skipped, waits=True, arrays=set())
+    sources: list[Source] = []
+    context = dataclasses.replace(context, folder=folder, outside=outside, sources=sources, waits=True, arrays=set())
     try:
         result = stage.run(context, settings)
     except BaseException as error:
@@ -282,6 +283,7 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
     if is_main():
         record.write(folder)  # not done while old arrays and new ones lie side by side
         context.place_arrays()
+    skipped = {skip.name: skip.reason for source in sources for skip in source.skipped.values()}
     done = keep(done=True, result=to_json(result), skipped=skipped)
     wait_for_all(f"{stage.name}: done")
     print(f"{stage.name}: {clock(done.seconds)}", flush=True)

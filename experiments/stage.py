@@ -74,7 +74,7 @@ class Context:
         results: of the stages done before.
         outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
             content.
-        skipped: images that could not be decoded so far -> why.
+        sources: of images, masks and depths that were opened.
         stages: names of the stages that this run is made of.
         waits: whether files of arrays wait for the stage to be done; `arrays` are those that do.
     """
@@ -85,7 +85,7 @@ class Context:
     loop: LoopSettings = LoopSettings()
     results: Results = dataclasses.field(default_factory=Results)
     outside: Callable[[str, str], None] = lambda what, fingerprint: None
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[Source] = dataclasses.field(default_factory=list)
     stages: tuple[str, ...] = ()
     waits: bool = False
     arrays: set[pathlib.Path] = dataclasses.field(default_factory=set)
@@ -140,6 +140,7 @@ class Context:
         """
         source = together(lambda: OPENERS[kind](spec, data_dir=data_dir, **options))
         self.outside(f"{kind} {spec}", source.fingerprint())
+        self.sources.append(source)
         return source
 
     def measuring_batches(
@@ -158,7 +159,6 @@ class Context:
             rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in ("label", "valid")})
             yield placed | {"label": rest["label"], "valid": rest["valid"]}
             progress.update(number)
-        self.skipped.update(source.skipped)
 
 
 def _fresh(path: pathlib.Path) -> pathlib.Path:

@@ -1,4 +1,7 @@
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -37,3 +40,11 @@ def test_unknown_flags_are_refused(capsys):
         run_command(parser(), lambda arguments: 0, ["--other=3"])
     assert left.value.code == 2
     assert "unrecognized arguments: --other=3" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_printed(tmp_path):
+    """To a terminal or a pipe of UTF-8, which would refuse them."""
+    code = "import sys; from brh_jax.command import print_any_name; print_any_name(); print(sys.argv[1], 'naïve')"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code, b"caf\xe9"], env=environment, capture_output=True, check=True)
+    assert done.stdout.decode() == "caf\\udce9 naïve\n"

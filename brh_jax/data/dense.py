@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from brh_jax.data.sources import SUFFIXES, CorruptImage, Selection, Source, TfdsSource, digest, listing, name_and_split
+from brh_jax.data.files import decoded, files_below, listing, printable, read_image
+from brh_jax.data.sources import Selection, Source, TfdsSource, digest, name_and_split
 from brh_jax.errors import UserError
 from brh_jax.types import PathLike
 
@@ -44,7 +45,7 @@ class PairedFolders(Source):
         read_target: path -> array; raises OSError or ValueError for what cannot be decoded, UserError for what is wrong.
 
     Raises:
-        UserError: no such folders, nothing in them, or an image without a target.
+        UserError: no such folders, nothing in them, an image without a target, or several files of one name.
     """
 
     def __init__(
@@ -58,18 +59,17 @@ class PairedFolders(Source):
     ):
         images, targets = pathlib.Path(images).expanduser(), pathlib.Path(targets).expanduser()
         if missing := [folder for folder in (images, targets) if not folder.is_dir()]:
-            raise UserError(f"no folder {missing[0]}: {layout}")
-        paths = sorted(p for p in images.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        found = {p.relative_to(targets).with_suffix(""): p for p in targets.rglob("*") if p.suffix.lower() in suffixes}
+            raise UserError(f"no folder {printable(str(missing[0]))}: {layout}")
+        paths, found = _by_name(images, files_below(images).files), _by_name(targets, files_below(targets, suffixes).files)
         if not paths:
-            raise UserError(f"{images} holds no images: {layout}")
-        if alone := [p for p in paths if p.relative_to(images).with_suffix("") not in found]:
+            raise UserError(f"{printable(str(images))} holds no images: {layout}")
+        if alone := [path for name, path in paths.items() if name not in found]:
             raise UserError(
-                f"{len(alone)} of {len(paths)} images in {images} have nothing of their name in {targets} (ending in "
-                f"{' or '.join(suffixes)}), {alone[0].name} for one: {layout}"
+                f"{len(alone)} of {len(paths)} images in {printable(str(images))} have nothing of their name in "
+                f"{printable(str(targets))} (ending in {' or '.join(suffixes)}), {printable(alone[0].name)} for one: {layout}"
             )
         super().__init__(str(images), classes)
-        self.pairs = [(p, found[p.relative_to(images).with_suffix("")]) for p in paths]
+        self.pairs = [(path, found[name]) for name, path in paths.items()]
         self._folders, self._read_target = (images, targets), read_target
 
     def __len__(self):
@@ -77,8 +77,13 @@ class PairedFolders(Source):
 
     def read(self, index: int):
         path, target_path = self.pairs[index]
-        image = _decoded(path, lambda: Image.open(path).convert("RGB"))
-        target = _decoded(target_path, lambda: self._read_target(target_path))
+        target = decoded(target_path, lambda: self._read_target(target_path))
+        image = read_image(path)
+        if target.shape != (
+            image.height,
+            image.width,
+        ):  # a target may be of the pixels as they are stored, before EXIF turns them
+            image = read_image(path, upright=False)
         _check_size(target, target_path, (image.height, image.width), path)
         return {"image": image, "target": target}
 
@@ -87,21 +92,24 @@ class PairedFolders(Source):
         return digest(self.classes, *(listing(folder, paths) for folder, paths in sides))
 
 
+def _by_name(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
+    """Files by their paths from a folder without their endings. Raises UserError where two are the same."""
+    found: dict[pathlib.Path, pathlib.Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("")
+        if (other := found.setdefault(name, path)) != path:
+            raise UserError(
+                f"{printable(str(other))} and {printable(path.name)} are of one name: expected one file, remove the other"
+            )
+    return found
+
+
 def _check_size(target, name, size, image_name):
     if target.shape != size:
         raise UserError(
-            f"{name} has {target.shape[1]} x {target.shape[0]} pixels, its image {image_name} {size[1]} x {size[0]}: a target "
-            "must be of its image's size"
+            f"{printable(str(name))} has {target.shape[1]} x {target.shape[0]} pixels, its image {printable(str(image_name))} "
+            f"{size[1]} x {size[0]}: a target must be of its image's size"
         )
-
-
-def _decoded(path, read: Callable):
-    try:
-        return read()
-    except UserError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptImage(f"{path}: {error}") from None
 
 
 # Masks.
@@ -162,6 +170,10 @@ class TfdsMasks(TfdsSource):
         return {"image": record["image"], "target": check_mask(values, name, len(self.classes), self._from_one)}
 
 
+def _lines(path: pathlib.Path) -> list[str]:
+    return [line.strip() for line in path.read_text("utf-8-sig", "surrogateescape").splitlines() if line.strip()]
+
+
 def _class_names(count: int, what: str) -> tuple[str, ...]:
     if not 2 <= count <= IGNORED:
         raise UserError(
@@ -179,8 +191,8 @@ def ade20k(path: PathLike, split: str) -> PairedFolders:
     read = functools.partial(read_mask, num_classes=ADE20K_CLASSES, from_one=True)
     names = tuple(str(i + 1) for i in range(ADE20K_CLASSES))
     info = root / "objectInfo150.txt"
-    if info.exists():  # Idx, Ratio, Train, Val, Name
-        rows = [line.split("\t") for line in info.read_text().splitlines()[1:] if line.strip()]
+    if info.is_file():  # Idx, Ratio, Train, Val, Name
+        rows = [line.split("\t") for line in _lines(info)[1:]]
         names = tuple(row[-1].split(",")[0].strip() for row in rows) if len(rows) == ADE20K_CLASSES else names
     return PairedFolders(root / "images" / split, root / "annotations" / split, _MASKS_LAYOUT, (".png",), read, names)
 
@@ -189,7 +201,7 @@ def mask_folders(path: PathLike, num_classes: int = 0) -> PairedFolders:
     """`images/` and `masks/` of equal names."""
     root = pathlib.Path(path).expanduser()
     listed = root / "classes.txt"
-    names = tuple(line.strip() for line in listed.read_text().splitlines() if line.strip()) if listed.exists() else ()
+    names = tuple(_lines(listed)) if listed.is_file() else ()
     if root.is_dir() or num_classes:
         numbers = _class_names(len(names) or num_classes, f"masks:{path}")
         names = names or numbers
@@ -233,8 +245,8 @@ def read_depth(path: pathlib.Path) -> np.ndarray:
             if not image.mode.startswith("I"):
                 raise UserError(f"{path} is not of 16 bits (mode {image.mode}): expected depth in millimetres")
             depth = np.asarray(image) / 1000
-    if depth.ndim != 2:
-        raise UserError(f"{path} has the shape {depth.shape}: expected a depth map [height, width]")
+    if depth.ndim != 2 or depth.dtype.kind not in "fiu":
+        raise UserError(f"{path} is {depth.dtype} of shape {depth.shape}: expected a depth map [height, width] of numbers")
     return _metres(depth)
 
 
@@ -252,6 +264,7 @@ class NyuRelease(Source):
         except ImportError:
             raise UserError("nyu_depth_v2_labeled.mat is read through h5py: pip install 'brh-jax[nyu]'") from None
         super().__init__(str(path))
+        self._path = path
         try:
             with h5py.File(path) as file:
                 self._count = len(file["images"])
@@ -271,12 +284,12 @@ class NyuRelease(Source):
         import h5py
 
         # Opened for every record: a file that is open goes into no worker process.
-        with h5py.File(self.name) as file:
+        with h5py.File(self._path) as file:
             image, depth = file["images"][index], file["depths"][index]
         return {"image": np.ascontiguousarray(image.transpose(2, 1, 0)), "target": _metres(depth.T)}
 
     def fingerprint(self):
-        file = pathlib.Path(self.name)
+        file = pathlib.Path(self._path)
         return digest(listing(file.parent, [file]))
 
 
@@ -350,8 +363,8 @@ def check_depths(source: Source, min_depth: float, max_depth: float, what: str, 
     Args:
         what: whose they are, for the message.
     """
-    records = (source.read_or_skip(int(i)) for i in np.linspace(0, len(source) - 1, min(num_images, len(source))))
-    values = np.concatenate([record["target"][record["target"] > 0] for record in records if record] or [np.zeros(0)])
+    targets = (source.read_next(int(i))[1]["target"] for i in np.linspace(0, len(source) - 1, min(num_images, len(source))))
+    values = np.concatenate([target[target > 0] for target in targets])
     if not values.size:
         raise UserError(f"{what} {source.name}: the depth maps looked at hold no measurement, all values are 0 or not finite")
     if not np.any((values > max(min_depth, max_depth / 100)) & (values < max_depth)):

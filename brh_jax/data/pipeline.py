@@ -16,6 +16,8 @@ from brh_jax.data.sources import UNLABELLED, Source
 from brh_jax.data.transforms import Transform
 from brh_jax.errors import UserError
 
+_ENDLESS = 2**53  # records: grain counts batches in floats, and overflows with one record in each
+
 
 class _Load(grain.transforms.RandomMap, grain.transforms.Map):
     """Index -> transformed record; an image that cannot be decoded is replaced by the next that can, and `failed` names it."""
@@ -27,10 +29,8 @@ class _Load(grain.transforms.RandomMap, grain.transforms.Map):
         return self.random_map(index, None)
 
     def random_map(self, index: int, rng: np.random.Generator | None):
-        failed, at = -1, index
-        while (record := self.source.read_or_skip(at)) is None:
-            failed, at = index, (at + 1) % len(self.source)
-        found = {"label": np.int32(record.get("label", UNLABELLED)), "failed": np.int64(failed)}
+        at, record = self.source.read_next(index)
+        found = {"label": np.int32(record.get("label", UNLABELLED)), "failed": np.int64(-1 if at == index else index)}
         if "target" not in record:
             return {"image": self.transform(record["image"], rng)} | found
         image, target = self.transform(record["image"], rng, record["target"])
@@ -53,7 +53,7 @@ class _Part(grain.MapDataset):
     def __len__(self):
         whole, rest = divmod(len(self._parent), self._batch_size)
         size = self._batch_size // self._count
-        return whole * size + min(max(rest - self._part * size, 0), size)
+        return min(whole * size + min(max(rest - self._part * size, 0), size), _ENDLESS)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -61,6 +61,16 @@ class _Part(grain.MapDataset):
         size = self._batch_size // self._count
         batch, place = divmod(index, size)
         return self._parent[batch * self._batch_size + self._part * size + place]
+
+
+def _place(source: Source, batch_size: int, process: tuple[int, int] | None) -> tuple[int, int]:
+    """(index, count) of this process, after a look at what it is asked for."""
+    index, count = process or (jax.process_index(), jax.process_count())
+    if batch_size % count:
+        raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
+    if not len(source):
+        raise UserError(f"{source.name} holds no images: give another split, or more of it")
+    return index, count
 
 
 class TrainingBatches(Iterator):
@@ -87,9 +97,7 @@ class TrainingBatches(Iterator):
         workers: int = 0,
         process: tuple[int, int] | None = None,
     ):
-        index, count = process or (jax.process_index(), jax.process_count())
-        if batch_size % count:
-            raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
+        index, count = _place(source, batch_size, process)
         self.source, self.step = source, 0
         self._threads, self._workers = threads, workers
         records = _records(grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None), source, transform)
@@ -157,9 +165,7 @@ def measuring_batches(
             is gone through again, with new crops, until there are as many; without one, no image comes twice.
         process: (index, count) of this process among those of the run; jax's by default.
     """
-    part, count = process or (jax.process_index(), jax.process_count())
-    if batch_size % count:
-        raise UserError(f"a batch of {batch_size} images does not divide over {count} processes")
+    part, count = _place(source, batch_size, process)
     total = len(source) if num_images is None else num_images
     if not transform.random:
         total = min(total, len(source))

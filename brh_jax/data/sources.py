@@ -8,22 +8,24 @@ import re
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 
+from brh_jax.data.files import SUFFIXES, Below, CorruptImage, files_below, listing, printable, read_image
 from brh_jax.errors import UserError
-from brh_jax.preprocessing import as_image
 from brh_jax.types import PathLike
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif"}
 UNLABELLED = -1
+_NAMED = 10  # images that are named as they are skipped; the others are counted
 
 
-class CorruptImage(Exception):
-    """An image that cannot be decoded; pipelines skip and count it."""
+class Skip(NamedTuple):
+    """A record that cannot be decoded: the name of its file, or its own, and why not."""
+
+    name: str
+    reason: str
 
 
 class Source:
@@ -32,17 +34,16 @@ class Source:
     Attributes:
         name: for people.
         classes: names of the classes, empty where there are no labels (every label is then -1).
-        skipped: what could not be decoded so far, name -> reason.
     """
 
     def __init__(self, name: str, classes: Iterable[str] = ()):
-        self.name = name
-        self.classes = tuple(classes)
-        self.skipped: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self.name = printable(name)
+        self.classes = tuple(map(printable, classes))
+        self._skipped: dict[int, Skip] = {}
+        self._lock, self._quiet = threading.Lock(), False
 
-    def __getstate__(self):  # a worker process has a lock of its own
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+    def __getstate__(self):  # a worker process has a lock of its own, and what it finds is found, and said, by the first one too
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_quiet": True}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -59,34 +60,44 @@ class Source:
         """Sha256 of what the source holds, wherever it lies: of files their names and sizes, of arrays their content."""
         raise NotImplementedError
 
-    def read_or_skip(self, index: int) -> dict[str, Any] | None:
-        """The record, or None after noting in `skipped` why it cannot be read.
+    @property
+    def skipped(self) -> dict[int, Skip]:
+        """Records that could not be decoded so far, by index."""
+        with self._lock:
+            return dict(self._skipped)
 
-        Raises:
-            UserError: nothing in the source can be read.
-        """
+    def read_or_skip(self, index: int) -> dict[str, Any] | None:
+        """The record, or None after noting in `skipped` why it cannot be read; it is not tried again."""
+        if index in self._skipped:
+            return None
         try:
             return self.read(index)
         except CorruptImage as error:
-            name, _, reason = str(error).partition(": ")
-            with self._lock:
-                if name not in self.skipped:
-                    self.skipped[name] = reason
-                    print(f"warning: skipped {name}: {reason}", flush=True)
-                everything = len(self.skipped) == len(self)
-            if everything:
-                raise UserError(f"none of the {len(self)} images of {self.name} can be decoded; the last: {error}") from None
-            return None
+            skip = Skip(error.name, error.reason)
+        with self._lock:
+            new, number = index not in self._skipped, len(self._skipped)
+            self._skipped[index] = skip
+        if new and not self._quiet and number <= _NAMED:
+            more = f"more images of {self.name}, which are counted and not named here"
+            print(f"warning: skipped {skip.name}: {skip.reason}" if number < _NAMED else f"warning: skipped {more}", flush=True)
+        return None
+
+    def read_next(self, index: int) -> tuple[int, dict[str, Any]]:
+        """The record, or the next one that can be decoded, and its index.
+
+        Raises:
+            UserError: nothing in the source can be decoded.
+        """
+        for at in (place % len(self) for place in range(index, index + len(self))):
+            if (record := self.read_or_skip(at)) is not None:
+                return at, record
+        last = self.skipped[(index - 1) % len(self)]
+        raise UserError(f"none of the {len(self)} images of {self.name} can be decoded; the last: {last.name}: {last.reason}")
 
 
 def digest(*parts: object) -> str:
     """Sha256 of strings, numbers, and lists of them; what `Source.fingerprint` gives."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def listing(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> list:
-    """Name relative to the folder and size in bytes of each file."""
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
 
 
 class ArraySource(Source):
@@ -97,6 +108,8 @@ class ArraySource(Source):
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise UserError(f"{name}: expected uint8 images [n, height, width(, 3)], got {images.dtype} {images.shape}")
         found = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
+        if not images.size:
+            raise UserError(f"{name} holds no images: its shape is {images.shape}")
         if len(found) != len(images):
             raise UserError(f"{name}: {len(images)} images but {len(found)} labels")
         if labels is not None and not len(classes):
@@ -120,14 +133,21 @@ class Selection(Source):
 
     def __init__(self, source: Source, indices: ArrayLike):
         super().__init__(source.name, source.classes)
-        self.skipped = source.skipped
-        self._source, self._indices = source, np.asarray(indices)
+        self._source, self._indices = source, np.asarray(indices, int)
 
     def __len__(self):
         return len(self._indices)
 
     def read(self, index: int):
         return self._source.read(int(self._indices[index]))
+
+    @property
+    def skipped(self):
+        found = self._source.skipped
+        return {index: found[at] for index, at in enumerate(self._indices.tolist()) if at in found}
+
+    def read_or_skip(self, index: int):
+        return self._source.read_or_skip(int(self._indices[index]))
 
     def fingerprint(self):
         return digest(self._source.fingerprint(), self._indices.tolist())
@@ -143,46 +163,64 @@ class Subset(Selection):
 class ImageFolder(Source):
     """Image files below a folder. With images in sub-folders the path of the sub-folder is the class; a flat folder has none.
 
+    Where images lie beside sub-folders of images, the larger part tells what the folder is, and that is said: few beside many in
+    sub-folders are left out, many beside few make it one without classes.
+
     Raises:
         UserError: no such folder, or no images in it.
     """
 
     def __init__(self, folder: PathLike):
         folder = pathlib.Path(folder).expanduser()
+        shown = printable(str(folder))
         if not folder.is_dir():
-            raise UserError(f"no image folder at {folder}: expected images in it, or one sub-folder of images per class")
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not self.paths:
-            raise UserError(f"{folder} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+            raise UserError(f"no image folder at {shown}: expected images in it, or one sub-folder of images per class")
+        below = files_below(folder)
+        if below.dead:
+            _warn(shown, "has links to images that lead nowhere, left out", [path.relative_to(folder) for path in below.dead])
+        if not below.files:
+            raise UserError(f"{shown} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+        self.paths, by_class = _labelled(folder, below)
         groups = [p.parent.relative_to(folder).as_posix() for p in self.paths]
-        classes = sorted(set(groups)) if "." not in groups else []
+        classes = sorted(set(groups)) if by_class else []
         super().__init__(str(folder), classes)
         self._folder = folder
         number = {name: i for i, name in enumerate(classes)}
         self.labels = [number.get(group, UNLABELLED) for group in groups]
-        if classes and (empty := _without_images(folder, classes)):
-            print(f"warning: {folder} has classes without images, left out: {', '.join(empty[:5])}", flush=True)
 
     def __len__(self):
         return len(self.paths)
 
     def read(self, index: int):
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return {"image": as_image(image), "label": self.labels[index]}
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise CorruptImage(f"{path}: {error}") from None
+        return {"image": read_image(self.paths[index]), "label": self.labels[index]}
 
     def fingerprint(self):
         return digest(listing(self._folder, self.paths))
 
 
-def _without_images(folder: pathlib.Path, classes) -> list[str]:
-    """Sub-folders with no image in or below them."""
-    found = (d.relative_to(folder).as_posix() for d in sorted(folder.rglob("*")) if d.is_dir())
-    return [d for d in found if not any(name == d or name.startswith(d + "/") for name in classes)]
+def _labelled(folder: pathlib.Path, below: Below) -> tuple[list[pathlib.Path], bool]:
+    """The images that count, and whether sub-folders are their classes; what is left out is said."""
+    beside, shown = [path for path in below.files if path.parent == folder], printable(str(folder))
+    inside = len(below.files) - len(beside)
+    if not inside:
+        return below.files, False
+    if len(beside) >= inside:
+        folders = dict.fromkeys(path.parent.relative_to(folder) for path in below.files if path.parent != folder)
+        _warn(shown, f"is one without classes, as {len(beside)} images lie beside sub-folders of {inside}", folders)
+        return below.files, False
+    if beside:
+        _warn(shown, "has images beside the sub-folders that are its classes, left out", [path.name for path in beside])
+    holding = {path.parent for path in below.files}
+    used = holding.union(*(path.parents for path in holding))
+    if empty := [path.relative_to(folder) for path in below.folders if path not in used]:
+        _warn(shown, "has classes without images, left out", empty)
+    return [path for path in below.files if path.parent != folder], True
+
+
+def _warn(folder: str, what: str, names: Iterable[PathLike]) -> None:
+    names = [printable(str(name)) for name in names]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    print(f"warning: {folder} {what}: {', '.join(names[:5])}{more}", flush=True)
 
 
 class TfdsSource(Source):
@@ -225,7 +263,7 @@ class TfdsSource(Source):
         try:
             return self.records[index]
         except Exception as error:  # TFDS decodes as it reads, with whatever errors its decoder has
-            raise CorruptImage(f"{self.name} record {index}: {error}") from None
+            raise CorruptImage(f"{self.name} record {index}", str(error)) from None
 
     def read(self, index: int):
         record = self.record(index)
@@ -258,7 +296,7 @@ def idx(path: PathLike) -> ArraySource:
 
     def load(kind: str):
         candidates = [pathlib.Path(f"{path}-{kind}-ubyte{suffix}").expanduser() for suffix in (".gz", "")]
-        file = next((f for f in candidates if f.exists()), None)
+        file = next((f for f in candidates if f.is_file()), None)
         if file is None:
             raise UserError(f"no file {candidates[0]}: give the path up to '-images-idx3-ubyte.gz', such as .../train")
         try:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from brh_jax.preprocessing import FILTERS, ImageLike, Preprocessing, as_image
+from brh_jax.images import ImageLike, as_image
+from brh_jax.preprocessing import FILTERS, Preprocessing
 
 
 class Transform(Protocol):

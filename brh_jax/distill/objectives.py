@@ -96,7 +96,14 @@ class Objective(Protocol):
         """What of the objective is compiled for this step, a static argument of `loss`."""
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Array | int,
+        key: jax.Array,
+        variant: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
 
@@ -121,7 +128,7 @@ class Blockwise:
         own = self.settings
         return own.teacher_forcing == "throughout" or step < own.annealed * own.steps
 
-    def share(self, step: Array) -> jax.Array:
+    def share(self, step: Array | int) -> jax.Array:
         """The weight of teacher forcing: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
         if self.settings.teacher_forcing == "throughout":
             return jnp.ones(())
@@ -145,7 +152,14 @@ class Blockwise:
         return share * of("teacher_forced") + (1.0 - share) * rolled if forced else rolled
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Array | int,
+        key: jax.Array,
+        variant: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the blocks' losses, and each of them."""
         inputs, share = _with_noise(states, self.settings.noise, key), self.share(step)
@@ -166,7 +180,14 @@ class Joint:
         return False
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Array, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Array | int,
+        key: jax.Array,
+        variant: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses."""
         start = _with_noise(states, self.settings.noise, key)[0]

@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import Mesh
 
+from brh_jax.data.files import CorruptImage
 from brh_jax.data.pipeline import epoch_rows, measuring_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
@@ -65,8 +66,8 @@ def open_states(teacher: Encoder, source: Source, folder: pathlib.Path, *, limit
         placed = shard_batch(batch, mesh)
         states = np.moveaxis(to_host(teacher.trajectory(teacher.normalize_pixels(placed["image"]))), 0, 1)
         valid = to_host(placed["valid"])
-        if source.skipped:
-            raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or run the teacher inside the step")
+        for skip in source.skipped.values():
+            raise _damaged(skip.name, skip.reason)
         count = int(valid.sum())
         if is_main():
             store[number : number + count].write(states[valid]).result()
@@ -82,15 +83,15 @@ def _about(teacher: Encoder, source: Source) -> dict:
     weights = {path: entry["number"] for path, entry in fingerprints(teacher.params).items()}
     shape = [len(source), teacher.depth + 1, teacher.layout.num_tokens, teacher.dim]
     told = {"weights": weights, "config": repr(teacher.config), "preprocessing": repr(teacher.preprocessing)}
-    images = [_digest(_record(source, i)["image"]) for i in (0, len(source) // 2, len(source) - 1)]
+    try:
+        images = [_digest(source.read(i)["image"]) for i in (0, len(source) // 2, len(source) - 1)]
+    except CorruptImage as error:
+        raise _damaged(error.name, error.reason) from None
     return told | {"source": source.name, "images": images, "shape": shape, "dtype": str(teacher.dtype)}
 
 
-def _record(source: Source, index: int) -> dict:
-    record = source.read_or_skip(index)
-    if record is None:
-        raise UserError(f"{next(iter(source.skipped))} cannot be decoded: remove it, or run the teacher inside the step")
-    return record
+def _damaged(name: str, reason: str) -> UserError:
+    return UserError(f"{name} cannot be decoded ({reason}): remove it, or run the teacher inside the step")
 
 
 def _digest(image) -> str:

@@ -113,7 +113,7 @@ class Stability(NamedTuple):
     rand_index: np.ndarray
 
 
-def stability(matrices: Array, cut: Callable[[np.ndarray], Partition], found: Partition) -> Stability:
+def stability(matrices: Array | Sequence[np.ndarray], cut: Callable[[np.ndarray], Partition], found: Partition) -> Stability:
     """Cuts every resampled matrix and compares with the partition of all images.
 
     Args:

@@ -60,4 +60,4 @@ def render(
                 item["width"] = round(image.width * 96 / DPI)
         items.append(item)
     text = template.render(title=title, lead=lead, items=items, configuration=configuration, environment=environment)
-    pathlib.Path(path).write_text(text, encoding="utf-8")
+    pathlib.Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8

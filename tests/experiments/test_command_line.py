@@ -46,6 +46,8 @@ def command(*arguments, cwd):
         (["--config=configs/quickstart.py", "--config.stages=('teach',)"], "unknown stage teach"),
         (["--config=configs/quickstart.py", "--config.data.train=folder:empty"], "no image folder at empty"),
         (["--config=configs/quickstart.py", "--config.data.image_size=9"], "9 x 9 is not a multiple of the patch size 2"),
+        (["--config=configs/quickstart.py", "--config.data.image_size=(9, 9)"], "9 x 9 is not a multiple of the patch size 2"),
+        (["--config=configs/quickstart.py", "--config.data.image_size=8x10"], "images are square here, expected one number"),
         (["--config=configs/quickstart.py", "--config.mesh.data=3"], "has 3 places for 1 devices"),
         (
             ["--config=configs/dinov2.py", "--config.data.train=digits:train"],

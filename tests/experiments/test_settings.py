@@ -115,7 +115,14 @@ def test_wrong_values_are_named_in_full(given, message):
         ("depth", "variance_focus", 2.0, "config.depth.variance_focus is 2.0: expected a share"),
         ("feature_probe", "neighbours", (0,), r"config.feature_probe.neighbours is \(0,\): expected positive numbers"),
         ("dynamics", "relative_sizes", (float("inf"),), r"config.dynamics.relative_sizes is \(inf,\): expected positive"),
+        ("data", "crop_scale", ("a", "b"), r"config.data.crop_scale is \('a', 'b'\): expected 2 numbers"),
+        ("data", "crop_scale", (0.5,), r"config.data.crop_scale is \(0.5,\): expected 2 numbers"),
+        ("data", "crop_scale", (0.5, 1.5), "expected shares of an image's area, at most 1"),
+        ("data", "crop_ratio", (1.0, float("inf")), r"config.data.crop_ratio is \(1.0, inf\): expected two positive numbers"),
+        ("data", "crop_ratio", (float("nan"), 1.0), r"config.data.crop_ratio is \(nan, 1.0\): expected two positive numbers"),
+        ("data", "image_size", -3, "config.data.image_size is -3: expected 0 or more"),
         ("data", "workers", -1, "config.data.workers is -1: expected 0 or more"),
+        ("data", "threads", 0, "config.data.threads is 0: expected a positive number"),
     ],
 )
 def test_a_configuration_file_that_is_wrong(section, name, value, message):

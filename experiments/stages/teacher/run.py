@@ -96,6 +96,10 @@ class TeacherImages(TrainingImages):
 
     image_size: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        expect_not_negative(self, "image_size")
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Seeded):
