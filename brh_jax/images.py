@@ -41,7 +41,7 @@ def as_image(image: ImageLike, upright: bool = True) -> Image.Image:
         picture = _on_white(image)
     else:
         picture = image if image.mode == "RGB" else image.convert("RGB")
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(_orientation(image) or 0)
     if turn is None:
         return picture
     picture = picture.transpose(turn) if upright else picture.copy()

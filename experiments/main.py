@@ -9,15 +9,31 @@ import pathlib
 import re
 import shlex
 import sys
+import time
 import traceback
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from brh_jax.command import print_any_name
 from brh_jax.errors import UserError
 from experiments.settings import renamed
 
+
+class _WholeNumber(flags.IntegerParser):
+    """Takes 1e2 for 100, too."""
+
+    def convert(self, argument: str | int) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError:
+            number = float(argument)
+            if not number.is_integer():  # 1.5; infinity is said by float's own error
+                raise
+            return int(number)
+
+
+config_flags.register_flag_parser_for_type(int, _WholeNumber())
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, with an optional :argument.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/NAME of the configuration by default.")
 _MODE = flags.DEFINE_enum(
@@ -26,6 +42,7 @@ _MODE = flags.DEFINE_enum(
     ["train", "eval", "report"],
     "train: all that is not done; eval: measure finished models again; report: the page.",
 )
+_NO_CONFIG = "run"
 _PROFILE = flags.DEFINE_string("profile", None, "FIRST:LAST, steps of every training to trace for TensorBoard or Perfetto.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process; TPU pods and SLURM need no such flags.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Processes of this run.")
@@ -37,9 +54,12 @@ def main(argv) -> None:
     """After flags are parsed."""
     if len(argv) > 1:
         raise UserError(f"unexpected {' '.join(argv[1:])}: options are --config=..., --workdir=... and --config.name=value")
-    if _CONFIG.value is None:
+    if _CONFIG.value is None and _config_path(sys.argv) == _NO_CONFIG:
         raise UserError("no configuration: give --config=configs/quickstart.py, or a file of your own")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        raise UserError(f"get_config() of the configuration file returned {_CONFIG.value!r}: expected a ConfigDict")
     logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)  # what orbax cannot do it raises, too
     profile = _steps(_PROFILE.value)
     # After the flags: a wrong flag answers at once.
     from brh_jax.train import stopping
@@ -78,6 +98,8 @@ def find_config(value: str) -> str:
     for candidate in (pathlib.Path(path).expanduser(), here / path):
         if candidate.is_file():
             return f"{candidate}{colon}{argument}"
+        if candidate.exists():  # a pipe would be waited for
+            raise UserError(f"{candidate} is no file: give a configuration, such as configs/quickstart.py, or a file of your own")
     shipped = ", ".join(sorted(f"configs/{p.name}" for p in (here / "configs").glob("*.py") if p.stem != "__init__"))
     raise UserError(f"no configuration file {path}: looked in {pathlib.Path.cwd()} and in {here}; there are {shipped}")
 
@@ -89,7 +111,7 @@ def _config_path(argv) -> str:
             return following.partition(":")[0]
         if item.startswith(("--config=", "-config=")):
             return item.partition("=")[2].partition(":")[0]
-    return "run"
+    return _NO_CONFIG
 
 
 def _moved(item: str) -> str:
@@ -129,7 +151,13 @@ def _parse(argv):
         kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
         refused = kind.rpartition(".")[2] in ("ValueError", "UserError")
         raise UserError(message if refused else str(error)) from None
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except RecursionError:
+        raise UserError("the configuration holds itself, or is nested too deeply: expected sections of settings") from None
     except (AttributeError, KeyError) as error:
+        if "has no attribute 'get_config'" in str(error):
+            raise UserError(f"{_config_path(argv)} has no get_config(): expected a configuration file") from None
         key = str(error.args[0] if error.args else error).strip("'\"").split("\n")[0]
         given = [a for a in argv if a.startswith("--config.")]
         raise UserError(
@@ -142,6 +170,7 @@ def _parse(argv):
 
 def cli() -> None:
     """Entry point: faults that the user can put right end in one message and exit status 2."""
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is said here
     print_any_name()
     try:
         sys.argv = [_squared(_moved(item)) for item in sys.argv]  # where ml_collections looks for settings that are overridden
@@ -165,6 +194,8 @@ def _leave(status: int) -> None:
 
     if jax.distributed.is_initialized():
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(2)  # others that end for the same reason say so before its silence ends them
         os._exit(status)
     sys.exit(status)
 

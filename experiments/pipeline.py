@@ -17,15 +17,17 @@ from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
-from brh_jax.train.parallel import is_main, make_mesh, wait_for_all
-from experiments import report, stages
+from brh_jax.train.parallel import differences, is_main, make_mesh, together, wait_for_all
+from experiments import full_disk, report, stages
+from experiments.lock import Hold, hold
 from experiments.records import Record, differing_content, differing_settings, read_record
 from experiments.results import Results, from_json, to_json, write_json
 from experiments.runs import read_results
-from experiments.settings import check_names, flat, merged_defaults, read, without_effect
+from experiments.settings import check_names, check_plain, flat, merged_defaults, read, without_effect
 from experiments.stage import Context, Stage
 
 MODES = ("train", "eval", "report")
+_OF_A_HOST = ("data.data_dir", "data.threads", "data.workers")  # settings that may differ between the hosts of a run
 _PACKAGES = ("brh-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -71,6 +73,7 @@ def settings_kinds() -> list[type]:
 class _Plan:
     """A run before it begins: its settings by stage, what stages left there, and what is to be done."""
 
+    held: Hold
     workdir: pathlib.Path
     settings: dict[str, Any]
     records: dict[str, Record | None]
@@ -99,12 +102,25 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
         raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
     if rerun and mode != "train":
         raise UserError(f"--rerun discards what other settings made, --mode={mode} makes nothing: leave one of them out")
-    own, settings = read_settings(config)
-    plan = _planned(workdir, own, settings, mode, rerun)
+    own, settings = together(lambda: read_settings(config))
+    _check_processes(own, settings, {"mode": mode, "rerun": rerun})
+    with full_disk.reported(workdir), hold(workdir) as held:
+        plan = _planned(held, workdir, own, settings, mode, rerun)
+        _check_ready(plan, settings)
+        return _run(config, plan, own, mode, command, profile)
+
+
+def _check_ready(plan: "_Plan", settings: dict[str, Any]) -> None:
+    """Raises UserError where a stage that is to run lacks something that it reads from outside."""
     for stage in stages.STAGES:
         done = (record := plan.records[stage.name]) is not None and record.done and stage.name not in plan.again
         if stage.name in plan.chosen and stage.ready is not None and not done:
             stage.ready(settings[stage.name])
+
+
+def _run(config: ConfigDict, plan: "_Plan", own: RunSettings, mode: str, command, profile) -> Results:
+    """Runs what is planned."""
+    workdir = plan.workdir
     mesh = make_mesh(**vars(own.mesh))
     page = "report" in own.stages or mode == "report"
     print(
@@ -121,9 +137,9 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
         record = records[stage.name]
         if record is not None and record.done:
             results.stages[stage.name] = from_json(stage.Result, record.result, workdir / stage.name / "record.json")
+    plan.held.check()
     if is_main():
         results.about = _about(config, command, records)
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "results.json", results.as_json())
         if page:
             report.write(workdir, results, str(config))
@@ -135,10 +151,22 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
 def read_settings(config: ConfigDict) -> tuple[RunSettings, dict[str, Any]]:
     """The run's own settings, and every stage's by name. Raises UserError at the first that is wrong."""
     check_names(config, merged_defaults(settings_kinds()))
-    return read(RunSettings, config), {stage.name: read(stage.Settings, config) for stage in stages.STAGES}
+    found = read(RunSettings, config), {stage.name: read(stage.Settings, config) for stage in stages.STAGES}
+    check_plain(config)
+    return found
 
 
-def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun: bool) -> _Plan:
+def _check_processes(own: RunSettings, settings: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises UserError where processes of this run were started with other settings or versions than others."""
+    items = {f"--{name}": value for name, value in asked.items()} | {name: _version(name) for name in _PACKAGES}
+    for one in (own, *settings.values()):
+        items |= {f"config.{name}": value for name, value in flat(one, all_fields=True).items() if name not in _OF_A_HOST}
+    if lines := differences(items):
+        said = "; ".join(f"{name}: {how}" for name, how in lines.items())
+        raise UserError(f"the processes of this run differ ({said}): start all with the same command, settings and versions")
+
+
+def _planned(held: Hold, workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun: bool) -> _Plan:
     """Looks at what is there. Raises UserError where it was trained with other settings; with `rerun` discards that."""
     records = {stage.name: read_record(workdir / stage.name) for stage in stages.STAGES}
     named = [s for s in stages.STAGES if s.name in own.stages or (s.follows in own.stages and s.follows)]
@@ -146,7 +174,7 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
         again = [s for s in named if s.measures] if mode == "eval" else []
         _check_finished(workdir, records, settings, again, mode)
         names = tuple(s.name for s in again)
-        return _Plan(workdir, settings, records, names, frozenset(names))
+        return _Plan(held, workdir, settings, records, names, frozenset(names))
     changed, chosen = _changed(records, settings), tuple(s.name for s in named)
     kept = [s.name for s in stages.STAGES if s.name in changed and not s.cheap]
     if kept and not rerun:
@@ -165,7 +193,7 @@ def _planned(workdir: pathlib.Path, own: RunSettings, settings, mode: str, rerun
             print(f"{name}: {how} ({'; '.join(lines.values())})", flush=True)
         records[name] = None
     wait_for_all("the work directory has been looked at")
-    return _Plan(workdir, settings, records, chosen, frozenset(changed))
+    return _Plan(held, workdir, settings, records, chosen, frozenset(changed))
 
 
 def _changed(records: dict[str, Record | None], settings) -> dict[str, dict[str, str]]:
@@ -202,10 +230,16 @@ def _check_finished(workdir: pathlib.Path, records, settings, chosen: list[Stage
         for name, line in differing_settings(record, flat(settings[stage.name])).items()
         if name not in measuring
     }
+    for stage in chosen:
+        if record := records[stage.name]:
+            trained = stage.trained_with(record.settings)
+            differing = differing_settings(record, flat(settings[stage.name]))
+            lines |= {name: f"{line} (of the {stage.name})" for name, line in differing.items() if name in trained}
     if lines:
         raise UserError(
             f"{workdir} was made with another configuration:\n  " + "\n  ".join(lines.values()) + f"\n--mode={mode} takes "
-            "models as they are: give it the settings that they were made with, or use another --workdir"
+            "what was trained as it is: give it the settings that it was made with, train again with --rerun, or use another "
+            "--workdir"
         )
 
 
@@ -214,13 +248,15 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
     folder, before = plan.workdir / stage.name, records[stage.name]
     needs = {name: r.fingerprint for name in (*stage.needs, *stage.uses) if (r := records[name]) is not None and r.done}
     again = stage.name in plan.again or (before is not None and before.done and before.needs != needs)
-    wait_for_all(f"{stage.name}: what is there has been read")
+    plan.held.check()  # and what is there has been read
     if before and before.done and not again:
         print(f"{stage.name}: done before, skipped", flush=True)
         return before
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if full_disk.is_full(error):
+            raise
         raise UserError(f"cannot write to {folder} ({error.strerror}): give another --workdir") from None
     settings = plan.settings[stage.name]
     # An attempt that stopped counts towards the stage's time, unless it was killed outright.
@@ -235,19 +271,28 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         return kept
 
     def outside(what: str, fingerprint: str) -> None:
+        if lines := differences({what: fingerprint[:12]}):
+            raise UserError(f"{what} is not the same in all processes of this run ({lines[what]}): give all the same files")
         if record.outside.setdefault(what, fingerprint) != fingerprint:
             raise UserError(f"{what} has changed while it was in use: let it be, and run the same command again")
         keep()
 
     keep()
     sources: list[Source] = []
+    context = dataclasses.replace(context, folder=folder, outside=outside, sources=sources, waits=True, arrays=set())
     try:
-        result = stage.run(dataclasses.replace(context, folder=folder, outside=outside, sources=sources), settings)
+        result = stage.run(context, settings)
     except BaseException as error:
+        if not plan.held.is_there():
+            raise plan.held.lost() from error
         keep()
         if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"] and not again:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
+    plan.held.check()
+    if is_main():
+        record.write(folder)  # not done while old arrays and new ones lie side by side
+        context.place_arrays()
     skipped = {skip.name: skip.reason for source in sources for skip in source.skipped.values()}
     done = keep(done=True, result=to_json(result), skipped=skipped)
     wait_for_all(f"{stage.name}: done")

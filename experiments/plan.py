@@ -46,6 +46,9 @@ def plan(
         parameters, operations per image, seconds of compilation, and GB per device.
     """
     found = architecture(arch)
+    for name, value in (("batch_size", batch_size), ("image_size", image_size or 1)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: expected a positive number")
     size, mesh = image_size or found.image_size, make_mesh(*mesh_shape)
     if batch_size % (mesh_shape[0] * mesh_shape[1]):
         raise UserError(f"a batch of {batch_size} images does not divide over {mesh_shape[0] * mesh_shape[1]} devices")

@@ -7,10 +7,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from brh_jax.data.dense import open_depths, open_masks
 from brh_jax.data.sources import Source, open_source
 from brh_jax.errors import UserError
-from experiments.results import SCHEMA, check_schema, read_json, write_json
+from experiments.results import SCHEMA, check_schema, damaged, read_json, write_json
 
 # What is read from outside a run, besides weights.
 OPENERS: dict[str, Callable[..., Source]] = {"images": open_source, "masks": open_masks, "depths": open_depths}
@@ -61,9 +63,9 @@ def read_record(folder: pathlib.Path) -> Record | None:
     whole = read_json(path)
     check_schema(whole, path)
     try:
-        return Record(**{name: value for name, value in whole.items() if name != "schema"})
-    except TypeError:
-        raise UserError(f"{path} is damaged: remove {folder} to run that stage again") from None
+        return TypeAdapter(Record).validate_python({name: value for name, value in whole.items() if name != "schema"})
+    except ValidationError:
+        raise damaged(path) from None
 
 
 def differing_settings(record: Record, settings: dict[str, Any]) -> dict[str, str]:

@@ -41,7 +41,9 @@ class Results:
 
 def check_schema(whole: Any, path: pathlib.Path) -> None:
     """Raises UserError unless a file is of the schema that is read here."""
-    there = whole.get("schema", 1) if isinstance(whole, dict) else "none"
+    if not isinstance(whole, dict):
+        raise damaged(path)
+    there = whole.get("schema", 1)
     if there != SCHEMA:
         older = not isinstance(there, int) or there < SCHEMA
         raise UserError(
@@ -66,11 +68,21 @@ def from_json(kind: type[R], value: Any, path: pathlib.Path) -> R:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file. Raises UserError where it is damaged."""
+    """The content of a JSON file. Raises UserError where it is damaged, or not to be read."""
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is no file: expected what a run wrote there")
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: remove {path.parent} to make it again") from None
+        raise damaged(path) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def damaged(path: pathlib.Path) -> UserError:
+    """What to say of a file that is not what a run writes."""
+    what = "run that stage" if path.name == "record.json" else "make it"
+    return UserError(f"{path} is damaged: remove {path.parent if path.name == 'record.json' else path} to {what} again")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

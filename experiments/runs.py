@@ -6,6 +6,7 @@ python -m experiments.runs          prints the JSON schema of results.json
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -22,8 +23,10 @@ def read_results(path: pathlib.Path) -> Results:
     whole = read_json(path)
     check_schema(whole, path)
     kinds = {stage.name: stage.Result for stage in stages.STAGES}
+    about = {name: value for name, value in whole.items() if name not in kinds and name != "schema"}
+    from_json(dict[str, dict[str, Any]], about, path)
     made = {name: from_json(kinds[name], value, path) for name, value in whole.items() if name in kinds}
-    return Results(made, {name: value for name, value in whole.items() if name not in kinds and name != "schema"})
+    return Results(made, about)
 
 
 def schema() -> dict:

@@ -7,7 +7,10 @@ None is no setting, but something that the code fills in.
 
 import dataclasses
 import difflib
+import json
+import math
 import re
+import typing
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -28,7 +31,7 @@ class Seeded:
     seed: int = 0
 
     def __post_init__(self):
-        expect(self.seed >= 0, "seed", self.seed, "0 or more")
+        expect(0 <= self.seed < 2**30, "seed", self.seed, f"0 or more, below {2**30}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def read(kind: type[T], config, path: str = "config") -> T:
     Raises:
         UserError: a value of the wrong type, or one that the dataclass refuses; the message names the setting in full.
     """
-    defaults = kind()
+    defaults, kinds = kind(), typing.get_type_hints(kind)
     values = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         default, name = getattr(defaults, field.name), f"{path}.{field.name}"
@@ -96,33 +99,69 @@ def read(kind: type[T], config, path: str = "config") -> T:
             continue
         value = config[field.name]
         if not dataclasses.is_dataclass(default):
-            values[field.name] = _converted(value, default, name)
+            values[field.name] = _converted(value, kinds[field.name], name)
         elif isinstance(value, dict | ConfigDict):
             values[field.name] = read(type(default), value, name)
         else:
             raise UserError(f"{name} is {value!r}: expected a section of settings, {', '.join(vars(default))}")
     try:
-        return kind(**values)
+        made = kind(**values)
     except UserError as error:
         if str(error).startswith("config."):
             raise
         about_a_field = re.match(r"[\w.]+(?= (is|names|and) )", str(error))
         named = about_a_field and hasattr(defaults, about_a_field[0].split(".")[0])
         raise UserError(f"{path}.{error}" if named else f"{path}: {error}" if "." in path else str(error)) from None
+    _check_finite(made, path)
+    return made
 
 
-def _converted(value, default, name: str):
-    """The value in the type of the default: lists are tuples, whole numbers are numbers."""
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+def _converted(value, kind, name: str):
+    """The value in the type of its field: lists are tuples, whole numbers are numbers, and 1e2 is a whole number.
+
+    Raises:
+        UserError: it is none of that type, or a number that is not finite or takes more than 32 bits.
+    """
+    try:
+        return _as(value, kind)
+    except TypeError:
+        raise UserError(f"{name} is {value!r}: expected {_expected(kind)}") from None
+
+
+def _as(value, kind):
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if not isinstance(value, list | tuple) or (kinds[1:] != (...,) and len(value) != len(kinds)):
+            raise TypeError
+        return tuple(_as(one, kinds[0] if kinds[1:] == (...,) else kinds[place]) for place, one in enumerate(value))
+    if isinstance(value, float) and kind is int and value.is_integer():
+        value = int(value)
+    if type(value) is int and (not -(2**31) <= value < 2**31 or kind not in (int, float)):
+        raise TypeError
+    if type(value) is int and kind is float:
         return float(value)
-    if type(value) is not type(default):
-        raise UserError(f"{name} is {value!r}: expected {_KINDS.get(type(default), type(default).__name__)}")
+    if type(value) is not kind:
+        raise TypeError
     return value
 
 
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "several values, such as (2, 3)"}
+def _expected(kind) -> str:
+    """What to say of a type."""
+    if typing.get_origin(kind) is not tuple:
+        return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}.get(kind, kind.__name__)
+    kinds = typing.get_args(kind)
+    of = {int: "whole numbers", float: "numbers", str: "texts"}.get(kinds[0], "values")
+    example = {int: "(2, 3)", float: "(0.5, 1.0)", str: "('a', 'b')"}.get(kinds[0], "(2, 3)")
+    return f"several {of}, such as {example}" if kinds[1:] == (...,) else f"{len(kinds)} {of}, such as {example}"
+
+
+def _check_finite(settings, path: str) -> None:
+    """Raises UserError where a number is NaN or infinite and its dataclass has not refused it."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{path}.{field.name} is {value!r}: expected finite numbers")
 
 
 def check_names(config, known: dict, path: str = "config") -> None:
@@ -137,6 +176,17 @@ def check_names(config, known: dict, path: str = "config") -> None:
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UserError(f"unknown setting {full}: {hint}{path} has {', '.join(known)}")
+
+
+def check_plain(config) -> None:
+    """Raises UserError where a configuration holds what cannot be kept with the results, a study's own sections included."""
+    try:
+        json.dumps(json.loads(config.to_json()), allow_nan=False)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = str(error).splitlines()[0]
+        if isinstance(error, RecursionError) or "Circular" in why:
+            why = "it holds itself, or is nested too deeply"
+        raise UserError(f"the configuration must be made of texts, finite numbers, True, False and tuples ({why})") from None
 
 
 def renamed(setting: str) -> str | None:

@@ -1,6 +1,7 @@
 """Stage: one room of a run; and Context, what a stage is given to work with."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from brh_jax.errors import UserError
 from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import Progress
-from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, wait_for_all
+from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, together, wait_for_all
 from experiments.records import OPENERS
 from experiments.results import Results
 
@@ -45,6 +46,8 @@ class Stage:
             end; None for none.
         measures: whether it measures what other stages made: --mode=eval does it again.
         cheap: whether what it left is made anew where something differs; that of other stages is never discarded unasked.
+        trained_with: settings of a record -> those of them that what the stage trained to measure with depends on: --mode=eval
+            takes that as it is.
         follows: name of the stage that this one is run with where `config.stages` names that stage and not this one.
     """
 
@@ -59,6 +62,7 @@ class Stage:
     ready: Callable[[Any], None] | None = None
     measures: bool = False
     cheap: bool = False
+    trained_with: Callable[[dict[str, Any]], set[str]] = lambda settings: set()
     follows: str = ""
 
 
@@ -75,6 +79,7 @@ class Context:
             content.
         sources: of images, masks and depths that were opened.
         stages: names of the stages that this run is made of.
+        waits: whether files of arrays wait for the stage to be done; `arrays` are those that do.
     """
 
     workdir: pathlib.Path
@@ -85,6 +90,8 @@ class Context:
     outside: Callable[[str, str], None] = lambda what, fingerprint: None
     sources: list[Source] = dataclasses.field(default_factory=list)
     stages: tuple[str, ...] = ()
+    waits: bool = False
+    arrays: set[pathlib.Path] = dataclasses.field(default_factory=set)
 
     # Earlier stages' work.
 
@@ -115,9 +122,19 @@ class Context:
         wait_for_all(f"saved {folder}")
 
     def save_arrays(self, path: pathlib.Path, **arrays) -> None:
-        """Writes an .npz file, once."""
+        """Writes an .npz file, once; in a run it takes its place when the stage is done, and what was there stays till then."""
         if is_main():
-            np.savez(path, **arrays)
+            with _fresh(path).open("wb") as file:
+                np.savez(file, **arrays)
+            self.arrays.add(path)
+            if not self.waits:
+                self.place_arrays()
+
+    def place_arrays(self) -> None:
+        """Puts the files of arrays in their places."""
+        while self.arrays:
+            path = self.arrays.pop()
+            os.replace(_fresh(path), path)
 
     # Data.
 
@@ -127,7 +144,7 @@ class Context:
         Args:
             kind: a key of `records.OPENERS`.
         """
-        source = OPENERS[kind](spec, data_dir=data_dir, **options)
+        source = together(lambda: OPENERS[kind](spec, data_dir=data_dir, **options))
         self.outside(f"{kind} {spec}", source.fingerprint())
         self.sources.append(source)
         return source
@@ -150,3 +167,7 @@ class Context:
             rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in told})
             yield placed | {k: rest[k] for k in told}
             progress.update(number)
+
+
+def _fresh(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.new")

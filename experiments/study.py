@@ -27,7 +27,7 @@ from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult
 from experiments.stages.phases.run import PhasesResult
-from experiments.summarize import FinishedRun, Row, as_csv, read_runs, table, write_table
+from experiments.summarize import FinishedRun, Row, as_csv, csv_text, read_runs, table, write_table
 
 # What is measured of every ViT and its Raptor; of R² and e the mean over layers.
 FITS = {"r2_cls": "R² cls", "r2_patches": "R² patches", "relative_e": "relative e"}
@@ -95,7 +95,7 @@ def read_study(finished: Sequence[FinishedRun]) -> list[Run]:
 def _runs_of(results: Results) -> Iterator[Run]:
     config = ConfigDict(results.about.get("config", {}))
     phases, distilled, agreement = (results.get(kind) for kind in (PhasesResult, DistillResult, AgreementResult))
-    if "study" not in config or None in (phases, distilled, agreement):
+    if not {"group", "step"} <= set(config.get("study") or ()) or None in (phases, distilled, agreement):
         return
     for name, raptor in distilled.raptors.items():
         structure = phases.partitions[raptor.k].structure
@@ -287,14 +287,13 @@ def _lead(runs: Sequence[Run], workdir: pathlib.Path) -> Iterator[str]:
 
 
 def _correlations_csv(found: Correlations) -> str:
-    lines = ["subset,x,y,coefficient,value,low,high,points,trainings"]
+    lines: list[list[str | float]] = [["subset", "x", "y", "coefficient", "value", "low", "high", "points", "trainings"]]
     for subset, pairs in found.items():
         for (x, y), c in pairs.items():
             for name in ("pearson", "spearman"):
                 value, interval = getattr(c, name), getattr(c, f"{name}_interval") or ("", "")
-                numbers = ["" if value is None else value, *interval, c.num_points, c.num_groups]
-                lines.append(",".join(map(str, [subset, x, y, name, *numbers])))
-    return "\n".join(lines) + "\n"
+                lines.append([subset, x, y, name, "" if value is None else value, *interval, c.num_points, c.num_groups])
+    return csv_text(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,9 @@ from experiments.runs import read_results
 
 Merits = dict[str, dict[str, float]]  # model -> figure of merit -> value
 
-_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "²": "$^2$"} | {c: "\\" + c for c in "%_&#$"}
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "²": "$^2$"}
+_LATEX |= {c: "\\" + c for c in "{}%_&#$"} | {c: f"${c}$" for c in "<>|"}
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 
 
 class FinishedRun(NamedTuple):
@@ -111,8 +113,11 @@ def _cell(values: list[float]) -> str:
 
 def as_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table for a README."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
+
+    def line(row):
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, cells)]) + "\n"
 
 
 def as_csv(rows: Sequence[Row], more: Mapping[str, Callable[[Row, str], str]] = MappingProxyType({})) -> str:
@@ -121,16 +126,32 @@ def as_csv(rows: Sequence[Row], more: Mapping[str, Callable[[Row, str], str]] = 
     Args:
         more: further columns, their cells from row and figure.
     """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     settings = list(rows[0].settings) if rows else []
-    writer.writerow([*settings, "model", "figure", "mean", "std", "n", *more])
+    lines: list[list[str | float]] = [[*settings, "model", "figure", "mean", "std", "n", *more]]
     for row in rows:
         for name, values in row.values.items():
             deviation = statistics.stdev(values) if len(values) > 1 else ""
             cells = [cell(row, name) for cell in more.values()]
-            writer.writerow([*row.settings.values(), row.model, name, statistics.fmean(values), deviation, len(values), *cells])
+            lines.append([*row.settings.values(), row.model, name, statistics.fmean(values), deviation, len(values), *cells])
+    return csv_text(lines)
+
+
+def csv_text(lines: Iterable[Iterable[str | float]]) -> str:
+    """Lines of cells, header included, as CSV that a spreadsheet takes for data."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(map(_csv_cell, line) for line in lines)
     return out.getvalue()
+
+
+def _csv_cell(cell: str | float) -> str | float:
+    """A text that a spreadsheet would take for a formula behind an apostrophe; numbers, negative ones too, as they are."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULAS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_table(out: pathlib.Path, name: str, header: Sequence[str], cells: Sequence[Sequence[str]], as_csv: str) -> None:

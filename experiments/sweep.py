@@ -50,14 +50,20 @@ def runs_of(value: str) -> dict[str, dict]:
     """
     path, _, argument = find_config(value).partition(":")
     spec = importlib.util.spec_from_file_location(f"sweep_{pathlib.Path(path).stem}", path)
+    if spec is None:
+        raise UserError(f"{path} is no Python file: expected one with sweep(arg)")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(arg): a study needs one, returning {{name of a run: {{setting: value}}}}")
     runs = module.sweep(argument) if argument else module.sweep()
-    if not runs or not all(isinstance(changes, dict) for changes in runs.values()):
+    named = isinstance(runs, dict) and all(isinstance(name, str) for name in runs)
+    if not runs or not named or not all(isinstance(changes, dict) for changes in runs.values()):
         raise UserError(f"sweep() of {path} returned {runs!r}, expected {{name of a run: {{setting: value}}}}")
-    if bad := [name for name in runs if not name or set(name) & set("/\\ ")]:
+    if bad := [name for name in runs if name in ("", ".", "..") or set(name) & set("/\\ ")]:
         raise UserError(f"sweep() of {path} names a run {bad[0]!r}: expected a folder's name without blanks")
     return runs
 
@@ -181,7 +187,7 @@ class _Running:
             status = "0, stopped before its end"  # told to stop: it goes on when the study does
         self.num_ended += 1
         left = (time.monotonic() - self.begun) / self.num_ended * (len(self.commands) - self.num_ended)
-        failure = "stopped" if self.stopped.is_set() else f"FAILED with status {status}"
+        failure = "stopped" if self.stopped.is_set() else f"FAILED with status {status}{_why(log)}"
         outcome = "done" if status == 0 else f"{failure}, see {log}"
         print(f"{name}: {outcome}; {self.num_ended} of {len(self.commands)}, about {clock(left)} left", flush=True)
         return status == 0
@@ -199,6 +205,12 @@ class _Running:
                 return status
         finally:
             self.places.put(place)
+
+
+def _why(log: pathlib.Path) -> str:
+    """The message that a run ended with, where it is one line."""
+    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    return f" ({last})" if last.startswith("error: ") else ""
 
 
 def _in_order(
@@ -272,7 +284,10 @@ def _study(arguments: argparse.Namespace) -> int:
     workdir, runs = pathlib.Path(arguments.workdir).expanduser(), runs_of(arguments.config)
     needs, index = needs_of(runs), arguments.index
     if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
-        index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+        task = os.environ["SLURM_ARRAY_TASK_ID"]
+        if not task.isdecimal():
+            raise UserError(f"SLURM_ARRAY_TASK_ID is {task!r}: expected the number of a run, or give --index")
+        index = int(task)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"there is no run {index}: {arguments.config} has {len(runs)}, numbered from 0")
     commands = {name: command_of(arguments.config, workdir, name, changes, arguments.more) for name, changes in runs.items()}

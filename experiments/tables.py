@@ -13,6 +13,7 @@ Cells are mean ± standard deviation over seeds (n - 1), and n. --by tells the r
 """
 
 import argparse
+import difflib
 import json
 import pathlib
 import sys
@@ -23,6 +24,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from brh_jax.command import run_command
+from brh_jax.errors import UserError
 from brh_jax.report.html import save_figure
 from brh_jax.report.study import fit_by_phases
 from experiments import published
@@ -173,7 +175,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    found = list(tables_of(read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]))
+    runs, by = read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]
+    known = dict.fromkeys(name for run in runs for name in run.settings)
+    if unknown := [name for name in by if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, n=2)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"--by names {unknown[0]!r}, a setting of none of these runs{hint}")
+    found = list(tables_of(runs, by))
     out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
     out.mkdir(parents=True, exist_ok=True)
     for one in found:

@@ -46,9 +46,11 @@ class TrainingSettings(AdamwSettings):
         object.__setattr__(self, "token_weights", tuple(self.token_weights))
         expect_not_negative(self, "steps", "noise")
         expect_one_of(self, "loss", LOSSES)
-        if len(self.token_weights) not in (0, 3):
+        weights = self.token_weights
+        if weights and not (len(weights) == 3 and any(weights) and all(0 <= weight < float("inf") for weight in weights)):
             raise UserError(
-                f"token_weights is {self.token_weights}: expected three, of cls, registers, patches, or () for the plain mean"
+                f"token_weights is {weights}: expected three, of cls, registers, patches, 0 or more and not all 0, or () for "
+                "the plain mean"
             )
 
 

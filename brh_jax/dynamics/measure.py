@@ -67,7 +67,8 @@ class PortraitSettings:
             expect(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
         steps, sizes = self.extrapolated_steps, self.relative_sizes
         expect(steps == 0 or steps >= 16, "extrapolated_steps", steps, "0, or 16 or more")
-        expect(bool(sizes) and all(s > 0 for s in sizes), "relative_sizes", sizes, "positive sizes such as (1e-2,)")
+        positive = bool(sizes) and all(0 < size < float("inf") for size in sizes)
+        expect(positive, "relative_sizes", sizes, "positive sizes such as (1e-2,)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -81,6 +81,12 @@ class DepthSettings(AdamwSettings):
         expect(rising, "crop_scale", self.crop_scale, "two positive shares, the smaller one first and at most 1")
         for field in ("crop_size", "crop_scale", "eval_size", "eval_crop"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("crop_size", "eval_size"):
+            size = getattr(self, field)
+            expect(len(size) == 2 and min(size) > 0, field, size, "(height, width) in pixels")
+        for field in ("variance_focus", "jitter"):
+            expect(0 <= getattr(self, field) <= 1, field, getattr(self, field), "a share, from 0 to 1")
+        expect_not_negative(self, "silog_weight")
         if not 0 <= self.min_depth < self.max_depth or self.num_bins < 2:
             raise UserError(
                 f"{self.num_bins} bins on {self.min_depth} to {self.max_depth} m: expected two bins or more on a range that rises"

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from brh_jax.data.dense import IGNORED
-from brh_jax.errors import UserError, expect_positive
+from brh_jax.errors import UserError, expect, expect_positive
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.head import apply_head, zero_head
 from brh_jax.probes.dense import enlarge, pad_amounts, pad_target, token_maps, unpad
@@ -45,6 +45,8 @@ class SegmentationSettings(AdamwSettings):
     def __post_init__(self):
         super().__post_init__()
         expect_positive(self, "image_size", "epochs", "batch_size")
+        rising = len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
+        expect(rising, "crop_scale", self.crop_scale, "two shares of an image's area, the smaller one first")
 
 
 class SegmentationScores(NamedTuple):

@@ -17,7 +17,7 @@ from brh_jax.train import stopping
 from brh_jax.train.checkpoints import Checkpoints
 from brh_jax.train.hardware import memory, peak_flops
 from brh_jax.train.metrics import MetricsFile, Progress
-from brh_jax.train.parallel import shard, shard_batch
+from brh_jax.train.parallel import agree, is_main, shard, shard_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +125,7 @@ def train(
                 if done == start + 1 or done % loop.log_every == 0 or saving:
                     metrics.write(done)
                 if saving:
+                    _check_there(run)
                     _check_finite(state, run.label, done)
                     checkpoints.save(done, state, metrics.loss_since_save())
                 if stopped:
@@ -183,6 +184,12 @@ class _Metrics:
     def close(self) -> None:
         """Ends the file."""
         self._file.close()
+
+
+def _check_there(run: Run) -> None:
+    """The file that grows: a folder of checkpoints is made anew by whoever was saving one."""
+    if agree(is_main() and not (run.folder / "metrics.jsonl").exists()):
+        raise UserError(f"{run.label}: {run.folder} was removed while the training wrote to it; what was in it is lost")
 
 
 def _check_finite(state: Any, label: str, done: int) -> None:

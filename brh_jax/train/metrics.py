@@ -1,5 +1,6 @@
 """Figures of a run as it goes: a JSONL file for scripts, a progress line for people."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -56,14 +57,14 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The rows of a metrics file; none where there is no file. A line cut off by a crash is left out."""
+    """The rows of a metrics file; none where there is no file. What is no row, cut off by a crash say, is left out."""
     rows = []
     path = pathlib.Path(path)
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

@@ -31,6 +31,13 @@ def command(*arguments, cwd):
         (["--config=configs/quickstart.py", "--config.distill.stepz=3"], "unknown setting"),
         (["--config=configs/quickstart.py", "--config.seed=-1"], "config.seed is -1: expected 0 or more"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
+        (["--config=configs/quickstart.py", "--config.distill.batch_size=1.5"], "batch_size=1.5"),
+        (["--config=configs/quickstart.py", "--config.distill.batch_size=inf"], "batch_size=inf"),
+        (["--config=configs/quickstart.py", "--config.distill.batch_size=1e2", "--config.seed=-1"], "config.seed is -1"),
+        (
+            ["--config=configs/quickstart.py", "--config.distill.stage1.learning_rate=nan"],
+            "stage1.learning_rate is nan: expected",
+        ),
         (["--config=configs/quickstart.py", "--wrkdir=x"], "wrkdir"),
         (["--config=configs/quickstart.py", "extra"], "unexpected extra"),
         (["--config=configs/dinov2.py:arch=vitz14"], "unknown architecture 'vitz14'"),

@@ -22,5 +22,7 @@ def test_wrong_plans_say_so(capsys):
     assert "unknown architecture 'vitz14'" in capsys.readouterr().err
     assert plan.main(["--arch=vits14", "--partition=6,5", "--mesh=1,8,1"]) == 2
     assert "covers 11 layers, the teacher has 12" in capsys.readouterr().err
+    assert plan.main(["--arch=vits14", "--partition=6,6", "--batch_size=0"]) == 2
+    assert "batch_size is 0: expected a positive number" in capsys.readouterr().err
     assert plan.main(["--arch=vits14", "--partition=6,6", "--mesh=8"]) == 2
     assert "expected three numbers" in capsys.readouterr().err

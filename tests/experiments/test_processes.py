@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from brh_jax.train.metrics import read_metrics
 
@@ -20,11 +22,12 @@ STAGES = ("teacher/training", "distill/k2/stage1", "distill/k2/stage2")
 KILLS = int(os.environ.get("BRH_JAX_TEST_KILLS", "2"))
 
 
-def start(workdir, *more, devices=1, log=None):
+def start(workdir, *more, devices=1, log=None, folder=None):
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(TINY.parents[2]),
     }
     command = [
         sys.executable,
@@ -36,7 +39,7 @@ def start(workdir, *more, devices=1, log=None):
         *more,
     ]
     output = subprocess.PIPE if log is None else log.open("a")
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process) -> str:
@@ -66,13 +69,68 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     assert one == two
 
 
-def start_two(workdir, *more, devices=4) -> list[subprocess.Popen]:
-    """Two processes of as many devices each, over loopback."""
+def start_two(workdir, *more, devices=4, apart=((), ()), folders=(None, None)) -> list[subprocess.Popen]:
+    """Two processes of as many devices each, over loopback; `apart` are flags of each, `folders` where they start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     join = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    return [start(workdir, *more, *join, f"--process_id={i}", devices=devices) for i in range(2)]
+    return [start(workdir, *more, *apart[i], *join, f"--process_id={i}", devices=devices, folder=folders[i]) for i in range(2)]
+
+
+def ended(processes) -> list[str]:
+    """What processes say that are refused; none keeps another waiting."""
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert not any("Traceback" in out for out in outputs), outputs
+    return outputs
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_do_not_train_together(tmp_path):
+    outputs = ended(start_two(tmp_path / "run", apart=[[], ["--config.seed=1", "--config.data.threads=3"]]))
+    for out in outputs:
+        assert "the processes of this run differ (config.seed: 0 in process 0, 1 in process 1): start all with" in out
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text("left by another run")
+    outputs = ended(start_two(tmp_path / "run", apart=[[], [f"--workdir={tmp_path / 'other'}"]]))
+    assert all("must be one folder for all processes, and is not" in out for out in outputs)
+    outputs = ended(start_two(tmp_path / "run", apart=[[], ["--config.seed=-1"]]))
+    assert "error: another process of this run cannot go on" in outputs[0]
+    assert "error: config.seed is -1" in outputs[1]
+
+
+@pytest.mark.slow
+def test_processes_with_other_images_do_not_train_together(tmp_path):
+    """Folders of the same name, on hosts of their own."""
+    for process, images in enumerate((40, 39)):
+        for number in range(images):
+            place = tmp_path / f"host{process}" / "images" / str(number % 2) / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), number).save(place)
+    more = ["--config.data.train=folder:images", "--config.stages=('teacher',)"]
+    outputs = ended(start_two(tmp_path / "run", *more, folders=[tmp_path / "host0", tmp_path / "host1"]))
+    for out in outputs:
+        assert re.search(r"images folder:images is not the same in all processes of this run \(\S+ in process 0, \S+ in", out)
+    shutil.rmtree(tmp_path / "host1" / "images")
+    outputs = ended(start_two(tmp_path / "run", *more, folders=[tmp_path / "host0", tmp_path / "host1"]))
+    assert "error: another process of this run cannot go on" in outputs[0]
+    assert "error: no image folder at images" in outputs[1]
+
+
+def test_the_second_of_two_equal_commands_is_told(tmp_path):
+    more = ["--config.distill.stage2.steps=5000", "--config.loop.log_every=1", "--config.stages=('teacher','phases','distill')"]
+    first = start(tmp_path / "run", *more)
+    wait_for_rows([first], tmp_path / "run/distill/k2/stage2/metrics.jsonl", 3)
+    second = start(tmp_path / "run", *more)
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"run is in use by process {first.pid} on {socket.gethostname()}, since " in out and "Traceback" not in out
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 2
+    assert "run was removed or replaced while this run was working in it" in out and "Traceback" not in out
 
 
 def wait_for_rows(processes, metrics, rows):

@@ -47,6 +47,24 @@ def test_the_runs_of_a_study(study, tmp_path, capsys, monkeypatch):
     assert "'--config.phases.k=(3,)' --config.seed=1 --config.distill.batch_size=8" in lines[3]
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}", "--index=4"]) == 2
     assert "there is no run 4" in capsys.readouterr().err
+    for text, message in (
+        ("def sweep(arg=''): return ['k2']", "returned ['k2'], expected {name of a run"),
+        ("def sweep(arg=''): return {2: {}}", "returned {2: {}}, expected"),
+        ("def sweep(arg=''): return {'..': {}}", "names a run '..'"),
+        ("def sweep(", "study.py, line 1: "),
+    ):
+        study.write_text(text)
+        assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "study.txt").touch()
+    assert sweep.main([f"--config={tmp_path / 'study.txt'}", f"--workdir={tmp_path}"]) == 2
+    assert "study.txt is no Python file" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "all")
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
+    study.write_text(STUDY)
+    assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
+    assert "SLURM_ARRAY_TASK_ID is 'all': expected the number of a run" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     study.write_text("x = 1")
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
     assert "has no sweep(arg)" in capsys.readouterr().err
@@ -59,7 +77,10 @@ def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
     }
     assert sweep.run_all(commands, tmp_path / "runs", jobs=2) == ["b"]
     out = capsys.readouterr().out
-    assert "b: FAILED with status 3" in out and "3 of 3" in out
+    assert "b: FAILED with status 3, see" in out and "3 of 3" in out
+    said = {"a": [sys.executable, "-c", "import sys; print('more'); sys.exit('error: no such folder')"]}
+    assert sweep.run_all(said, tmp_path / "said", jobs=1) == ["a"]
+    assert "a: FAILED with status 1 (error: no such folder), see" in capsys.readouterr().out
     assert (tmp_path / "runs" / "c.log").read_text() == "c\n"
 
 
@@ -183,6 +204,8 @@ def test_summary_has_mean_deviation_and_n(tmp_path, capsys):
     assert float(probe["std"]) == pytest.approx(7.0711, rel=1e-4)
     latex = (tmp_path / "tables" / "summary.tex").read_text()
     assert r"0.600 $\pm$ 0.141 (2)" in latex and r"probe \%" in latex and r"\toprule" in latex
+    assert tables.main([str(tmp_path), "--by=phases.kk"]) == 2
+    assert "--by names 'phases.kk', a setting of none of these runs: did you mean phases.k" in capsys.readouterr().err
     assert tables.main([str(tmp_path / "nothing")]) == 2
     assert "no results.json in or below" in capsys.readouterr().err
     (tmp_path / "old").mkdir()
@@ -244,6 +267,18 @@ def test_controls_are_a_study(tmp_path, capsys):
     assert "error: ks=two is no number of phases: expected ks=3, or several such as ks=2+3" in capsys.readouterr().err
 
 
+def test_no_cell_is_a_formula_or_a_macro(tmp_path):
+    """Names of runs are a user's; spreadsheets compute what begins with = + - @, LaTeX obeys its own signs."""
+    for seed in (0, 1):
+        write_run(tmp_path / f"=1+{{x}}~^_|-seed{seed}", seed, 2, -0.5, 0.8)
+    assert tables.main([str(tmp_path), "--by=name", f"--out={tmp_path / 'out'}"]) == 0
+    rows = list(csv.DictReader((tmp_path / "out/summary.csv").open()))
+    assert {row["name"] for row in rows} == {"'=1+{x}~^_|"}
+    assert {row["mean"] for row in rows if row["figure"] == "R² cls"} == {"-0.5"}
+    assert r"=1+\{x\}\textasciitilde{}\textasciicircum{}\_$|$ &" in (tmp_path / "out/summary.tex").read_text()
+    assert r"| =1+{x}~^_\| | k2 |" in (tmp_path / "out/summary.md").read_text()
+
+
 def test_modes(tmp_path, capsys):
     config = tiny.get_config().unlock()
     config.stages = ("teacher", "phases", "distill", "probes", "report")
@@ -268,6 +303,10 @@ def test_modes(tmp_path, capsys):
     assert [run.get(AgreementResult).fits["k2"].num_images for run in (first, second)] == [40, 20]
     assert first.get(PhasesResult) == second.get(PhasesResult)
     assert (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes() == model
+    config.probe.epochs = 5
+    with pytest.raises(UserError, match=r"probe.epochs: 4 there, 5 here \(of the probes\)\n--mode=eval takes what was trained"):
+        pipeline.run(config, tmp_path / "run", mode="eval")
+    config.probe.epochs = 4
     (tmp_path / "run/report/index.html").unlink()
     assert pipeline.run(config, tmp_path / "run", mode="report").stages == second.stages
     assert (tmp_path / "run/report/index.html").exists()

@@ -8,7 +8,7 @@ from brh_jax import distill
 from brh_jax.data.sources import Source
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings
 from brh_jax.distill.states import StatesBatches, open_states
-from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
+from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models import Encoder, RaptorConfig
 from brh_jax.models.cost import unshared
 from brh_jax.models.layers import MLP_KINDS
@@ -46,15 +46,18 @@ class RaptorSettings:
     def __post_init__(self):
         expect_one_of(self, "mlp", MLP_KINDS)
         expect_positive(self, "mlp_ratio")
+        expect_not_negative(self, "layer_scale_init")
         expect_one_of(self, "unshared", ("", "narrow", "shallow"))
 
     def config(self, teacher: Encoder, partition: Partition) -> RaptorConfig:
-        """The architecture of a Raptor of that teacher."""
+        """The architecture of a Raptor of that teacher. Raises UserError where its feed-forward layer would have no width."""
+        width = round(self.mlp_ratio * teacher.dim)
+        expect(width > 0, "config.raptor.mlp_ratio", self.mlp_ratio, f"more, for tokens of width {teacher.dim}")
         config = RaptorConfig(
             teacher.config,
             partition,
             mlp=self.mlp,
-            mlp_dim=round(self.mlp_ratio * teacher.dim),
+            mlp_dim=width,
             depth_scaling=self.depth_scaling,
             layer_scale_init=self.layer_scale_init,
             once=self.unshared == "shallow",

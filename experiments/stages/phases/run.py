@@ -55,6 +55,7 @@ class PhaseSettings:
         expect_one_of(self, "method", METHODS)
         expect_positive(self, "num_images", "batch_size", "min_length")
         expect(0 <= self.threshold <= 1, "threshold", self.threshold, "a share of the total weight, or 0 where k says it")
+        expect(0 <= self.seed < 2**30, "seed", self.seed, f"0 or more, below {2**30}")
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserError(f"metrics names {metric!r}: expected some of {', '.join(METRICS)}")

@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.probes.page import page
-from experiments.stages.probes.run import ProbesResult, Settings, merits, ready, run
+from experiments.stages.probes.run import ProbesResult, Settings, merits, ready, run, trained_with
 
 STAGE: Stage = Stage(
     "probes",
@@ -15,4 +15,5 @@ STAGE: Stage = Stage(
     merits=merits,
     ready=ready,
     measures=True,
+    trained_with=trained_with,
 )

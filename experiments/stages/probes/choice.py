@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Integer
 
-from brh_jax.errors import UserError, expect
+from brh_jax.errors import UserError, expect, expect_not_negative
 from brh_jax.probes.heads import choose
 from brh_jax.train.loop import Run
 from brh_jax.types import Array
@@ -42,6 +42,7 @@ class ProbeImages:
     def __post_init__(self):
         if bool(self.train) != bool(self.eval):
             raise UserError("train and eval go together: give both, or leave both empty")
+        expect_not_negative(self, "num_train", "num_eval")
         expect(0 < self.held_out < 1, "held_out", self.held_out, "a share of the training set between 0 and 1")
 
 
@@ -79,8 +80,8 @@ class TrainedProbe(ProbeImages):
 
 
 def check_candidates(name: str, values: tuple[float, ...]) -> None:
-    """Raises UserError unless a setting's candidates are positive."""
-    expect(all(value > 0 for value in values), name, values, "positive numbers such as (0.001, 0.01)")
+    """Raises UserError unless a setting's candidates are positive, and finite."""
+    expect(all(0 < value < float("inf") for value in values), name, values, "positive numbers such as (0.001, 0.01)")
 
 
 @dataclasses.dataclass(frozen=True)

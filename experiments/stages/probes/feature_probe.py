@@ -28,6 +28,8 @@ class FeatureProbeSettings(LabelledImages):
     def __post_init__(self):
         super().__post_init__()
         expect_positive(self, "temperature")
+        some = bool(self.neighbours) and all(number > 0 for number in self.neighbours)
+        expect(some, "neighbours", self.neighbours, "positive numbers such as (5, 20)")
         expect(bool(self.strengths), "strengths", self.strengths, "positive numbers such as (0.1, 1.0)")
         check_candidates("strengths", self.strengths)
 

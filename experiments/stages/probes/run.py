@@ -1,6 +1,7 @@
 """Probes on the teacher and on every Raptor: linear classification, segmentation and depth, k-NN and logistic regression."""
 
 import dataclasses
+from typing import Any
 
 from experiments.stage import Context
 from experiments.stages.distill.run import read_models
@@ -58,6 +59,13 @@ def run(context: Context, settings: Settings) -> ProbesResult:
 def ready(settings: Settings) -> None:
     """Raises UserError where something that the stage reads from outside the run is not there."""
     linear.check_head(settings.probe)
+
+
+def trained_with(settings: dict[str, Any]) -> set[str]:
+    """Settings that the heads which are there were trained with."""
+    names = {name: name.split(".") for name in settings if name.count(".") == 1}
+    there = {section for section in ("probe", "segmentation", "depth") if settings.get(f"{section}.train")}
+    return {name for name, (section, field) in names.items() if section in there and field not in ("eval", "num_eval")}
 
 
 def merits(result: ProbesResult) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from brh_jax.data.transforms import RandomResizedCrop, Resize
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect_not_negative
 from brh_jax.models import Encoder
 from brh_jax.probes import segmentation as probe
 from brh_jax.probes.segmentation import SegmentationScores, SegmentationSettings
@@ -31,6 +31,7 @@ class SegmentationProbeSettings(DenseProbe, SegmentationSettings):
     def __post_init__(self):
         DenseProbe.__post_init__(self)
         SegmentationSettings.__post_init__(self)
+        expect_not_negative(self, "num_classes")
 
 
 @dataclasses.dataclass(frozen=True)

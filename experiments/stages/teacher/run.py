@@ -33,7 +33,9 @@ class VitSettings(ViTConfig):
     position_grid: tuple[int, int] | None = None
 
     def __post_init__(self):
-        expect_positive(self, "dim", "depth", "num_heads", "mlp_dim", "patch_size")
+        expect_positive(self, "dim", "depth", "num_heads", "mlp_dim", "patch_size", "channels", "layer_norm_eps")
+        expect_not_negative(self, "num_cls", "num_registers")
+        expect(0 <= self.drop_path < 1, "drop_path", self.drop_path, "a probability, from 0 to below 1")
         super().__post_init__()
 
     def config(self, image_size: int) -> ViTConfig:
