@@ -119,6 +119,7 @@ def test_processes_with_other_images_do_not_train_together(tmp_path):
     assert "error: no image folder at images" in outputs[1]
 
 
+@pytest.mark.slow
 def test_the_second_of_two_equal_commands_is_told(tmp_path):
     more = ["--config.distill.stage2.steps=5000", "--config.loop.log_every=1", "--config.stages=('teacher','phases','distill')"]
     first = start(tmp_path / "run", *more)
