@@ -1,7 +1,7 @@
 """Labelled folders, classifiers and settings of probes that do not go together."""
 
 import numpy as np
-from case import Case
+from hostile.case import Case
 from PIL import Image
 from safetensors.numpy import save_file
 

@@ -10,10 +10,8 @@ import socket
 import subprocess
 import sys
 
+from hostile.case import Case
 from ml_collections import ConfigDict
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from case import Case
 
 from brh_jax.train.metrics import read_metrics
 from brh_jax.train.parallel import start_processes
@@ -218,7 +216,9 @@ CASES = [
     Case("results null", results("null"), r"results\.json is damaged: remove \S+results\.json to make it again"),
     Case("results cut", results('{"schema": 2, "teacher'), r"results\.json is damaged"),
     Case(
-        "results without their configuration", results('{"schema": 2, "config": null}'), r"results\.json is damaged or of another"
+        "results without their configuration",
+        results(json.dumps({"schema": SCHEMA, "config": None})),
+        r"results\.json is damaged or of another",
     ),
     Case("rows of metrics that are none", odd_rows_of_metrics),
     Case(

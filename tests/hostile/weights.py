@@ -7,7 +7,7 @@ import struct
 import zipfile
 
 import numpy as np
-from case import Case
+from hostile.case import Case
 from safetensors.numpy import save_file
 
 import brh_jax
@@ -270,7 +270,7 @@ CASES = [
     Case("an empty file", raw("w.pth", b""), "w.pth is empty: download it again"),
     Case("a pointer of Git LFS", raw("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     Case("a web page", raw("w.bin", b"<!DOCTYPE html><html>"), "is a web page"),
-    Case("code in a pickle", torch_file(lambda torch: {"model": Code()}), r"holds a posix\.mkdir.*never unpickled"),
+    Case("code in a pickle", torch_file(lambda torch: {"model": Code()}), r"never unpickled"),
     Case("a function in a pickle", torch_file(lambda torch: {"norm": os.system}), "never unpickled"),
     Case("a dict that contains itself", torch_file(contains_itself), "a dict that contains itself"),
     Case("a list in place of a state dict", torch_file(lambda torch: [1, 2]), "holds list, expected a state dict"),
