@@ -218,9 +218,9 @@ def _labelled(folder: pathlib.Path, below: Below) -> tuple[list[pathlib.Path], b
 
 
 def _warn(folder: str, what: str, names: Iterable[PathLike]) -> None:
-    names = [printable(str(name)) for name in names]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    print(f"warning: {folder} {what}: {', '.join(names[:5])}{more}", flush=True)
+    shown = [printable(str(name)) for name in names]
+    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+    print(f"warning: {folder} {what}: {', '.join(shown[:5])}{more}", flush=True)
 
 
 class TfdsSource(Source):
