@@ -5,8 +5,11 @@ import pathlib
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from brh_jax.command import print_any_name
+from brh_jax.errors import UserError
 from experiments import pipeline
 from experiments.runs import read_results
 
@@ -26,16 +29,17 @@ def test_a_run_says_what_it_skipped(tmp_path, capsys):
     config = tiny.get_config().unlock()
     config.stages = ("teacher", "report")
     config.data.train = config.data.eval = f"folder:{root}"
-    workdir = tmp_path / os.fsdecode(b"r\xe9sultats")
+    print_any_name()  # as the command does
+    with pytest.raises(UserError, match=r"/r\\xe9sultats is no name in UTF-8: give another --workdir"):
+        pipeline.run(config, tmp_path / os.fsdecode(b"r\xe9sultats"))
+    workdir = tmp_path / "résultats"
     pipeline.run(config, workdir)
     out = capsys.readouterr().out
     assert r"skipped " + str(tmp_path) + r"/photos \xe9t\xe9: 2024/chien/\xe97.png: no image" in out
     assert r"left out: \xe0.png" in out
-    # The teacher's training alone has read it.
-    assert list(read_results(workdir / "results.json").about["skipped_images"].values()) == [
-        "no image, or of a format that is not read"
-    ]
+    skipped = read_results(workdir / "results.json").about["skipped_images"]  # which the teacher's training alone has read
+    assert list(skipped.values()) == ["no image, or of a format that is not read"]
     page = (workdir / "report" / "index.html").read_text()
-    assert "1 images could not be decoded and were skipped" in page and r"photos \udce9t\udce9: 2024" in page
+    assert "1 images could not be decoded and were skipped" in page and "t\\uDCE9: 2024" in page
     pipeline.run(config, workdir)
     assert "teacher: done before, skipped" in capsys.readouterr().out
