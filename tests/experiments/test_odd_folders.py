@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tiny
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_skipped(tmp_path, capsys):
     root = tmp_path / os.fsdecode(b"photos \xe9t\xe9: 2024")
     for number, name in enumerate((b"chat\xe9", b"chien")):
