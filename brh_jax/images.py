@@ -78,8 +78,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if isinstance(found, int) else 1
     except Exception:  # EXIF that cannot be read, with whatever error, turns nothing
-        return None
+        return 1

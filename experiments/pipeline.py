@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from brh_jax.data.files import printable
 from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
@@ -98,6 +99,8 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     workdir = pathlib.Path(workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give a folder as --workdir")
+    if (place := str(workdir.absolute())) != place.encode("utf-8", "replace").decode():  # tensorstore writes to no such path
+        raise UserError(f"{printable(place)} is no name in UTF-8: give another --workdir")
     if mode not in MODES:
         raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
     if rerun and mode != "train":

@@ -14,7 +14,7 @@ from brh_jax.data.sources import ImageFolder, Selection
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.preprocessing import Preprocessing
 from experiments.configs import quickstart
-from experiments.pipeline import read_settings
+from experiments.pipeline import read_settings, run
 
 CENTER = CenterCrop(Preprocessing((8, 8)))
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -159,6 +159,10 @@ def setting(name, value):
     return act
 
 
+def a_work_directory_that_is_no_utf8(folder):
+    run(quickstart.get_config(), folder / os.fsdecode(b"r\xe9sultats"))
+
+
 CASES = [
     Case("pointers in a folder with a colon", pointers_in_a_folder_with_a_colon, r"none of the 4 images .*Git LFS pointer"),
     Case("a part with one damaged of five", a_part_with_one_damaged_of_five),
@@ -186,6 +190,7 @@ CASES = [
     Case("links in a circle", links_in_a_circle),
     Case("links that lead nowhere", links_that_lead_nowhere, "holds no images"),
     Case("names that are no UTF-8", names_that_are_no_utf8),
+    Case("a work directory that is no UTF-8", a_work_directory_that_is_no_utf8, r"r\\xe9sultats is no name in UTF-8"),
     Case("two targets of one name", two_targets_of_one_name, "are of one name: expected one file"),
     Case("a pipe for names of classes", a_pipe_for_names_of_classes, "has 0 classes: expected 2 to 255"),
     Case("workers=-1", setting("workers", -1), "config.data.workers is -1: expected 0 or more"),
