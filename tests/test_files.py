@@ -38,7 +38,7 @@ def test_names_of_files_below(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (b"[" * 10**6, "nested too deeply"),
+        (b"[" * 10**6, "is nested too deeply"),
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not valid JSON"),
         (b'{"a": ' + b"1" * 5000 + b"}", "is not valid JSON"),
