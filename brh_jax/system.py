@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Array, Layer, State, Trajectory
@@ -60,8 +61,8 @@ def check_layer(layer: Layer, depth: int) -> None:
     """
     if isinstance(layer, jax.core.Tracer):
         return
-    index = int(layer)
-    if index != layer or not 0 <= index < depth:
+    number = np.asarray(layer).item()  # of numpy: jax would trace a comparison inside jit
+    if number not in range(depth):
         raise ValueError(f"layer {layer} is out of range: layers are counted from 0, the system has {depth}")
 
 

@@ -108,7 +108,7 @@ class Context:
         try:
             encoder = store.read(folder)
         except UserError as error:
-            raise UserError(f"{error}; to make it again, remove {self.workdir / stage} and run the stage") from None
+            raise UserError(f"{error} (remove {self.workdir / stage}, and its stage runs again)") from None
         encoder = encoder.replace(params=shard(encoder.params, self.mesh))
         return encoder if compute_dtype == "float32" else encoder.replace(dtype=jnp.dtype(compute_dtype))
 

@@ -12,33 +12,23 @@ from brh_jax.models.encoder import Encoder
 from weights_convert import export
 from weights_convert.facts import section, whole_number
 from weights_convert.sources import Source, open_source
-from weights_convert.tensors import floats
+from weights_convert.tensors import first_line, floats
 
 TOLERANCE = 1e-5
 # What of a configuration is handed to the library that computes the reference. Not of a ViT: code, quantisation, file types.
 NOT_SETTINGS = {"auto_map", "quantization_config", "attn_implementation", "dtype", "torch_dtype", "transformers_version"}
 TIMM_SETTINGS = {
-    *(
-        "act_layer",
-        "class_token",
-        "depth",
-        "dynamic_img_size",
-        "embed_dim",
-        "fc_norm",
-        "final_norm",
-        "global_pool",
-        "init_values",
-    ),
-    *("mlp_ratio", "no_embed_class", "norm_layer", "num_heads", "patch_size", "pos_embed", "pre_norm", "proj_bias", "qk_norm"),
-    *("qkv_bias", "reg_tokens"),
+    *("act_layer", "class_token", "depth", "dynamic_img_size", "embed_dim", "fc_norm", "final_norm", "global_pool"),
+    *("init_values", "mlp_ratio", "no_embed_class", "norm_layer", "num_heads", "patch_size", "pos_embed", "pre_norm"),
+    *("proj_bias", "qk_norm", "qkv_bias", "reg_tokens"),
 }
 OPEN_CLIP_VISION = {
     *("head_width", "image_size", "layers", "ls_init_value", "mlp_ratio", "patch_size", "pool_type", "width"),
     *("timm_drop", "timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias"),
 }
 OPEN_CLIP_TEXT = {
-    *("context_length", "embed_cls", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type", "proj_bias", "vocab_size"),
-    "width",
+    *("context_length", "embed_cls", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type", "proj_bias"),
+    *("vocab_size", "width"),
 }
 OPEN_CLIP_SETTINGS = {"embed_dim", "init_logit_bias", "quick_gelu"}
 
@@ -88,7 +78,9 @@ def compare(spec: str, encoder: Encoder) -> Comparison:
     except UserError:
         raise
     except Exception as error:  # whatever the library raises: it is not ours to tell apart
-        raise UserError(f"{name} could not compute these weights to compare with ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{name} could not compute these weights to compare with ({type(error).__name__}: {first_line(error)})"
+        ) from None
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(encoder.trajectory(image))
         if final is not None:

@@ -90,7 +90,7 @@ def open_torch(path: pathlib.Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options that training scripts keep beside the weights
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
         why = f"it holds a {refused[1]}" if refused else first_line(error)
         raise UserError(
             f"{path} cannot be read as plain tensors ({why}): it is damaged, or a pickle of more than a state "

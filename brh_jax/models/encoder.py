@@ -184,7 +184,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         Raises:
             UserError: no size, or not a multiple of the patch.
         """
-        sides = (size, size) if is_number(size) else tuple(size)
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
         whole = len(sides) == 2 and all(is_number(side) and side == int(side) for side in sides)
         expect(whole, "image size", size, "pixels, a number or (height, width)")
         height, width = (int(side) for side in sides)

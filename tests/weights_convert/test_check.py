@@ -23,13 +23,14 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "parity" / "golden"
 class Trunk(torch.nn.Module):
     """What of timm's models is asked for: blocks, and a norm after them."""
 
-    def __init__(self, depth=2, dim=32):
+    def __init__(self, tokens, depth=2, dim=32):
         super().__init__()
+        self.tokens, self.dim = tokens, dim
         self.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(depth))
         self.norm = torch.nn.LayerNorm(dim)
 
     def forward_features(self, pixels):
-        x = torch.zeros(1, 17, 32)
+        x = torch.zeros(1, self.tokens, self.dim)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -42,15 +43,13 @@ def libraries(monkeypatch):
 
     def create_model(name, **options):
         given.update(name=name, **options)
-        return Trunk()
+        return Trunk(tokens=17)
 
     def clip(**options):
         given.update(options)
-        visual = Trunk()
-        visual.trunk = visual
         model = torch.nn.Module()
         model.visual = torch.nn.Module()
-        model.visual.__dict__["trunk"] = Trunk()
+        model.visual.trunk = Trunk(tokens=16)
         return model
 
     timm = types.SimpleNamespace(create_model=create_model, is_model=lambda name: name.startswith("vit_"))
