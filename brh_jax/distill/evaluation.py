@@ -12,6 +12,7 @@ from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
+from brh_jax.vectors import cosine_distance, directed
 
 
 class ImageErrors(NamedTuple):
@@ -117,8 +118,7 @@ def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
         centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight, precision="highest")
         residuals.append(jnp.sum(jnp.square(target - guess), axis=(2, 3)))
         squares.append(jnp.sum(jnp.square(target), axis=(2, 3)))
-        norms = jnp.linalg.norm(target, axis=-1) * jnp.linalg.norm(guess, axis=-1)
-        cosine = jnp.mean(jnp.sum(target * guess, axis=-1) / jnp.maximum(norms, 1e-30), axis=-1)
+        cosine = jnp.mean(_cosine(target, guess), axis=-1)
         sums = {"count": count, "mean": mean, "centred": centred, "residual": total(residuals[-1]), "cosine": total(cosine)}
         types.append(sums)
 
@@ -138,7 +138,12 @@ def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
 @functools.partial(jax.jit, static_argnames="layout")
 def _final_cosine(target, predicted, layout):
     a, b = pooled_features(target, layout), pooled_features(predicted, layout)
-    return jnp.sum(a * b, -1) / jnp.maximum(jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1), 1e-30)
+    return _cosine(a, b)
+
+
+def _cosine(a, b):
+    """Zero where one of the vectors is."""
+    return jnp.where(directed(a) & directed(b), 1 - cosine_distance(a, b), 0)
 
 
 def _merge(a, b):

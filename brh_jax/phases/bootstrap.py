@@ -11,7 +11,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cka import alignment, hsic
-from brh_jax.phases.similarity import image_similarity, token_vectors
+from brh_jax.phases.similarity import image_dissimilarity, token_vectors
 from brh_jax.statistics import bootstrap_counts
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
@@ -26,9 +26,9 @@ class LayerSamples:
     """What independent units of a sample say about pairs of layers.
 
     Attributes:
-        metric: "cosine", of which a unit is an image and `values` are `[images, depth, depth]` cosines; or "cka", of which a unit
-            is a group of 16 images and `values` are the `[groups, token types, depth, depth]` HSIC of the cls and mean patch.
-        values: float32 for cosines, float64 for HSIC.
+        metric: "cosine", of which a unit is an image and `values` are 1 - cosine, `[images, depth, depth]`; or "cka", of which
+            a unit is a group of 16 images and `values` are the HSIC of cls and mean patch, `[groups, token types, depth, depth]`.
+        values: float32 for 1 - cosine, float64 for HSIC.
     """
 
     metric: str
@@ -54,8 +54,7 @@ class LayerSamples:
         return np.stack([self._of_mean((weight @ flat).reshape(self.values.shape[1:])) for weight in weights])
 
     def _of_mean(self, mean) -> np.ndarray:
-        similarity = alignment(mean).mean(0) if self.metric == "cka" else mean
-        dissimilarity = 1.0 - similarity
+        dissimilarity = 1.0 - alignment(mean).mean(0) if self.metric == "cka" else mean.copy()
         np.fill_diagonal(dissimilarity, 0.0)
         return dissimilarity
 
@@ -74,14 +73,14 @@ def layer_samples(
     """
     if unknown := [m for m in metrics if m not in METRICS]:
         raise UserError(f"unknown metric {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
-    similarity = jax.jit(image_similarity, static_argnums=1)
+    dissimilarity = jax.jit(image_dissimilarity, static_argnums=1)
     vectors = jax.jit(token_vectors, static_argnums=1)
     cosines, groups, rest, count = [], [], None, 0
     for states, valid in trajectories:
         valid = np.asarray(valid)
         count += int(valid.sum())
         if "cosine" in metrics:
-            cosines.append(to_host(similarity(states, layout))[valid])
+            cosines.append(to_host(dissimilarity(states, layout))[valid])
         if "cka" in metrics:
             found = to_host(vectors(states, layout))[:, :, valid]
             rest = found if rest is None else np.concatenate([rest, found], axis=2)
