@@ -282,7 +282,7 @@ def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_ran
     fit = _least_squares(moments, ridge, center)
     if clip_rank:
         rank = max(1, min(rank, int(moments.count), fit.spanned))
-    if rank > fit.spanned:
+    if rank > fit.spanned and not clip_rank:  # clipped, it is one where all snapshots are zero, and the map is zero too
         raise ValueError(
             f"rank {rank} is above the {fit.spanned} dimensions that the snapshots span, counting singular values above "
             f"{NEGLIGIBLE:g} of their norm: give a lower rank, or more images"
