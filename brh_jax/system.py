@@ -1,6 +1,7 @@
 """DepthSystem: anything whose depth can be read as time."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -67,7 +68,7 @@ def check_layer(layer: Layer, depth: int) -> None:
 
 
 def check_state(state: Array, layout: TokenLayout) -> None:
-    """Raises ValueError unless `state` is `[batch, tokens, dim]` with the tokens of `layout`, finite, and no token zero."""
+    """Raises ValueError unless `state` is `[batch, tokens, dim]` with the tokens of `layout`, and finite; see `check_values`."""
     if state.ndim != 3:
         raise ValueError(f"expected a state [batch, tokens, dim], got an array of shape {tuple(state.shape)}")
     layout.split(state)
@@ -75,14 +76,20 @@ def check_state(state: Array, layout: TokenLayout) -> None:
 
 
 def check_values(states: Array) -> None:
-    """Raises ValueError if a token of `[..., tokens, dim]` is zero or not finite. Says nothing of traced values."""
+    """Raises ValueError if a token of `[..., tokens, dim]` is not finite or all are zero, warns if one is. Traced ones pass."""
     if isinstance(states, jax.core.Tracer) or not states.size:
         return
     smallest, largest = (float(value) for value in _norm_range(states))
     if not largest < jnp.inf:  # NaN too
         raise ValueError("the states hold values that are not finite: look for the layer or the image that they come from")
-    if not smallest > 0:
-        raise ValueError("the states hold a token that is zero, which has no direction")
+    if largest == 0:
+        raise ValueError("the states are zero throughout: they have no directions, and nothing moves them")
+    if smallest == 0:  # Python says the same warning once
+        warnings.warn(
+            "the states hold tokens that are zero (registers before the first layer, say) and have no direction: they are left "
+            "out of angles, cosines and ranks of directions, and not perturbed",
+            stacklevel=1,
+        )
 
 
 @jax.jit

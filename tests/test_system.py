@@ -81,7 +81,7 @@ def test_any_function_is_a_system():
     [
         (jnp.ones((1, 4)), r"expected a state \[batch, tokens, dim\], got an array of shape \(1, 4\)"),
         (jnp.ones((1, 2, 4)), "expected 1 tokens"),
-        (jnp.zeros((1, 1, 4)), "a token that is zero"),
+        (jnp.zeros((1, 1, 4)), "zero throughout"),
         (jnp.full((1, 1, 4), jnp.nan), "not finite"),
         (jnp.full((1, 1, 4), jnp.inf), "not finite"),
     ],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.errors import UserError
+from brh_jax.float64 import float64
 from brh_jax.least_squares import least_squares
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
@@ -53,8 +54,8 @@ def fit_baselines(
         return {}
     sums = None
     for states, valid in trajectories:
-        with jax.enable_x64(True):
-            found = to_host(_sums(states, valid, layout, tuple(names)))
+        with float64(states) as held:
+            found = to_host(_sums(held, valid, layout, tuple(names)))
         sums = found if sums is None else jax.tree.map(np.add, sums, found)
     if sums is None or not sums["images"]:
         raise UserError("no training images to fit baselines to")

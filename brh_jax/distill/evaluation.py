@@ -13,6 +13,7 @@ from brh_jax.models.encoder import pooled_features
 from brh_jax.models.head import apply_head
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
+from brh_jax.vectors import cosine_distance, directed
 
 
 class ImageErrors(NamedTuple):
@@ -140,8 +141,7 @@ def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
         centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight, precision="highest")
         residuals.append(jnp.sum(jnp.square(target - guess), axis=(2, 3)))
         squares.append(jnp.sum(jnp.square(target), axis=(2, 3)))
-        norms = jnp.linalg.norm(target, axis=-1) * jnp.linalg.norm(guess, axis=-1)
-        cosine = jnp.mean(jnp.sum(target * guess, axis=-1) / jnp.maximum(norms, 1e-30), axis=-1)
+        cosine = jnp.mean(_cosine(target, guess), axis=-1)
         sums = {"count": count, "mean": mean, "centred": centred, "residual": total(residuals[-1]), "cosine": total(cosine)}
         types.append(sums)
 
@@ -165,7 +165,7 @@ def _variance(values, weight):
 def _final(target, predicted, head, layout) -> tuple:
     """Cosine of [cls, mean patch] of each image, and the class that a head gives on either."""
     a, b = pooled_features(target, layout), pooled_features(predicted, layout)
-    cosine = jnp.sum(a * b, -1) / jnp.maximum(jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1), 1e-30)
+    cosine = _cosine(a, b)
     return (cosine,) if head is None else (cosine, *(jnp.argmax(apply_head(head, features), -1) for features in (a, b)))
 
 
@@ -176,6 +176,11 @@ def _class_counts(classes, batch) -> np.ndarray:
     target, predicted = (one[batch["valid"]] for one in classes)
     labels = np.asarray(batch["label"])[batch["valid"]]
     return np.array([(labels >= 0).sum(), (predicted == labels).sum(), (predicted == target).sum()], np.float64)
+
+
+def _cosine(a, b):
+    """Zero where one of the vectors is."""
+    return jnp.where(directed(a) & directed(b), 1 - cosine_distance(a, b), 0)
 
 
 def _merge(a, b):

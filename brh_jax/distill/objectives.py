@@ -132,8 +132,8 @@ class Blockwise:
     def share(self, step: Array | int) -> jax.Array:
         """The weight of teacher forcing: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
         if self.settings.teacher_forcing == "throughout":
-            return jnp.ones(())
-        return jnp.clip(1.0 - step / max(self.settings.annealed * self.settings.steps, 1.0), 0.0, 1.0)
+            return jnp.ones((), jnp.float32)
+        return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(self.settings.annealed * self.settings.steps, 1.0), 0.0, 1.0)
 
     def losses(
         self,
@@ -213,5 +213,5 @@ def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.A
 
 def init_blocks(config: RaptorConfig, layout: TokenLayout, key: jax.Array) -> Any:
     """Fresh parameters of the shared blocks."""
-    state = jnp.zeros((1, layout.num_tokens, config.dim))
+    state = jnp.zeros((1, layout.num_tokens, config.dim), jnp.float32)
     return jax.jit(lambda key: init_params(Blocks(config), key, state, layout.grid, method="rollout"))(key)

@@ -13,6 +13,7 @@ from brh_jax.statistics import numbered_groups
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.types import Labels, Trajectory
+from brh_jax.vectors import unit
 
 # Angles in radians that directions rounded to float32 do not tell from zero.
 RESOLUTION = 1e-6
@@ -78,7 +79,7 @@ def angular_basins(
         numpy arrays, see AngularBasins. One matrix of the angles of all pairs of images is held at a time, in float64.
 
     Raises:
-        ValueError: not a trajectory of that layout, states that are zero or not finite, labels that are not one integer from 0
+        ValueError: not a trajectory of that layout, states that are not finite, labels that are not one integer from 0
             per image, fewer than two classes, a class of one image, or more components or clusters than images allow.
     """
     if isinstance(states, ByToken):
@@ -111,6 +112,8 @@ def angular_basins(
 def image_directions(batches: Iterable[Trajectory], layout: TokenLayout) -> ByToken:
     """Direction of the mean of the unit vectors x / |x| of an image's tokens, for every image of a stream of trajectories.
 
+    Tokens that are zero are left out; an image all of whose tokens of a type are has the direction zero.
+
     Args:
         batches: yields trajectories `[depth + 1, batch, tokens, dim]`.
 
@@ -119,7 +122,7 @@ def image_directions(batches: Iterable[Trajectory], layout: TokenLayout) -> ByTo
         states' own float64).
 
     Raises:
-        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are zero or not
+        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are not
             finite.
     """
     return over_batches(_mean_directions, batches, layout)
@@ -130,14 +133,10 @@ def _mean_directions(states, layout) -> ByToken:
     dtype = jnp.promote_types(states.dtype, jnp.float32)
 
     def of_state(state):
-        return ByToken(*(jnp.mean(_unit(tokens.astype(dtype)), axis=-2) for tokens in layout.split(state)))
+        return ByToken(*(jnp.sum(unit(tokens.astype(dtype)), axis=-2) for tokens in layout.split(state)))
 
-    means = jax.lax.map(of_state, states)
-    return ByToken(*(_unit(mean) if count else mean[:0] for mean, count in zip(means, layout.counts, strict=True)))
-
-
-def _unit(x):
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    sums = jax.lax.map(of_state, states)
+    return ByToken(*(unit(total) if count else total[:0] for total, count in zip(sums, layout.counts, strict=True)))
 
 
 def _same_photograph(photographs, num_images):
@@ -147,7 +146,9 @@ def _same_photograph(photographs, num_images):
 
 
 def _measures(directions, members, views) -> tuple:
-    """Within, between, separation, silhouette, accuracy and hits of `[images, dim]`."""
+    """Within, between, separation, silhouette, accuracy and hits of `[images, dim]`; NaN where an image has no direction."""
+    if not np.any(directions, axis=-1).all():
+        return (*(np.nan,) * 5, np.full(len(directions), np.nan))
     directions = _renormalised(directions)
     angles = _angles(directions) * (1 - views)
     pairs, own = (1 - views) @ members, members.astype(bool)  # [images, classes]: with how many of a class an image is compared

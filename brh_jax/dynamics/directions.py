@@ -1,4 +1,7 @@
-"""Directions of states along depth, on the unit sphere x^ = x / |x| (paper, section 8)."""
+"""Directions of states along depth, on the unit sphere x^ = x / |x| (paper, section 8).
+
+A token that is zero has no direction: means are over the others, and NaN where there are none.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +14,8 @@ import numpy as np
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array, Directed, Trajectory
+from brh_jax.types import Array, Trajectory
+from brh_jax.vectors import angle, directed, length, mean_where, unit
 
 
 class Directions(NamedTuple):
@@ -42,7 +46,7 @@ def direction_measures(batches: Iterable[Trajectory], layout: TokenLayout) -> Di
         numpy arrays with the images of all batches on their last axis.
 
     Raises:
-        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are zero or not
+        ValueError: no batches, batches of different depth, not trajectories of that layout, or states that are not
             finite.
     """
     return over_batches(_measures, batches, layout)
@@ -59,7 +63,7 @@ def directional_convergence(states: Trajectory, layout: TokenLayout, *, per_imag
         per token type `[depth + 1]`, empty for a type that the model lacks.
 
     Raises:
-        ValueError: not a trajectory of that layout, or states that are zero or not finite.
+        ValueError: not a trajectory of that layout, or states that are not finite.
     """
     return _measure(states, layout, "convergence", per_image)
 
@@ -108,13 +112,6 @@ def patch_coherence(states: Trajectory, layout: TokenLayout, *, per_image: bool 
     return _measure(states, layout, "coherence", per_image)
 
 
-def angle(a: Directed, b: Directed) -> Array:
-    """Angle between unit vectors, in radians; by chords, exact for small angles where arccos of a rounded cosine is not."""
-    half = jnp.linalg.norm(a - b, axis=-1) / 2
-    other = jnp.linalg.norm(a + b, axis=-1) / 2
-    return 2 * jnp.arctan2(half, other)
-
-
 def over_batches(measure: Callable, batches: Iterable[Trajectory], layout: TokenLayout) -> Any:
     """`measure(states, layout)` of batches that are never held together, as numpy arrays joined along the images.
 
@@ -156,27 +153,31 @@ def checked(batches: Iterable[Trajectory], layout: TokenLayout) -> Iterator[Traj
 def _measures(states, layout) -> Directions:
     """One walk along depth with the last two unit vectors in hand: no normalised copy of the trajectory is ever made."""
     states = states.astype(jnp.promote_types(states.dtype, jnp.float32))
-    last = _unit(states[-1])
+    last, in_last = unit(states[-1]), directed(states[-1])
 
     def visit(before, state):
-        unit = _unit(state)
-        patches = layout.split(unit).patches
+        direction, there = unit(state), directed(state)
+        convergence = 1 - jnp.sum(jnp.square(direction - last), axis=-1) / 2
         # The mean cosine with the mean direction is the length of the mean of the unit vectors.
-        coherence = jnp.linalg.norm(jnp.mean(patches, axis=-2), axis=-1)
-        measured = jnp.linalg.norm(state, axis=-1), jnp.sum(unit * last, axis=-1), angle(unit, before), coherence
-        return unit, measured
+        patches = layout.split(direction).patches
+        has_patches = layout.split(there[..., None]).patches[..., 0].sum(-1, dtype=state.dtype)
+        coherence = jnp.linalg.norm(jnp.sum(patches, axis=-2), axis=-1) / has_patches
+        turned = angle(direction, before[0])
+        measured = length(state), convergence, there & in_last, turned, there & before[1], coherence
+        return (direction, there), measured
 
-    _, (norm, convergence, turned, coherence) = jax.lax.scan(visit, _unit(states[0]), states)
+    begin = unit(states[0]), directed(states[0])
+    _, (norm, convergence, converges, turned, turns, coherence) = jax.lax.scan(visit, begin, states)
 
-    def by_token(values):  # [..., batch, tokens] -> per type [..., batch]
-        means = (jnp.mean(t, axis=(-2, -1)) if t.shape[-2] else values[:0, :, 0] for t in layout.split(values[..., None]))
-        return ByToken(*means)
+    def by_token(values, defined):  # [..., batch, tokens] -> per type [..., batch]
+        of_types = zip(layout.split(values[..., None]), layout.split(defined[..., None]), strict=True)
+        return ByToken(*(mean_where(v, d, (-2, -1)) if v.shape[-2] else values[:0, :, 0] for v, d in of_types))
 
     return Directions(
-        by_token(convergence),
-        by_token(turned[1:]),
-        by_token(jnp.diff(turned[1:], axis=0)),
-        by_token(norm),
+        by_token(convergence, converges),
+        by_token(turned[1:], turns[1:]),
+        by_token(jnp.diff(turned[1:], axis=0), turns[1:-1] & turns[2:]),
+        by_token(norm, jnp.ones_like(norm, bool)),
         coherence if layout.num_patches else coherence[:0],
     )
 
@@ -191,15 +192,13 @@ def _measure(states, layout, name, per_image):
     values = _one_measure(states, layout, name)
     if not isinstance(states, jax.core.Tracer):
         _check_finite(values, states)
-    return values if per_image else jax.tree.map(lambda v: jnp.mean(v, axis=-1), values)
+    return values if per_image else jax.tree.map(lambda v: mean_where(v, ~jnp.isnan(v)), values)
 
 
 def _check_finite(values, states) -> None:
-    """The cheap check: what is wrong with states shows in their measures, which are small."""
-    if not all(np.isfinite(to_host(leaf)).all() for leaf in jax.tree.leaves(values)):
+    """The cheap check: what is wrong with states shows in their measures, which are small; NaN is also what is not defined."""
+    leaves = [to_host(leaf) for leaf in jax.tree.leaves(values)]
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
         check_values(states)
-        raise ValueError("a measure of the states is not finite though they are: their lengths are out of float32's range")
-
-
-def _unit(x):
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        if any(np.isinf(leaf).any() for leaf in leaves):
+            raise ValueError("a measure of the states is not finite though they are: their lengths are out of float32's range")

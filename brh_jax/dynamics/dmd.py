@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.float64 import float64
 from brh_jax.least_squares import NEGLIGIBLE, LeastSquares, least_squares
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Directed, Trajectory
+from brh_jax.vectors import cosine_distance, directed, length, mean_where
 
 _TINY = np.finfo(np.float64).tiny
 
@@ -129,7 +131,7 @@ def dmd(
             attention alone (spans from an odd layer) or to the MLP alone (from an even one).
 
     Raises:
-        ValueError: not trajectories of that layout, states that are zero or not finite, a span that the depth does not have, a
+        ValueError: not trajectories of that layout, states that are not finite, a span that the depth does not have, a
             negative ridge, a stride below one, a token type that the model lacks, or a rank above dim, above the number of pairs
             or above the dimension that the snapshots span.
     """
@@ -227,8 +229,8 @@ def _moments(states, span, lags, layout, token, stride=1) -> Iterator[Iterator[_
     """For each trajectory, the moments of each state of the span that has a successor in it, of the lags that it has."""
     first, last = span
     for trajectory in _trajectories(states, span, layout):
-        with jax.enable_x64(True):
-            trajectory = jnp.asarray(trajectory)
+        with float64(trajectory) as held:
+            trajectory = jnp.asarray(held)
         yield (
             _moments_of_state(trajectory, start, np.array([p for p in lags if start + p <= last]), layout, token)
             for start in range(first - 1, last, stride)
@@ -238,8 +240,8 @@ def _moments(states, span, lags, layout, token, stride=1) -> Iterator[Iterator[_
 def _moments_of_state(trajectory, start, lags, layout, token) -> _Moments:
     # In double precision: X X^T has the condition number of X squared, and the leading singular values of a ViT's states lie
     # orders of magnitude apart.
-    with jax.enable_x64(True):
-        return to_host(_products(trajectory, start, lags, layout, token))
+    with float64(trajectory) as held:
+        return to_host(_products(held, start, lags, layout, token))
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "token"))
@@ -280,7 +282,7 @@ def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_ran
     fit = _least_squares(moments, ridge, center)
     if clip_rank:
         rank = max(1, min(rank, int(moments.count), fit.spanned))
-    if rank > fit.spanned:
+    if rank > fit.spanned and not clip_rank:  # clipped, it is one where all snapshots are zero, and the map is zero too
         raise ValueError(
             f"rank {rank} is above the {fit.spanned} dimensions that the snapshots span, counting singular values above "
             f"{NEGLIGIBLE:g} of their norm: give a lower rank, or more images"
@@ -363,10 +365,11 @@ def _agreement(predicted, actual) -> np.ndarray:
 @jax.jit
 def _image_agreement(predicted, actual):
     tiny = jnp.finfo(actual.dtype).tiny
-    norms = jnp.linalg.norm(predicted, axis=-1) * jnp.linalg.norm(actual, axis=-1)
-    cosine = jnp.sum(predicted * actual, axis=-1) / jnp.maximum(norms, tiny)
-    error, size = (jnp.sqrt(jnp.sum(jnp.square(v), axis=(1, 2))) for v in (predicted - actual, actual))
-    return jnp.stack([jnp.mean(cosine, axis=-1), error / jnp.maximum(size, tiny)])
+    # A prediction of zero has nothing in common with a state; a state that is zero cannot be predicted in direction.
+    cosine = jnp.where(directed(predicted), 1 - cosine_distance(predicted, actual), 0)
+    cosine = jnp.where(jnp.any(directed(actual), axis=-1), mean_where(cosine, directed(actual)), 0)
+    error, size = (length(v.reshape(len(v), -1)) for v in (predicted - actual, actual))
+    return jnp.stack([cosine, error / jnp.maximum(size, tiny)])
 
 
 def _tokens(states, layout, token):

@@ -6,11 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from brh_jax.dynamics.directions import angle
-from brh_jax.dynamics.sphere import unit
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import ByToken, mean_by_type
 from brh_jax.types import State
+from brh_jax.vectors import angle, directed, length, unit
 
 FATES = ("fixed point", "cycle", "leaves", "vanishes", "wanders")
 
@@ -92,7 +91,7 @@ def extrapolated_depth(
 def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
     def body(state, _):
         output = system.step(state, layer)
-        turned = mean_by_type(angle(unit(output), unit(state)), system.layout)
+        turned = mean_by_type(angle(_direction(output), _direction(state)), system.layout)
         return output, (turned, norms(output))
 
     def held(state, _):
@@ -100,7 +99,7 @@ def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
         return output, (state, measured)
 
     def norms(state):
-        norm = jnp.linalg.norm(state, axis=-1)
+        norm = length(state)
         return mean_by_type(norm, system.layout), jnp.mean(norm, axis=-1)
 
     with jax.default_matmul_precision("highest"):
@@ -111,9 +110,9 @@ def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
     norm, mean_norm = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
 
     before = before[::-1]  # 1, 2, ... steps before the last state
-    distance = jnp.linalg.norm(state - before, axis=-1) / jnp.linalg.norm(state, axis=-1)
+    distance = length(state - before) / length(state)
     period = _period(jnp.max(distance, axis=-1) < tolerance)
-    direction_period = _period(jnp.max(angle(unit(state), unit(before)), axis=-1) < tolerance)
+    direction_period = _period(jnp.max(angle(_direction(state), _direction(before)), axis=-1) < tolerance)
 
     leaves = ~jnp.isfinite(mean_norm[-1]) | _keeps_rising(mean_norm, tolerance * mean_norm[-1])
     vanishes = (mean_norm[-1] == 0) | _keeps_rising(-jnp.log(mean_norm), tolerance)
@@ -129,6 +128,11 @@ def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
         _periodic_fate(direction_period),
         direction_period,
     )
+
+
+def _direction(state):
+    """Unit vectors; NaN where a token is zero."""
+    return jnp.where(directed(state)[..., None], unit(state), jnp.nan)
 
 
 def _period(close):

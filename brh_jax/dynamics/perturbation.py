@@ -8,11 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from brh_jax.dynamics.directions import angle
-from brh_jax.dynamics.sphere import unit
 from brh_jax.system import DepthSystem, check_state, check_values
 from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
 from brh_jax.types import RandomKey, State
+from brh_jax.vectors import angle, directed, length, unit
 
 KINDS = ("isotropic", "along", "towards")
 
@@ -58,7 +57,8 @@ def perturbation_growth(
     - `"along"`: u points along the token's own update in that layer, a_{l+1} - a_l;
     - `"towards"`: u points to the same token of another state.
 
-    A token whose u would be zero (one that its layer leaves alone, say) is not perturbed.
+    A token whose u would be zero (one that its layer leaves alone, say) is not perturbed, nor is one that is zero itself;
+    where a token is zero its angle and distance count as none.
 
     Sizes are bounded on two sides. Growth is that of the linearised map only while the angle stays small at every layer: halve
     the size and see that `recovery` stays. And every layer rounds: in float32 that moves directions by some 1e-7, which put
@@ -104,18 +104,19 @@ def _growth(system, state, sizes, keys, towards, mask, *, layer, kind):
     with jax.default_matmul_precision("highest"):
         entering = jax.lax.fori_loop(0, layer, lambda index, state: system.step(state, index), state)
         clean = _states(system, entering, layer)
-        norm = jnp.linalg.norm(entering, axis=-1, keepdims=True)
+        norm = length(entering, keepdims=True)
 
         def direction(key):
             if kind == "along":
-                return _normalize(clean[1] - entering)
+                return unit(clean[1] - entering)
             if kind == "towards":
-                return _normalize((jnp.roll(entering, -1, axis=0) if towards is None else towards) - entering)
-            return _normalize(jax.random.normal(key, state.shape, state.dtype))
+                return unit((jnp.roll(entering, -1, axis=0) if towards is None else towards) - entering)
+            return unit(jax.random.normal(key, state.shape, state.dtype))
 
         def deviation(perturbed, reference):
-            turned = angle(unit(perturbed), unit(reference))
-            change = jnp.linalg.norm(perturbed - reference, axis=-1) / jnp.linalg.norm(reference, axis=-1)
+            there = directed(perturbed) & directed(reference)
+            turned = jnp.where(there, angle(unit(perturbed), unit(reference)), 0)
+            change = jnp.where(there, length(perturbed - reference) / jnp.where(there, length(reference), 1), 0)
             return mean_by_type(turned, system.layout), mean_by_type(change, system.layout)
 
         def follow(key, size):
@@ -145,12 +146,6 @@ def _states(system, state, start):
 
     _, outputs = jax.lax.scan(body, state, jnp.arange(start, system.depth))
     return jnp.concatenate([state[None], outputs])
-
-
-def _normalize(vectors):
-    """Unit vectors per token; zero where there is nothing to normalise."""
-    norm = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return jnp.where(norm > 0, vectors / jnp.where(norm > 0, norm, 1), 0)
 
 
 def _mask(token, layout: TokenLayout):

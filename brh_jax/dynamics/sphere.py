@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.types import Array, Directed
+from brh_jax.vectors import directed, length, unit
 
 
 def sphere_jvp(f: Callable, state: Directed, tangent: Directed) -> tuple[Array, Array]:
@@ -25,14 +26,14 @@ def sphere_jvp(f: Callable, state: Directed, tangent: Directed) -> tuple[Array, 
 
     Args:
         f: `state -> state`.
-        state: the reference x, `[..., tokens, dim]`; no token zero.
+        state: the reference x, `[..., tokens, dim]`. A token that is zero has no direction to change.
         tangent: v, of the same shape; its radial part at each token is ignored.
 
     Returns:
         (f(state), the image of the tangent, of the same shape).
     """
-    output, image = jax.jvp(f, (state,), (_norm(state) * tangential(state, tangent),))
-    return output, tangential(output, image) / _norm(output)
+    output, image = jax.jvp(f, (state,), (length(state, keepdims=True) * tangential(state, tangent),))
+    return output, _as_directions(output, image)
 
 
 def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
@@ -40,7 +41,7 @@ def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
 
     Args:
         f: `state -> state`.
-        state: the reference x, `[..., tokens, dim]`; no token zero.
+        state: the reference x, `[..., tokens, dim]`. A token that is zero has no direction to change.
 
     Returns:
         (f(state), linear), `linear(tangent)` as in `sphere_jvp`; `jax.linear_transpose(linear, state)` is its transpose.
@@ -48,21 +49,19 @@ def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
     output, push = jax.linearize(f, state)
 
     def linear(tangent):
-        return tangential(output, push(_norm(state) * tangential(state, tangent))) / _norm(output)
+        return _as_directions(output, push(length(state, keepdims=True) * tangential(state, tangent)))
 
     return output, linear
 
 
 def tangential(state: Directed, vector: Directed) -> Array:
-    """(I - x^ x^T) v per token: the part of a vector along the sphere, `[..., tokens, dim]`."""
+    """(I - x^ x^T) v per token: the part of a vector along the sphere, `[..., tokens, dim]`; zero for a token that is zero."""
     direction = unit(state)
-    return vector - direction * jnp.sum(direction * vector, axis=-1, keepdims=True)
+    along = vector - direction * jnp.sum(direction * vector, axis=-1, keepdims=True)
+    return jnp.where(directed(state)[..., None], along, jnp.zeros_like(along))
 
 
-def unit(state: Directed) -> Array:
-    """x^ = x / |x| per token: the directions of a state, `[..., tokens, dim]`."""
-    return state / _norm(state)
-
-
-def _norm(state):
-    return jnp.linalg.norm(state, axis=-1, keepdims=True)
+def _as_directions(output, image):
+    """What a change of the output is to its directions."""
+    norm = length(output, keepdims=True)
+    return tangential(output, image) / jnp.where(norm == 0, jnp.ones_like(norm), norm)

@@ -13,22 +13,23 @@ from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.models.head import apply_head
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.types import State
+from brh_jax.vectors import cosine_distance
 
 
 class Effects(NamedTuple):
     """The last state under each plan against the trained order's, both after the final norm, `[plans, images]`.
 
     Attributes:
-        cosine: of [cls, mean patch].
+        change: 1 - cosine of [cls, mean patch].
         distance: |difference| / |trained order's|, of [cls, mean patch].
-        token_cosine: mean over all tokens.
+        token_change: 1 - cosine, mean over all tokens.
         token_distance: the same with the Frobenius norm over all tokens.
         predicted: the class of the largest logit; None without a head.
     """
 
-    cosine: jax.Array
+    change: jax.Array
     distance: jax.Array
-    token_cosine: jax.Array
+    token_change: jax.Array
     token_distance: jax.Array
     predicted: jax.Array | None
 
@@ -138,19 +139,14 @@ def _run(encoder, head, system, start, begins, ends, orders):
         final = features(last)
         pooled = pooled_features(final, layout)
         return Effects(
-            cosine=_cosine(pooled, pooled_target),
+            change=jnp.asarray(cosine_distance(pooled, pooled_target)),
             distance=_relative(pooled - pooled_target, pooled_target, -1),
-            token_cosine=_cosine(final, target).mean(-1),
+            token_change=cosine_distance(final, target).mean(-1),
             token_distance=_relative(final - target, target, (-2, -1)),
             predicted=None if head is None else jnp.argmax(apply_head(head, pooled), -1),
         )
 
     return jax.lax.map(one, (begins, ends, orders))
-
-
-def _cosine(a, b):
-    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-30)
 
 
 def _relative(difference, reference, axes):

@@ -130,7 +130,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: State) -> State:
         """Scales the channels."""
-        return x * self.param("scale", nn.initializers.constant(self.init_value), (x.shape[-1],))
+        return x * self.param("scale", nn.initializers.constant(self.init_value), (x.shape[-1],), jnp.float32)
 
 
 class DropPath(nn.Module):

@@ -170,16 +170,16 @@ class Embedding(nn.Module):
         patches = patches.astype(self.get_variable("params", "patch")["bias"].dtype)
         if cfg.position_grid is not None:
             named = layers.named(init, None, None, "embed")
-            table = self.param("patch_position", named, (*cfg.position_grid, cfg.dim))
+            table = self.param("patch_position", named, (*cfg.position_grid, cfg.dim), jnp.float32)
             patches += position.resample(table, (rows, columns), cfg.position_resampling).reshape(1, rows * columns, cfg.dim)
 
         tokens = []
         if cfg.num_cls:
-            tokens.append(self.param("cls_token", init, (cfg.num_cls, cfg.dim)))
+            tokens.append(self.param("cls_token", init, (cfg.num_cls, cfg.dim), jnp.float32))
             if cfg.position_grid is not None and cfg.cls_position:
-                tokens[0] += self.param("cls_position", init, (cfg.num_cls, cfg.dim))
+                tokens[0] += self.param("cls_position", init, (cfg.num_cls, cfg.dim), jnp.float32)
         if cfg.num_registers:
-            tokens.append(self.param("register_tokens", init, (cfg.num_registers, cfg.dim)))
+            tokens.append(self.param("register_tokens", init, (cfg.num_registers, cfg.dim), jnp.float32))
         tokens = [jnp.broadcast_to(t, (batch, *t.shape)) for t in tokens]
         state = jnp.concatenate([*tokens, patches], axis=1)
         return layers.LayerNorm(epsilon=cfg.layer_norm_eps, name="pre_norm")(state) if cfg.pre_norm else state

@@ -11,7 +11,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cka import alignment, hsic
-from brh_jax.phases.similarity import image_similarity, token_vectors
+from brh_jax.phases.similarity import image_dissimilarity, token_vectors
 from brh_jax.statistics import bootstrap_counts, num_groups, numbered_groups
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
@@ -26,10 +26,11 @@ class LayerSamples:
     """What units of a sample say about pairs of layers.
 
     Attributes:
-        metric: "cosine", of which a unit is an image and `values` are `[images, depth, depth]` cosines; or "cka", of which a unit
+        metric: "cosine", of which a unit is an image and `values` are 1 - cosine, `[images, depth,
+            depth]`; or "cka", of which a unit
             is 16 images of different photographs and `values` are the `[units, token types, depth, depth]` HSIC of the cls and
             mean patch.
-        values: float32 for cosines, float64 for HSIC.
+        values: float32 for 1 - cosine, float64 for HSIC.
         groups: `[units]`, which of them are independent: of the cosine the photographs that images are views of, of CKA the sets
             of 16 photographs. None: every unit for itself.
     """
@@ -67,8 +68,7 @@ class LayerSamples:
         return np.stack([self._of_mean((weight @ flat).reshape(self.values.shape[1:])) for weight in weights])
 
     def _of_mean(self, mean) -> np.ndarray:
-        similarity = alignment(mean).mean(0) if self.metric == "cka" else mean
-        dissimilarity = 1.0 - similarity
+        dissimilarity = 1.0 - alignment(mean).mean(0) if self.metric == "cka" else mean.copy()
         np.fill_diagonal(dissimilarity, 0.0)
         return dissimilarity
 
@@ -90,14 +90,14 @@ def layer_samples(
     """
     if unknown := [m for m in metrics if m not in METRICS]:
         raise UserError(f"unknown metric {', '.join(unknown)}: expected some of {', '.join(METRICS)}")
-    similarity = jax.jit(image_similarity, static_argnums=1)
+    dissimilarity = jax.jit(image_dissimilarity, static_argnums=1)
     vectors = jax.jit(token_vectors, static_argnums=1)
     cosines, photographs, units = [], [], _Units()
     for states, valid, *told in trajectories:
         valid = np.asarray(valid)
         photographs += (np.asarray(told[0])[valid] if told else len(photographs) + np.arange(int(valid.sum()))).tolist()
         if "cosine" in metrics:
-            cosines.append(to_host(similarity(states, layout))[valid])
+            cosines.append(to_host(dissimilarity(states, layout))[valid])
         if "cka" in metrics:
             images = np.moveaxis(to_host(vectors(states, layout))[:, :, valid], 2, 0)
             units.add(images, photographs[len(photographs) - len(images) :])

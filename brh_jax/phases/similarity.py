@@ -11,33 +11,40 @@ from brh_jax.errors import UserError
 from brh_jax.tokens import TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Dissimilarity, Trajectory, Valid
+from brh_jax.vectors import directed, mean_where, unit
 
 
 def layer_similarity(states: Array, layout: TokenLayout) -> Dissimilarity:
-    """Mean cosine between block outputs, of the class token and of the mean patch, averaged over both and over images.
+    """Mean cosine between block outputs: 1 - `layer_dissimilarity`, with a diagonal of ones."""
+    return 1.0 - layer_dissimilarity(states, layout)
+
+
+def layer_dissimilarity(states: Array, layout: TokenLayout) -> Dissimilarity:
+    """Mean 1 - cosine between block outputs, of the class token and of the mean patch, averaged over both and over images.
 
     Args:
         states: trajectory `[depth + 1, batch, tokens, dim]`.
 
     Returns:
-        `[depth, depth]` for a_1 ... a_L, with a diagonal of ones. A model without class token is compared by patches alone.
+        `[depth, depth]` for a_1 ... a_L, zero on the diagonal. A model without class token is compared by patches alone, as are
+        states whose class token is zero; where both are zero it is NaN.
 
     Raises:
         ValueError: not a trajectory of that layout.
     """
-    return jnp.mean(image_similarity(states, layout), axis=0)
+    return jnp.mean(image_dissimilarity(states, layout), axis=0)
 
 
-def layer_dissimilarity(states: Array, layout: TokenLayout) -> Dissimilarity:
-    """1 - `layer_similarity`: `[depth, depth]`, zero on the diagonal."""
-    return 1.0 - layer_similarity(states, layout)
-
-
-def image_similarity(states: Array, layout: TokenLayout) -> Float[Array, "batch depth depth"]:
-    """`layer_similarity` of each image: `[batch, depth, depth]`."""
+def image_dissimilarity(states: Array, layout: TokenLayout) -> Float[Array, "batch depth depth"]:
+    """`layer_dissimilarity` of each image: `[batch, depth, depth]`."""
     vectors = token_vectors(states, layout)
-    unit = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return jnp.mean(jnp.einsum("tlbd,tmbd->tblm", unit, unit, precision="highest"), axis=0)
+    units, defined = unit(vectors), directed(vectors)
+
+    def to_all(layer):  # one layer at a time: chords of all pairs would be depth times the states
+        chords = jnp.sum(jnp.square(units - units[:, layer, None]), axis=-1) / 2
+        return mean_where(chords, defined & defined[:, layer, None], axis=0)
+
+    return jnp.moveaxis(jax.lax.map(to_all, jnp.arange(vectors.shape[1])), 2, 0)
 
 
 def token_vectors(states: Array, layout: TokenLayout) -> Float[Array, "types depth batch dim"]:
@@ -63,13 +70,11 @@ def streaming_dissimilarity(trajectories: Iterable[tuple[Trajectory, Valid]], la
         UserError: no images.
     """
     total, count = np.zeros(()), 0
-    similarity = jax.jit(image_similarity, static_argnums=1)
+    dissimilarity = jax.jit(image_dissimilarity, static_argnums=1)
     for states, valid in trajectories:
         valid = np.asarray(valid)
-        total = total + to_host(similarity(states, layout)).astype(np.float64)[valid].sum(0)
+        total = total + to_host(dissimilarity(states, layout)).astype(np.float64)[valid].sum(0)
         count += int(valid.sum())
     if not count:
         raise UserError("no images: the similarity of layers is a mean over images")
-    dissimilarity = 1.0 - total / count
-    np.fill_diagonal(dissimilarity, 0.0)
-    return dissimilarity, count
+    return total / count, count

@@ -115,7 +115,8 @@ def train(
             for index in range(start, end):
                 trace.before(index + 1, state)
                 batch = metrics.wait(lambda: shard_batch(next(batches), run.mesh))
-                state, values = step(state, batch, index)
+                with jax.numpy_dtype_promotion("standard"):  # optax knows no other
+                    state, values = step(state, batch, index)
                 done = index + 1
                 if done in visits:  # before the checkpoint: what is saved has been visited
                     visits[done](state)

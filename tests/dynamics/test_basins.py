@@ -194,8 +194,8 @@ def test_too_few_images_and_bad_states():
     x, _ = caps(0.5, 0.2, num_images=6)
     with pytest.raises(ValueError, match="two clusters of two images need four images, got 3"):
         angular_basins(trajectory(x[:3]), None, ONE)
-    with pytest.raises(ValueError, match="a token that is zero"):
-        angular_basins(trajectory(0 * x), [0, 1] * 3, ONE)
+    with pytest.raises(ValueError, match="zero throughout"):
+        angular_basins(image_directions([trajectory(0 * x)], ONE), [0, 1] * 3, ONE)
     directions = image_directions([trajectory(x)], ONE)
     with pytest.raises(ValueError, match="not finite"):
         angular_basins(directions._replace(cls=np.nan * directions.cls), [0, 1] * 3, ONE)

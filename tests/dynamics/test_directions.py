@@ -136,9 +136,32 @@ def test_wrong_shapes():
         directions.direction_measures([rotating(0.1), rotating(0.1)[:5]], LAYOUT)
 
 
+def test_tokens_that_are_zero_are_left_out_and_said():
+    states = rotating(0.1)
+    whole = directions.direction_measures([states], LAYOUT)
+    some = states.at[0, :, 1:3].set(0).at[2, 1, 4].set(0)  # registers before the first layer, and a patch
+    with pytest.warns(UserWarning, match="tokens that are zero"):
+        found = directions.direction_measures([some], LAYOUT)
+    for name in ("convergence", "speed"):
+        ours, expected = getattr(found, name), getattr(whole, name)
+        assert np.isnan(ours.registers[0]).all()
+        np.testing.assert_allclose(ours.registers[1:], expected.registers[1:], atol=1e-6)
+        np.testing.assert_allclose(ours.cls, expected.cls, atol=1e-6)
+    np.testing.assert_allclose(found.speed.patches, whole.speed.patches, atol=1e-6)
+    np.testing.assert_allclose(found.coherence, whole.coherence, atol=1e-6)
+    assert np.isnan(directions.angular_speed(some, LAYOUT).registers[0])
+
+
+def test_directions_do_not_depend_on_the_size_of_states():
+    states = rotating(0.1)
+    for size in (3e19, 1e-30, 1e36):
+        found = directions._measures(size * states, LAYOUT)
+        for name in ("convergence", "speed", "coherence"):
+            chex.assert_trees_all_close(getattr(found, name), getattr(directions._measures(states, LAYOUT), name), atol=1e-6)
+        np.testing.assert_allclose(found.norm.cls, size * directions.token_norm(states, LAYOUT, per_image=True).cls, rtol=1e-5)
+
+
 def test_states_without_a_direction():
-    with pytest.raises(ValueError, match="a token that is zero"):
-        directions.angular_speed(rotating(0.1).at[2, 1, 4].set(0), LAYOUT)
     with pytest.raises(ValueError, match="not finite"):
         directions.direction_measures([rotating(0.1), rotating(0.1).at[0, 0, 0, 0].set(jnp.nan)], LAYOUT)
     assert directions.token_norm(jnp.zeros((2, 1, 7, 3)), LAYOUT).cls.tolist() == [0, 0]

@@ -334,7 +334,7 @@ NO_REGISTERS = TokenLayout(1, 0, (2, 3))
         ([], {}, "no trajectories"),
         ([GOOD, GOOD[..., :8]], {}, "one width, got 10 and 8"),
         (BROKEN, {}, "not finite"),
-        (0 * GOOD, {}, "a token that is zero"),
+        (0 * GOOD, {}, "zero throughout"),
         (GOOD, {"ridge": -1.0}, "ridge must be zero or more, got -1.0"),
         (GOOD, {"token": "cls"}, "token='cls' needs layout="),
         (GOOD, {"token": "class", "layout": LAYOUT}, "must be one of cls, registers, patches.*'class'"),

@@ -82,7 +82,7 @@ def test_resamples_are_means_over_images_drawn_with_replacement(sampled):
     expected = []
     for _ in range(4):
         mean = np.mean([sample.values[i] for i in rng.integers(40, size=40)], axis=0, dtype=np.float64)
-        expected.append((1 - mean) * (1 - np.eye(5)))
+        expected.append(mean * (1 - np.eye(5)))
     np.testing.assert_allclose(sample.resampled(4, seed=3), expected, atol=1e-12)
     spread = sample.resampled(2000, seed=0).std(0)
     np.testing.assert_allclose(spread, sample.values.std(0) / np.sqrt(40), rtol=0.1, atol=1e-6)

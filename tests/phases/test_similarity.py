@@ -32,6 +32,36 @@ def test_definition(layout):
     np.testing.assert_allclose(phases.layer_dissimilarity(states, layout), 1 - expected, atol=1e-6)
 
 
+def test_a_channel_far_larger_than_the_rest():
+    """As some channels of DINOv2-g and CLIP are: alike in all layers, and a cosine of float32 is lost in its rounding."""
+    layout = TokenLayout(1, 2, (2, 3))
+    states = np.asarray(jax.random.normal(jax.random.key(0), (5, 4, layout.num_tokens, 64)) + 0.5)
+    for size in (1.0, 1e3, 1e4):
+        massive = states.copy()
+        massive[..., 7] = 64 * size
+        expected = 1 - by_hand(massive, layout)
+        np.testing.assert_allclose(phases.layer_dissimilarity(massive, layout), expected, rtol=1e-5, atol=1e-16)
+        samples = phases.layer_samples([(massive, np.ones(4, bool))], layout, ["cosine"])["cosine"]
+        np.testing.assert_allclose(samples.dissimilarity(), expected, rtol=1e-5, atol=1e-16)
+
+
+def test_states_of_any_size_give_the_same_dissimilarity():
+    layout = TokenLayout(1, 2, (2, 3))
+    states = np.asarray(jax.random.normal(jax.random.key(0), (5, 4, layout.num_tokens, 8)) + 0.5)
+    expected = phases.layer_dissimilarity(states, layout)
+    for size in (3e19, 1e-30):
+        np.testing.assert_allclose(phases.layer_dissimilarity(np.float32(size) * states, layout), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_class_token_that_is_zero_is_left_out():
+    layout = TokenLayout(1, 0, (2, 2))
+    states = jax.random.normal(jax.random.key(0), (4, 3, 5, 8)).at[2, :, 0].set(0)
+    found = phases.layer_dissimilarity(states, layout)
+    patches = phases.layer_dissimilarity(states[:, :, 1:], TokenLayout(0, 0, (2, 2)))
+    np.testing.assert_allclose(found[1], patches[1], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(found[0, 2], patches[0, 2])
+
+
 def test_streaming_equals_one_batch_and_leaves_padding_out():
     layout = TokenLayout(1, 0, (2, 2))
     states = jax.random.normal(jax.random.key(0), (4, 10, 5, 8)) + 0.5

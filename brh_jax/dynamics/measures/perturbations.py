@@ -63,7 +63,8 @@ def _relative(angles):
     if not angles.size:
         return angles
     middle = angles[len(angles) // 2]
-    return middle / middle[0]
+    with np.errstate(divide="ignore", invalid="ignore"):  # tokens that are zero are not perturbed
+        return middle / middle[0]
 
 
 _LABEL = "angle to the clean trajectory\n/ injected angle"

@@ -159,13 +159,22 @@ def _basins(basins: AngularBasins) -> BasinsResult:
 def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
     convergence, speed = (found[f"{name}_{token}"].mean for name in ("convergence", "speed"))
     return TokenResult(
-        half=crossing(convergence, 0.5),
-        nine_tenths=crossing(convergence, 0.9),
+        half=_crossing(convergence, 0.5),
+        nine_tenths=_crossing(convergence, 0.9),
         speed=[_number(speed[i]) for i in (0, len(speed) // 2, -1)],
         stable_rank=_thirds(found[f"stable_rank_{token}"].mean),
         jumps=_jumps({name: found[f"{name}_{token}"] for name in JUMPS if f"{name}_{token}" in found}, partition),
         uncentred_stable_rank=_thirds(found[f"uncentred_stable_rank_{token}"].mean),
     )
+
+
+def _crossing(curve: Array, level: float) -> float | None:
+    """`crossing`, of the states from the first on in which the tokens have a direction."""
+    first = int(np.argmax(np.isfinite(curve)))
+    if not np.isfinite(curve[first:]).all():
+        return None
+    found = crossing(curve[first:], level)
+    return None if found is None else first + found
 
 
 def _thirds(curve: Array) -> list[float | None]:

@@ -156,8 +156,7 @@ def _arrays(groups: Groups, measured: dict[str, Measured]) -> dict[str, np.ndarr
 
 
 def _by_measure(effects: Effects, valid: Valid, labels: Labels) -> Measured:
-    cosine, distance, token_cosine, token_distance = (to_host(v)[:, valid] for v in effects[:4])
-    values = [1 - cosine, distance, 1 - token_cosine, token_distance]
+    values = [to_host(v)[:, valid] for v in effects[:4]]
     if effects.predicted is not None:
         values.append((to_host(effects.predicted)[:, valid] != labels).astype(np.float32))
     return dict(zip(MEASURES, values, strict=False))

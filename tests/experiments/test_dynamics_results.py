@@ -1,0 +1,46 @@
+"""The dynamics of a model whose registers begin as zero, as transformers initialises them, down to the file that scripts read."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brh_jax import dynamics
+from brh_jax.partition import Partition
+from brh_jax.tokens import TokenLayout
+from experiments.results import to_json
+from experiments.stages.dynamics.results import model_result
+
+LAYOUT = TokenLayout(1, 3, (2, 2))
+
+
+def mixing(state, layer):
+    """Tokens turn towards their mean, each a little differently."""
+    turned = jnp.roll(state, 1, axis=-1) * (1 + 0.1 * jnp.arange(8.0)[:, None])
+    return state + 0.3 * jnp.tanh(turned + state.mean(1, keepdims=True))
+
+
+@pytest.mark.filterwarnings("error:.*:RuntimeWarning")
+def test_registers_that_begin_as_zero():
+    state = jax.random.normal(jax.random.key(0), (6, 8, 12)).at[:, 1:4].set(0)
+    settings = dynamics.PortraitSettings(tangent_images=2, linear_images=4, num_exponents=2, num_values=2, rank=2, num_angles=2)
+    system = dynamics.DepthSystem(mixing, 4, LAYOUT)
+    with pytest.warns(UserWarning, match="tokens that are zero"):
+        found = dynamics.portrait(
+            system, [(state, np.arange(6) % 2)], key=jax.random.key(1), settings=settings, partition=Partition((1, 3))
+        )
+    speed, ranks = found["directions"].speed, found["ranks"]
+    assert np.isnan(speed.registers[0]).all() and np.isfinite(speed.registers[1:]).all()
+    assert np.isnan(ranks.angular.stable.registers[0]) and (ranks.angular.stable.registers[1:] > 0).all()
+    assert np.isnan(found["basins"].within.registers[0]) and np.isfinite(found["basins"].within.registers[1:]).all()
+    for name, exponents in found["exponents"]._asdict().items():
+        if hasattr(exponents, "exponents"):
+            assert np.isfinite(exponents.exponents).all(), name
+    result = model_result(found, found)
+    text = json.dumps(to_json(result), allow_nan=False)
+    assert "speed_registers" in text
+    registers = result.tokens["registers"]
+    assert registers.speed[0] is None and registers.speed[1] > 0 and all(v is not None for v in registers.stable_rank[1:])
+    assert result.tokens["patches"].speed[0] > 0
