@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # collective for dead after 40 s and aborts the process. One step at a time, and with more patience.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+# Most of the time goes into compiling programs that run once: a third less of it at this level, which changes no operation.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 # What one test compiles no other of the same worker compiles again, subprocesses included. Workers have a folder each: jax writes
 # entries in place, and a worker that reads one half-written crashes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="brh_jax_compiled_"))
@@ -25,9 +27,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-if os.environ.get("BRH_JAX_TEST_TYPES"):
-    # Types and shapes of arguments and results are checked at every call; what is imported before this is not.
-    install_import_hook(["brh_jax.models", "brh_jax.phases", "brh_jax.distill", "brh_jax.dynamics"], "type_checks.checked")
+# Types and shapes of arguments and results are checked at every call; what is imported before this is not.
+install_import_hook(["brh_jax.models", "brh_jax.phases", "brh_jax.distill", "brh_jax.dynamics"], "type_checks.checked")
 
 from brh_jax.models import Encoder, ViT, ViTConfig
 from brh_jax.models.encoder import init_params

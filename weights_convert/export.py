@@ -52,7 +52,7 @@ def is_raptor(source: Source) -> bool:
 
 def vit_config(about: dict) -> ViTConfig:
     """The architecture out of the section."""
-    return ViTConfig(**about["config"])
+    return ViTConfig.read(about["config"])
 
 
 def preprocessing(about: dict) -> Preprocessing:

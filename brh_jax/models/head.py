@@ -16,7 +16,7 @@ def zero_head(num_features: int, num_outputs: int) -> dict[str, jax.Array]:
     return {"kernel": jnp.zeros((num_features, num_outputs)), "bias": jnp.zeros(num_outputs)}
 
 
-def apply_head(head: dict[str, Any], features: Array) -> jax.Array:
+def apply_head(head: dict[str, Any], features: Array) -> Array:
     """`[..., features] -> [..., outputs]`."""
     return features @ head["kernel"] + head["bias"]
 

@@ -206,6 +206,6 @@ def _read(folder: pathlib.Path, about: dict) -> Encoder:
 def config_of(about: dict) -> ViTConfig | RaptorConfig:
     """The architecture that `dataclasses.asdict` and JSON made `about` of; a Raptor's has a teacher."""
     if "teacher" not in about:
-        return ViTConfig(**about)
+        return ViTConfig.read(about)
     partition = {key: value and tuple(value) for key, value in about["partition"].items()}
-    return RaptorConfig(**about | {"teacher": ViTConfig(**about["teacher"]), "partition": Partition(**partition)})
+    return RaptorConfig(**about | {"teacher": ViTConfig.read(about["teacher"]), "partition": Partition(**partition)})

@@ -58,6 +58,11 @@ class ViTConfig:
     drop_path: float = 0.0
     channels: int = 3
 
+    @classmethod
+    def read(cls, about: dict[str, Any]) -> "ViTConfig":
+        """The architecture that JSON keeps, which has lists for tuples. Raises TypeError for a field that is none."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in about.items()})
+
     def __post_init__(self):
         for field in ("position_grid", "rope_periods"):
             value = getattr(self, field)
