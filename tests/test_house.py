@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("brh_jax", "weights_convert", "experiments", "benchmarks")
-GROUND = "errors types tokens partition preprocessing statistics least_squares system curves command"
+GROUND = "errors types tokens partition preprocessing statistics least_squares vectors system curves command"
 # From the ground up. A room may import those below it; those of one level may not import each other, but on the ground.
 LEVELS = (
     {f"brh_jax.{name}" for name in GROUND.split()},

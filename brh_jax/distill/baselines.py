@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.errors import UserError
-from brh_jax.float64 import float64
 from brh_jax.least_squares import least_squares
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
+from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
 
 BASELINES = ("mean", "linear", "linear_blocks")

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.float64 import float64
 from brh_jax.least_squares import NEGLIGIBLE, LeastSquares, least_squares
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, Directed, Trajectory
 from brh_jax.vectors import cosine_distance, directed, length, mean_where

@@ -22,8 +22,8 @@ import scipy.linalg
 import threadpoolctl
 
 from brh_jax.dynamics.directions import checked
-from brh_jax.float64 import float64
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
+from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Trajectory
 

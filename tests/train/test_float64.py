@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax import float64
 from brh_jax.distill.baselines import fit_baselines
 from brh_jax.dynamics.dmd import dmd
 from brh_jax.dynamics.rank import update_grams, update_rank
 from brh_jax.errors import UserError
 from brh_jax.tokens import TokenLayout
+from brh_jax.train import float64
 
 LAYOUT = TokenLayout(1, 0, (2, 2))
 WORK = {

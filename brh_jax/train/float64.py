@@ -30,7 +30,8 @@ def float64(tree: Any) -> Iterator[Any]:
             stack.enter_context(jax.default_device(cpu))
             tree = jax.device_put(to_host(tree), cpu)
         stack.enter_context(jax.enable_x64(True))
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))  # what is not float64 yet becomes so, whatever the user's setting
+        # What is not float64 yet becomes so, whatever the user's setting.
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
         yield tree
 
 
