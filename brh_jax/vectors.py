@@ -38,7 +38,7 @@ def angle(a: Directed, b: Directed) -> Array:
     return 2 * jnp.arctan2(half, other)
 
 
-def cosine_distance(a: Directed, b: Directed) -> Array:
+def cosine_distance(a: Directed, b: Directed) -> jax.Array:
     """1 - cosine of two vectors, half the square of the chord between their directions; means nothing where one is zero."""
     return jnp.sum(jnp.square(unit(a) - unit(b)), axis=-1) / 2
 

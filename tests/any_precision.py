@@ -1,4 +1,4 @@
-"""Models, a step of distillation and every measure, in the type that they say: run by test_any_precision.py."""
+"""Models, a step of distillation and every measure, in the type that they say: see test_any_precision.py."""
 
 import warnings
 
@@ -54,10 +54,8 @@ def training(states):
 
 def measures(encoder, states):
     single(phases.layer_dissimilarity(states, encoder.layout))
-    settings = dynamics.PortraitSettings(
-        tangent_images=2, linear_images=4, num_directions=2, num_exponents=2, num_values=2, rank=2, num_angles=2,
-        influence_probes=2, extrapolated_steps=16,
-    )  # fmt: skip
+    few = dict.fromkeys(("tangent_images", "num_directions", "num_exponents", "num_values", "rank", "num_angles"), 2)
+    settings = dynamics.PortraitSettings(**few, linear_images=4, influence_probes=2, extrapolated_steps=16)
     found = dynamics.portrait(
         encoder.system(),
         [(states[0], np.arange(6) % 2)],

@@ -30,10 +30,10 @@ from jaxtyping import install_import_hook
 # Types and shapes of arguments and results are checked at every call; what is imported before this is not.
 install_import_hook(["brh_jax.models", "brh_jax.phases", "brh_jax.distill", "brh_jax.dynamics"], "type_checks.checked")
 
-from brh_jax.models import Encoder, ViT, ViTConfig
-from brh_jax.models.encoder import init_params
-from brh_jax.preprocessing import Preprocessing
-from brh_jax.system import DepthSystem
+from brh_jax.models import Encoder, ViT, ViTConfig  # noqa: E402
+from brh_jax.models.encoder import init_params  # noqa: E402
+from brh_jax.preprocessing import Preprocessing  # noqa: E402
+from brh_jax.system import DepthSystem  # noqa: E402
 
 assert jax.device_count() == 8  # the devices are made now: tests change XLA_FLAGS for the processes that they start
 

@@ -61,7 +61,8 @@ class ViTConfig:
     @classmethod
     def read(cls, about: dict[str, Any]) -> "ViTConfig":
         """The architecture that JSON keeps, which has lists for tuples. Raises TypeError for a field that is none."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in about.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
+        return cls(**fields)
 
     def __post_init__(self):
         for field in ("position_grid", "rope_periods"):
