@@ -25,6 +25,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+from jaxtyping import config as type_checks
 from jaxtyping import install_import_hook
 
 # Types and shapes of arguments and results are checked at every call; what is imported before this is not.
@@ -42,6 +43,14 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def wrong_types(request):
+    """Tests of the messages that answer what annotations forbid are marked: types are not checked in them."""
+    type_checks.update("jaxtyping_disable", request.node.get_closest_marker("wrong_types") is not None)
+    yield
+    type_checks.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -97,6 +97,7 @@ def test_bad_layers(layer):
         DepthSystem(lambda state, layer: state, 3, ONE).check_layer(layer)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("layer", [-1, 6, 1.5, np.int64(7), jnp.asarray(-2)])
 @pytest.mark.parametrize("sublayers", [False, True])
 def test_a_model_refuses_layers_that_are_not_there(encoder, layer, sublayers):

@@ -320,6 +320,7 @@ def test_the_precision_is_that_of_the_state(dtype):
         assert jacobian_structure(system, state, 0, key=KEY).standard_error.norm.dtype == dtype
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
