@@ -78,19 +78,24 @@ class Source:
 
     def read_or_skip(self, index: int) -> dict[str, Any] | None:
         """The record, or None after noting in `skipped` why it cannot be read; it is not tried again."""
-        if index in self._skipped:
+        if self._is_skipped(index):
             return None
         try:
             return self.read(index)
         except CorruptImage as error:
-            skip = Skip(error.name, error.reason)
+            self._skip(index, Skip(error.name, error.reason))
+            return None
+
+    def _is_skipped(self, index: int) -> bool:
+        return index in self._skipped
+
+    def _skip(self, index: int, skip: Skip) -> None:
         with self._lock:
             new, number = index not in self._skipped, len(self._skipped)
             self._skipped[index] = skip
         if new and not self._quiet and number <= _NAMED:
             more = f"more images of {self.name}, which are counted and not named here"
             print(f"warning: skipped {skip.name}: {skip.reason}" if number < _NAMED else f"warning: skipped {more}", flush=True)
-        return None
 
     def read_next(self, index: int) -> tuple[int, dict[str, Any]]:
         """The record, or the next one that can be decoded, and its index.
@@ -159,8 +164,13 @@ class Selection(Source):
         found = self._source.skipped
         return {index: found[at] for index, at in enumerate(self._indices.tolist()) if at in found}
 
-    def read_or_skip(self, index: int):
-        return self._source.read_or_skip(int(self._indices[index]))
+    # What is damaged is noted by the source itself, for all that it is part of.
+
+    def _is_skipped(self, index):
+        return self._source._is_skipped(int(self._indices[index]))
+
+    def _skip(self, index, skip):
+        self._source._skip(int(self._indices[index]), skip)
 
     def label(self, index: int) -> int:
         return self._source.label(int(self._indices[index]))

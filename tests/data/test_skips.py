@@ -88,6 +88,16 @@ def test_parts_of_parts():
     assert list(inner.skipped) == expected and list(source.skipped) == ([7] if expected else [])
 
 
+def test_what_a_part_makes_of_records_is_kept():
+    class Labelled(Selection):
+        def read(self, index):
+            return super().read(index) | {"label": 7}
+
+    part = Labelled(Numbered(4, [1]), [0, 1])
+    (batch,) = measuring_batches(part, CENTER, 2)
+    assert batch["label"].tolist() == [7, 7] and batch["valid"].sum() == 1 and list(part.skipped) == [1]
+
+
 def test_a_damaged_image_is_told_once_and_tried_once(capsys):
     source = Numbered(6, [2])
     for part in (source, Selection(source, [2, 3]), Selection(source, [1, 2, 4])):
