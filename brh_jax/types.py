@@ -13,6 +13,10 @@ Array = jax.Array | np.ndarray
 
 State = Float[Array, "batch tokens dim"]
 Trajectory = Float[Array, "states batch tokens dim"]  # index 0 the embedded tokens, so `states` is depth + 1
+# Batches of a stream are of different sizes, so the number of images is no name that all share.
+StateBatch = Float[Array, "_ tokens dim"]
+TrajectoryBatch = Float[Array, "_ _ tokens dim"]
+LabelBatch = Integer[Array, " _"]
 TokenState = Float[Array, "tokens dim"]  # of one image
 Directed = Float[Array, "... dim"]  # any number of vectors
 Images = Float[Array, "batch height width channels"]  # preprocessed

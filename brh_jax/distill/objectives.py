@@ -141,7 +141,7 @@ class Blockwise:
         params: Any,
         states: Trajectory,
         layout: TokenLayout,
-        share: Array,
+        share: Array | float,
         forced: bool,
         noise: Noise | None = None,
     ) -> Any:

@@ -19,7 +19,7 @@ from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array, Directed, Trajectory
+from brh_jax.types import Array, Directed, TrajectoryBatch
 from brh_jax.vectors import cosine_distance, directed, length, mean_where
 
 _TINY = np.finfo(np.float64).tiny
@@ -98,7 +98,7 @@ class Horizon(NamedTuple):
 
 
 def dmd(
-    states: Trajectory | Iterable[Trajectory],
+    states: TrajectoryBatch | Iterable[TrajectoryBatch],
     span: tuple[int, int] = (1, 7),
     rank: int = 64,
     *,
@@ -162,8 +162,8 @@ def dmd_predict(model: DMD, states: Directed, num_steps: int) -> Array:
 
 
 def dmd_horizon(
-    train_states: Trajectory | Iterable[Trajectory],
-    test_states: Trajectory | Iterable[Trajectory],
+    train_states: TrajectoryBatch | Iterable[TrajectoryBatch],
+    test_states: TrajectoryBatch | Iterable[TrajectoryBatch],
     span: tuple[int, int] = (1, 7),
     rank: int = 64,
     *,

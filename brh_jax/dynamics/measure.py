@@ -17,7 +17,7 @@ from brh_jax.errors import expect, expect_positive
 from brh_jax.partition import Partition
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
-from brh_jax.types import Labels, RandomKey, Trajectory
+from brh_jax.types import Labels, RandomKey, Trajectory, TrajectoryBatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class Seen:
     key: RandomKey
     classes: Labels | None
     photographs: np.ndarray
-    trajectories: Sequence[Trajectory]
+    trajectories: Sequence[TrajectoryBatch]
     start: Any
     gathered: Any = None
     shared: Any = None

@@ -15,9 +15,9 @@ from brh_jax.statistics import num_groups
 from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Labels, RandomKey, State
+from brh_jax.types import LabelBatch, Labels, RandomKey, State, StateBatch
 
-FirstStates = State | tuple[State, Labels] | tuple[State, Labels, np.ndarray]
+FirstStates = StateBatch | tuple[StateBatch, LabelBatch] | tuple[StateBatch, LabelBatch, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

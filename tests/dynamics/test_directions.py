@@ -125,6 +125,7 @@ def test_float64_stays():
         np.testing.assert_allclose(speed, [1e-9 * np.sqrt(3) / 4] * 2, rtol=1e-5)
 
 
+@pytest.mark.wrong_types
 def test_wrong_shapes():
     with pytest.raises(ValueError, match=r"expected 7 tokens"):
         directions.angular_speed(jnp.zeros((4, 2, 5, 3)), LAYOUT)

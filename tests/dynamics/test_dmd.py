@@ -318,6 +318,7 @@ BROKEN[3, 1, 2, 4] = np.nan
 NO_REGISTERS = TokenLayout(1, 0, (2, 3))
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("states", "arguments", "message"),
     [
@@ -360,6 +361,7 @@ def test_bad_steps(steps):
         dmd_horizon(GOOD, GOOD, (2, 4), 4, steps=steps)
 
 
+@pytest.mark.wrong_types
 def test_bad_test_states():
     with pytest.raises(ValueError, match="one width, got 10 and 8"):
         dmd_horizon(GOOD, GOOD[..., :8], (1, 6), 4)

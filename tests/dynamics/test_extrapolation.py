@@ -150,6 +150,7 @@ def test_compiles_once():
     assert len(traces) == before > 0
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -194,6 +194,7 @@ def test_impossible_requests(arguments, message):
         lyapunov_exponents(linear(np.eye(3), 5), starts(3), **arguments)
 
 
+@pytest.mark.wrong_types
 def test_bad_states():
     for state in (jnp.zeros((1, 1, 3)), jnp.ones((1, 2, 3)), jnp.ones((1, 3))):
         with pytest.raises(ValueError, match="state|tokens"):

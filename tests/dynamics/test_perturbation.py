@@ -164,6 +164,7 @@ def test_compiles_once(compiles_once):
     )
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -194,6 +194,7 @@ def test_systems_that_do_not_go_together(states):
         dynamics.portrait(turning(0.1), [states[0]], key=KEY, partition=Partition((3,)), settings=SMALL)
 
 
+@pytest.mark.wrong_types
 def test_what_is_missing(states):
     state, classes = states
     with pytest.raises(ValueError, match="no systems"):

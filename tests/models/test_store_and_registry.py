@@ -114,6 +114,7 @@ def test_a_full_disk_is_an_error_of_the_system(tiny_encoder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -165,6 +166,7 @@ def test_nothing_else_is_written_over(tiny_encoder, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.wrong_types
 def test_other_image_sizes(tiny_encoder):
     assert tiny_encoder.at_size(12).layout.grid == (6, 6)
     assert tiny_encoder.at_size((4, 16)).layout.grid == (2, 8)
