@@ -76,7 +76,7 @@ def study_folder(tmp_path):
 
 def test_a_study_is_gathered(study_folder, capsys):
     assert study.main([str(study_folder)]) == 0
-    assert "| trained |    200 | 0.8 | k = 3 |" in capsys.readouterr().out
+    assert "| trained | 200 | 0.8 | k = 3 |" in capsys.readouterr().out
     out = study_folder / "study"
     page = (out / "index.html").read_text()
     for text in (
