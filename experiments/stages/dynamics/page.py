@@ -82,7 +82,7 @@ def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
     rows = []
     for name, basins in found.items():
         for token, states in basins.accuracy.items():
-            best = max(range(len(states)), key=lambda i: states[i].value)
+            best = max(range(len(states)), key=lambda i: -1.0 if (state := states[i]) is None else state.value)
             cells = (f"{i}: {_percent(states[i])}" for i in (0, len(states) // 2, len(states) - 1, best))
             rows.append([name, token, *cells])
     first = next(iter(found.values()))
@@ -96,8 +96,8 @@ def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
     yield Table("Class basins in figures", ["model", "token", "first state", "middle", "last", "best"], rows, remark)
 
 
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+def _percent(interval: Interval | None) -> str:
+    return "" if interval is None else f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _jumps_table(models: dict[str, ModelResult]) -> Iterator[Table]:

@@ -86,13 +86,13 @@ class BasinsResult:
 
     Attributes:
         num_classes, num_images, num_photographs: that it was measured on.
-        accuracy: token type -> of each state, mean over classes: chance is one over their number.
+        accuracy: token type -> of each state, mean over classes: chance is one over their number. None where tokens are zero.
     """
 
     num_classes: int
     num_images: int
     num_photographs: int
-    accuracy: dict[str, list[Interval]]
+    accuracy: dict[str, list[Interval | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +149,15 @@ def _basins(basins: AngularBasins) -> BasinsResult:
     sizes = np.bincount(basins.labels)
     weights = len(basins.labels) / (np.count_nonzero(sizes) * sizes[basins.labels])  # so that the mean is over classes
     accuracy = {
-        token: [mean_interval(state * weights, groups=basins.photographs) for state in hits]
+        token: [_accuracy(state * weights, basins.photographs) for state in hits]
         for token, hits in basins.hits._asdict().items()
         if hits.size
     }
     return BasinsResult(int(np.count_nonzero(sizes)), len(basins.labels), len(np.unique(basins.photographs)), accuracy)
+
+
+def _accuracy(hits: Array, photographs: np.ndarray) -> Interval | None:
+    return mean_interval(hits, groups=photographs) if np.isfinite(hits).all() else None
 
 
 def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
