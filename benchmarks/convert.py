@@ -13,6 +13,7 @@ import numpy as np
 
 import brh_jax
 from benchmarks import measure, models
+from brh_jax.files import SUMS
 from weights_convert import convert, export
 
 
