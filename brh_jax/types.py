@@ -40,4 +40,5 @@ HeadTokens = Float[Array, "batch heads tokens head_dim"]  # queries, keys or val
 Turn = Float[Array, "patches head_dim"]
 Rotations = tuple[Turn, Turn]  # cosines and sines of the patches' angles
 Grid = tuple[int, int] | None  # (rows, columns) of patches; None for a square
+Step = int | Array  # of training, a number or traced
 Layer = int | np.integer | Integer[Array, ""]  # from 0

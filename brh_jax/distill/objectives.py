@@ -18,7 +18,7 @@ from brh_jax.models.raptor import Blocks, Noise, RaptorConfig
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import AdamwSettings
-from brh_jax.types import Array, Trajectory
+from brh_jax.types import Array, Step, Trajectory
 
 TEACHER_FORCING = ("annealed", "throughout")
 
@@ -97,14 +97,7 @@ class Objective(Protocol):
         """What of the objective is compiled for this step, a static argument of `loss`."""
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Array | int,
-        key: jax.Array,
-        variant: bool,
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
 
@@ -129,7 +122,7 @@ class Blockwise:
         own = self.settings
         return own.teacher_forcing == "throughout" or step < own.annealed * own.steps
 
-    def share(self, step: Array | int) -> jax.Array:
+    def share(self, step: Step) -> jax.Array:
         """The weight of teacher forcing: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
         if self.settings.teacher_forcing == "throughout":
             return jnp.ones((), jnp.float32)
@@ -160,14 +153,7 @@ class Blockwise:
         return share * of("teacher_forced") + (1.0 - share) * rolled if forced else rolled
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Array | int,
-        key: jax.Array,
-        variant: bool,
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the blocks' losses, and each of them."""
         share = self.share(step)
@@ -188,14 +174,7 @@ class Joint:
         return False
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Array | int,
-        key: jax.Array,
-        variant: bool,
+        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses."""
         noise = _noise(self.settings.noise, key)
