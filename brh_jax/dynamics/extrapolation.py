@@ -109,12 +109,18 @@ def _extrapolate(system, state, layer, tolerance, *, num_steps, max_period):
     speed, later = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), early, late)
     norm, mean_norm = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
 
+    # Beyond the root of the largest number a system's own squares (a LayerNorm's) overflow: what follows means nothing.
+    gone = jax.lax.associative_scan(jnp.logical_or, ~(mean_norm <= jnp.sqrt(jnp.finfo(state.dtype).max)), axis=0)
+    norm, mean_norm = jax.tree.map(lambda n: jnp.where(gone, jnp.inf, n) if n.size else n, (norm, mean_norm))
+    speed = jax.tree.map(lambda s: jnp.where(gone[1:], jnp.nan, s) if s.size else s, speed)
+
     before = before[::-1]  # 1, 2, ... steps before the last state
     distance = length(state - before) / length(state)
     period = _period(jnp.max(distance, axis=-1) < tolerance)
     direction_period = _period(jnp.max(angle(_direction(state), _direction(before)), axis=-1) < tolerance)
 
-    leaves = ~jnp.isfinite(mean_norm[-1]) | _keeps_rising(mean_norm, tolerance * mean_norm[-1])
+    direction_period = jnp.where(gone[-1], 0, direction_period)
+    leaves = gone[-1] | _keeps_rising(mean_norm, tolerance * mean_norm[-1])
     vanishes = (mean_norm[-1] == 0) | _keeps_rising(-jnp.log(mean_norm), tolerance)
     fate = jnp.where(vanishes, FATES.index("vanishes"), _periodic_fate(period))
     fate = jnp.where(leaves, FATES.index("leaves"), fate)

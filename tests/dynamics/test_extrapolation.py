@@ -166,3 +166,14 @@ def test_compiles_once():
 def test_impossible_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         extrapolated_depth(DepthSystem(lambda state, layer: state, 3, ONE), **{"state": STATE} | arguments)
+
+
+def test_what_follows_an_overflow_is_not_shown():
+    """At 1e19 squares overflow, those of a LayerNorm too: a system that then falls back to one has not come back."""
+
+    def step(state, layer):
+        return jnp.where(jnp.abs(state) > 3e19, jnp.ones_like(state), 100 * state)
+
+    found = extrapolated_depth(DepthSystem(step, 1, TokenLayout(1, 0, (1, 1))), jnp.ones((1, 2, 3)), 0, 40)
+    assert FATES[int(found.fate[0])] == "leaves" and FATES[int(found.direction_fate[0])] == "wanders"
+    assert np.isfinite(found.norm.cls[:9]).all() and np.isinf(found.norm.cls[11:]).all() and np.isnan(found.speed.cls[11:]).all()
