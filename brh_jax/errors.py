@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def expect(condition: bool, name: str, value: Any, expected: str) -> None:
-    """Raises UserError `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings, unless a condition holds."""
+    """Raises UserError `NAME is VALUE: expected EXPECTED`, the form of all complaints about settings, unless it holds."""
     if not condition:
         raise UserError(f"{name} is {value!r}: expected {expected}")
 
