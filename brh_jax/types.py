@@ -17,6 +17,7 @@ Trajectory = Float[Array, "states batch tokens dim"]  # index 0 the embedded tok
 StateBatch = Float[Array, "_ tokens dim"]
 TrajectoryBatch = Float[Array, "_ _ tokens dim"]
 LabelBatch = Integer[Array, " _"]
+ValidBatch = Bool[Array, " _"]
 TokenState = Float[Array, "tokens dim"]  # of one image
 Directed = Float[Array, "... dim"]  # any number of vectors
 Images = Float[Array, "batch height width channels"]  # preprocessed

@@ -12,7 +12,7 @@ from brh_jax.dynamics.directions import over_batches
 from brh_jax.statistics import numbered_groups
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
-from brh_jax.types import Labels, Trajectory
+from brh_jax.types import Labels, Trajectory, TrajectoryBatch
 from brh_jax.vectors import unit
 
 # Angles in radians that directions rounded to float32 do not tell from zero.
@@ -109,7 +109,7 @@ def angular_basins(
     return AngularBasins(*by_measure, _project(leading, num_components), labels, numbered_groups(photographs, num_images))
 
 
-def image_directions(batches: Iterable[Trajectory], layout: TokenLayout) -> ByToken:
+def image_directions(batches: Iterable[TrajectoryBatch], layout: TokenLayout) -> ByToken:
     """Direction of the mean of the unit vectors x / |x| of an image's tokens, for every image of a stream of trajectories.
 
     Tokens that are zero are left out; an image all of whose tokens of a type are has the direction zero.

@@ -14,7 +14,7 @@ import numpy as np
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array, Trajectory
+from brh_jax.types import Array, Trajectory, TrajectoryBatch
 from brh_jax.vectors import angle, directed, length, mean_where, unit
 
 
@@ -36,7 +36,7 @@ class Directions(NamedTuple):
     coherence: jax.Array
 
 
-def direction_measures(batches: Iterable[Trajectory], layout: TokenLayout) -> Directions:
+def direction_measures(batches: Iterable[TrajectoryBatch], layout: TokenLayout) -> Directions:
     """All measures of this file for every image of a stream of trajectories, each of which is read once.
 
     Args:
@@ -112,7 +112,7 @@ def patch_coherence(states: Trajectory, layout: TokenLayout, *, per_image: bool 
     return _measure(states, layout, "coherence", per_image)
 
 
-def over_batches(measure: Callable, batches: Iterable[Trajectory], layout: TokenLayout) -> Any:
+def over_batches(measure: Callable, batches: Iterable[TrajectoryBatch], layout: TokenLayout) -> Any:
     """`measure(states, layout)` of batches that are never held together, as numpy arrays joined along the images.
 
     Args:
@@ -130,7 +130,7 @@ def over_batches(measure: Callable, batches: Iterable[Trajectory], layout: Token
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1), *parts)
 
 
-def checked(batches: Iterable[Trajectory], layout: TokenLayout) -> Iterator[Trajectory]:
+def checked(batches: Iterable[TrajectoryBatch], layout: TokenLayout) -> Iterator[TrajectoryBatch]:
     """The batches, each looked at before it is passed on.
 
     Raises:

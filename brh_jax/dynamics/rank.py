@@ -25,7 +25,7 @@ from brh_jax.dynamics.directions import checked
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Trajectory
+from brh_jax.types import Trajectory, TrajectoryBatch
 
 
 class UpdateRank(NamedTuple):
@@ -126,7 +126,7 @@ def _rank_per_image(states, layout, kind, center) -> UpdateRank:
     return _transpose(ByToken(*(of_type(name, count) for name, count in layout.counts._asdict().items())))
 
 
-def update_grams(batches: Iterable[Trajectory], layout: TokenLayout, *, kind: str = "angular") -> UpdateGrams:
+def update_grams(batches: Iterable[TrajectoryBatch], layout: TokenLayout, *, kind: str = "angular") -> UpdateGrams:
     """U^T U of each layer's updates, summed over all tokens of a type and all images of a stream, and what centring needs.
 
     Args:

@@ -15,7 +15,7 @@ from brh_jax.phases.similarity import image_dissimilarity, token_vectors
 from brh_jax.statistics import bootstrap_counts, num_groups, numbered_groups
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array, Trajectory, Valid
+from brh_jax.types import Array, TrajectoryBatch, ValidBatch
 
 METRICS = ("cosine", "cka")
 UNIT = 16  # images of an unbiased HSIC, of as many photographs
@@ -74,7 +74,7 @@ class LayerSamples:
 
 
 def layer_samples(
-    trajectories: Iterable[tuple[Trajectory, Valid] | tuple[Trajectory, Valid, Array]],
+    trajectories: Iterable[tuple[TrajectoryBatch, ValidBatch] | tuple[TrajectoryBatch, ValidBatch, Array]],
     layout: TokenLayout,
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, LayerSamples]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from brh_jax.errors import UserError
 from brh_jax.tokens import TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
-from brh_jax.types import Array, Dissimilarity, Trajectory, Valid
+from brh_jax.types import Array, Dissimilarity, TrajectoryBatch, ValidBatch
 from brh_jax.vectors import directed, mean_where, unit
 
 
@@ -57,7 +57,9 @@ def token_vectors(states: Array, layout: TokenLayout) -> Float[Array, "types dep
     return jnp.stack([tokens.mean(-2) for tokens in (outputs.cls, outputs.patches) if tokens.shape[-2]])
 
 
-def streaming_dissimilarity(trajectories: Iterable[tuple[Trajectory, Valid]], layout: TokenLayout) -> tuple[np.ndarray, int]:
+def streaming_dissimilarity(
+    trajectories: Iterable[tuple[TrajectoryBatch, ValidBatch]], layout: TokenLayout
+) -> tuple[np.ndarray, int]:
     """`layer_dissimilarity` over batches that are never held together.
 
     Args:

@@ -80,8 +80,9 @@ def test_plans_equal_loops_by_hand(tiny_encoder, start):
     found = apply_plans(tiny_encoder, start, PLANS, head=head)
     assert found.change.shape == found.predicted.shape == (len(PLANS), 8)
     check(tiny_encoder, start, PLANS, found, head=head)
-    np.testing.assert_array_equal(found.change[0], np.zeros(8))
-    np.testing.assert_array_equal(found.token_distance[0], np.zeros(8))
+    # The unchanged plan is nothing but rounding away from the teacher.
+    np.testing.assert_allclose(found.change[0], np.zeros(8), atol=1e-6)
+    np.testing.assert_allclose(found.token_distance[0], np.zeros(8), atol=1e-6)
     assert (np.asarray(found.distance[1:]) > 1e-2).all()
 
 
