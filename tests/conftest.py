@@ -1,6 +1,7 @@
 """Eight CPU devices for every test; must run before jax is imported."""
 
 import os
+import pathlib
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -51,6 +52,16 @@ def wrong_types(request):
     type_checks.update("jaxtyping_disable", request.node.get_closest_marker("wrong_types") is not None)
     yield
     type_checks.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Forgets compiled programs before they are too many: each takes several memory maps, of which Linux gives a process 65,530:
+    one that wants more crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)
