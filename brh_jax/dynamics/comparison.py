@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,13 +40,13 @@ def compare(
     first_states: Iterable[FirstStates],
     *,
     key: RandomKey,
-    **options,
+    **options: Any,
 ) -> Comparison:
     """The portraits of two systems from the same first states, and their distance: a surrogate is as good as its dynamics.
 
     Args:
         first, second: a teacher and its Raptor, say.
-        first_states, key, options: as for `portraits`.
+        first_states, key, **options: as for `portraits`.
     """
     both = portraits({"first": first, "second": second}, first_states, key=key, **options)
     return Comparison(both["first"], both["second"], distance(both["first"], both["second"]))

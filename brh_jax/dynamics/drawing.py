@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from brh_jax.dynamics.measure import Picture, Shown, styled
 from brh_jax.dynamics.measures import MEASURES
 from brh_jax.dynamics.portrait import Portrait
 from brh_jax.partition import Partition
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def shown(portraits: Mapping[str, Portrait], partitions: Mapping[str, Partition] | None = None) -> Shown:
@@ -41,7 +45,9 @@ def pictures() -> Iterator[Picture]:
         yield from measure.figures
 
 
-def draw(name: str, portraits: Mapping[str, Portrait] | Shown, partitions: Mapping[str, Partition] | None = None):
+def draw(
+    name: str, portraits: Mapping[str, Portrait] | Shown, partitions: Mapping[str, Partition] | None = None
+) -> Optional["Figure"]:
     """A figure by its name: `draw("summary", {"teacher": ..., "raptor": ...})`.
 
     Args:

@@ -1,6 +1,7 @@
 """The teacher: converted from pretrained weights, trained here, or not trained at all."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -12,6 +13,7 @@ from brh_jax.data.sources import Source, Subset
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.models import Encoder, ViT, ViTConfig, store
 from brh_jax.models.cost import cost, describe
+from brh_jax.models.encoder import init_params
 from brh_jax.models.registry import Architecture, architecture, check_architecture
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.supervised import SupervisedSettings, train_vit
@@ -212,7 +214,7 @@ def _untrained(arch: Architecture, size: int | None, seed: int) -> Encoder:
     """A control: the architecture with the parameters that its training would begin with."""
     size = size or arch.image_size
     image = jnp.zeros((1, size, size, arch.config.channels))
-    params = jax.jit(ViT(arch.config).init)(jax.random.key(seed), image)["params"]
+    params = jax.jit(functools.partial(init_params, ViT(arch.config)))(jax.random.key(seed), image)
     return Encoder(arch.config, params, Preprocessing((size, size)), name=f"untrained {arch.hub_id}")
 
 
