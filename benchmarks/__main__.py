@@ -24,11 +24,16 @@ NAMES = (
 def main(argv=None) -> int:
     """Command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    from brh_jax.errors import UserError, did_you_mean
+
     if not argv or argv[0] not in NAMES:
-        print(f"error: name one of {', '.join(NAMES)}: python -m benchmarks {NAMES[0]}", file=sys.stderr)
+        hint = did_you_mean(argv[0], NAMES) if argv else ""
+        print(f"error: {hint}name one of {', '.join(NAMES)}: python -m benchmarks {NAMES[0]}", file=sys.stderr)
         return 2
     from benchmarks.measure import Disagreement
-    from brh_jax.errors import UserError
 
     try:
         return importlib.import_module(f"benchmarks.{argv[0]}").main(argv[1:])

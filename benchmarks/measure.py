@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.command import Parser
+
 # Two libraries share a GPU: neither may take all of its memory at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -90,9 +92,7 @@ def _seconds(side: Side, calls: int) -> float:
 
 def parser(name: str, doc: str, *, repeats: int = 5) -> argparse.ArgumentParser:
     """A command line with the options that all benchmarks have."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(f"benchmarks {name}", doc)
     made.add_argument("--repeats", type=int, default=repeats, help="turns of each side")
     made.add_argument("--threads", type=int, default=0, help="cores that either side may use; 0 for all there are")
     made.add_argument("--json", default="", metavar="FILE", help="write the table there too")

@@ -4,8 +4,35 @@ import argparse
 import io
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a command: what is wrong with them is a UserError, which names the nearest flag of a mistyped one.
+
+    Args:
+        command: as it is typed after `python -m`.
+        about: what --help says first, as it stands.
+    """
+
+    def __init__(self, command: str, about: str):
+        super().__init__(
+            prog=f"python -m {command}", description=about.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's. Raises UserError for a flag that is not there."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            hint = did_you_mean(name, self._option_string_actions) or ("" if name.startswith("-") else "quote what has blanks: ")
+            raise UserError(f"unknown argument {unknown[0]}: {hint}{self.prog} --help tells what there is")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells what there is")
 
 
 def run_command(
@@ -26,9 +53,9 @@ def run_command(
         The exit status, 2 where an error was printed.
     """
     print_any_name()
-    arguments, unknown = parser.parse_known_args(argv) if more else (parser.parse_args(argv), [])
-    arguments.more = unknown
     try:
+        arguments, unknown = parser.parse_known_args(argv) if more else (parser.parse_args(argv), [])
+        arguments.more = unknown
         return body(arguments) or 0
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

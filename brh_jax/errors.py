@@ -1,5 +1,6 @@
 """Errors that are meant to be read by the person who runs the program."""
 
+import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -11,6 +12,12 @@ class UserError(ValueError):
 
     Command-line entry points print the message alone and exit with status 2.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 2) -> str:
+    """`did you mean X or Y? ` of the known names that a mistyped one is nearest to; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def expect(condition: bool, name: str, value: Any, expected: str) -> None:

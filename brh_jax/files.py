@@ -1,5 +1,6 @@
 """Files from anywhere: read only where they are plain files, hold what they say, and stay within bounds."""
 
+import difflib
 import gzip
 import hashlib
 import json
@@ -16,6 +17,33 @@ from brh_jax.types import PathLike
 
 JSON_BYTES = 2**26
 SUMS = "SHA256SUMS"  # as `sha256sum` writes it, and `sha256sum --check` reads it
+
+
+def cache_folder() -> pathlib.Path:
+    """`$BRH_JAX_CACHE`, else `brh_jax` in `$XDG_CACHE_HOME` or `~/.cache`: where conversions and downloads are kept.
+
+    Raises:
+        RuntimeError: that would be the home folder, and nobody knows it.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or f"{base}/brh_jax").expanduser()
+
+
+def nearest_path(path: PathLike) -> str:
+    """What to say of a path that leads nowhere: `did you mean X? `, or the folder that a relative one was looked for in."""
+    missing = pathlib.Path(path).expanduser()
+    rest: list[str] = []
+    while not os.path.lexists(missing) and missing != missing.parent:
+        rest.insert(0, missing.name)
+        missing = missing.parent
+    try:
+        names = os.listdir(missing) if rest else []
+    except OSError:
+        names = []
+    for name in difflib.get_close_matches(rest[0], names, n=2) if rest else ():
+        if (found := missing.joinpath(name, *rest[1:])).exists():
+            return f"did you mean {found}? "
+    return "" if pathlib.Path(path).is_absolute() else f"looked in {pathlib.Path.cwd()}; "
 
 
 def plain_file(path: PathLike) -> pathlib.Path:

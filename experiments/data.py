@@ -1,12 +1,15 @@
 """The section `config.data`: each stage takes the part of it that it uses."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
+from brh_jax.data.classes import check_labels
 from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
 from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
 from brh_jax.preprocessing import Preprocessing
+from experiments.records import OPENERS
 from experiments.settings import without_effect
 
 AUGMENTS = ("center_crop", "random_resized_crop")
@@ -30,6 +33,10 @@ class Reading:
     def __post_init__(self):
         expect_positive(self, "threads")
         expect(self.workers >= 0, "workers", self.workers, "0 or more")
+
+    def named(self, *names: str, labelled: bool = False) -> list["ImageSet"]:
+        """The sets that these fields name."""
+        return [ImageSet(f"data.{name}", getattr(self, name), self.data_dir, labelled=labelled) for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +121,34 @@ class AllImages(TrainingImages, EvalImages):
     """Both sets."""
 
 
-def check_given(name: str, spec: str) -> None:
-    """Raises UserError where a set of images is not named."""
-    if not spec:
-        raise UserError(f"config.data.{name} is empty: expected {SPECS}")
+class ImageSet(NamedTuple):
+    """A set of images that a stage reads.
+
+    Attributes:
+        setting: that names it, `data.train` say.
+        spec: its value.
+        data_dir: folder of the TFDS data sets.
+        kind: a key of `records.OPENERS`.
+        labelled: whether classes are needed.
+        options: further arguments of what opens it.
+    """
+
+    setting: str
+    spec: str
+    data_dir: str
+    kind: str = "images"
+    labelled: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def check(self) -> None:
+        """Raises UserError where it is not named, is not there, or lacks the classes that are needed."""
+        if not self.spec:
+            raise UserError(f"config.{self.setting} is empty: expected {SPECS}")
+        try:
+            source = OPENERS[self.kind](self.spec, data_dir=self.data_dir, **dict(self.options))
+            if self.labelled:
+                check_labels(source)
+        except UserError as error:
+            section = self.setting.partition(".")[0]
+            needless = f"; or leave config.{section}.train and .eval empty for no such probe" if self.labelled else ""
+            raise UserError(f"config.{self.setting}: {error}{needless if section != 'data' else ''}") from None

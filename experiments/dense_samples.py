@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.data.files import CorruptImage, decoded, files_below, read_image
 from brh_jax.errors import UserError
 
@@ -121,7 +121,7 @@ def depths(out: pathlib.Path) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.dense_samples", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.dense_samples", __doc__)
     parser.add_argument("out", type=pathlib.Path, help="folder for the sets")
     parser.add_argument("--cutouts", type=pathlib.Path, help="folder of .png pictures with transparency")
     parser.add_argument("--photographs", type=pathlib.Path, help="folder with train/ and test/")

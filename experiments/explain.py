@@ -1,14 +1,25 @@
-"""Every setting with its default and what it means: python -m experiments.explain"""
+"""Every setting with its default and what it means: python -m experiments.explain [SECTION]"""
 
+import argparse
 import dataclasses
 import inspect
 import re
+import sys
+from collections.abc import Sequence
 
-from experiments.pipeline import settings_kinds
+from brh_jax.command import Parser, run_command
+from brh_jax.errors import UserError, did_you_mean
 
 
-def explain(kinds) -> str:
-    """Every setting with its default and what the docstring of its dataclass says of it."""
+def explain(kinds, section: str = "") -> str:
+    """Every setting with its default and what the docstring of its dataclass says of it.
+
+    Args:
+        section: of the configuration, `distill` or `distill.stage1`, to leave out all others; or one setting.
+
+    Raises:
+        UserError: no such section or setting.
+    """
     lines: dict[str, str] = {}
 
     def add(settings, path):
@@ -22,7 +33,14 @@ def explain(kinds) -> str:
 
     for kind in kinds:
         add(kind(), "config")
-    return "\n".join(lines.values())
+    section = section.removeprefix("--").removeprefix("config.")
+    chosen = [text for name, text in lines.items() if f"{name}.".startswith(f"config.{section}." if section else "")]
+    if not chosen:
+        names = [name.removeprefix("config.") for name in lines]
+        sections = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        hint = did_you_mean(section, [*sections, *names], most=1)
+        raise UserError(f"no section {section}: {hint}there are {', '.join(dict.fromkeys(n.split('.')[0] for n in names))}")
+    return "\n".join(chosen)
 
 
 def _documented(kind: type) -> dict[str, str]:
@@ -35,5 +53,18 @@ def _documented(kind: type) -> dict[str, str]:
     return found
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = Parser("experiments.explain", __doc__)
+    parser.add_argument("section", nargs="?", default="", help="distill or distill.stage1 say; all by default")
+    return run_command(parser, _print, argv)
+
+
+def _print(arguments: argparse.Namespace) -> None:
+    from experiments.pipeline import settings_kinds  # after the flags: a wrong one answers at once
+
+    print(explain(settings_kinds(), arguments.section))
+
+
 if __name__ == "__main__":
-    print(explain(settings_kinds()))
+    sys.exit(main())

@@ -1,9 +1,11 @@
 """Runs an experiment: python -m experiments.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 --config is looked up from the current directory, then beside this file; an argument may follow a colon, and single settings are
-overridden by --config.section.name=value. The page of results is WORKDIR/report/index.html.
+overridden by --config.section.name=value; python -m experiments.explain lists and explains them all. Stages that are done are
+skipped, and the same command goes on after a stop. The page of results is WORKDIR/report/index.html.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -11,13 +13,15 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Iterable
+from types import ModuleType
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from brh_jax.command import print_any_name
-from brh_jax.errors import UserError
-from experiments.settings import renamed
+from brh_jax.errors import UserError, did_you_mean
+from experiments.settings import names_of, renamed, unknown_setting
 
 
 class _WholeNumber(flags.IntegerParser):
@@ -50,29 +54,40 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this one is,
 _RERUN = flags.DEFINE_bool("rerun", False, "Discard stages in the work directory that another configuration made.")
 
 
+_OWN = (_CONFIG, _WORKDIR, _MODE, _RERUN, _PROFILE, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+_ASKED_FOR_HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
+
+
+def help_text() -> str:
+    """What --help prints: this file's flags, without those of every library that it imports."""
+    lines = (f"  --{own.name:<14} {flags.FLAGS[own.name].help}" for own in _OWN)
+    return f"{__doc__.strip()}\n\n" + "\n".join(lines)
+
+
 def main(argv) -> None:
     """After flags are parsed."""
     if len(argv) > 1:
         raise UserError(f"unexpected {' '.join(argv[1:])}: options are --config=..., --workdir=... and --config.name=value")
     if _CONFIG.value is None and _config_path(sys.argv) == _NO_CONFIG:
         raise UserError("no configuration: give --config=configs/quickstart.py, or a file of your own")
-    if not isinstance(_CONFIG.value, ConfigDict):
-        raise UserError(f"get_config() of the configuration file returned {_CONFIG.value!r}: expected a ConfigDict")
+    config = _checked(_CONFIG.value)
     logging.set_verbosity(logging.WARNING)  # orbax and jax tell a page at every checkpoint
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)  # what orbax cannot do it raises, too
     profile = _steps(_PROFILE.value)
     # After the flags: a wrong flag answers at once.
     from brh_jax.train import stopping
+    from brh_jax.train.hardware import check_devices
     from brh_jax.train.parallel import start_processes
 
     stopping.install()  # before jax: with several processes its own handler takes this one's place and tells all of them
     start_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    check_devices()
     from experiments import pipeline
 
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
     command = ["python -m experiments.main", *sys.argv[1:]]
     try:
-        pipeline.run(_CONFIG.value, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
+        pipeline.run(config, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
     except stopping.Stopped as stopped:
         print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])}", flush=True)
 
@@ -100,18 +115,92 @@ def find_config(value: str) -> str:
             return f"{candidate}{colon}{argument}"
         if candidate.exists():  # a pipe would be waited for
             raise UserError(f"{candidate} is no file: give a configuration, such as configs/quickstart.py, or a file of your own")
-    shipped = ", ".join(sorted(f"configs/{p.name}" for p in (here / "configs").glob("*.py") if p.stem != "__init__"))
-    raise UserError(f"no configuration file {path}: looked in {pathlib.Path.cwd()} and in {here}; there are {shipped}")
+    shipped = sorted(f"configs/{p.name}" for p in (here / "configs").glob("*.py") if p.stem != "__init__")
+    hint = did_you_mean(path, shipped, most=1) or f"looked in {pathlib.Path.cwd()} and in {here}; "
+    raise UserError(f"no configuration file {path}: {hint}there are {', '.join(shipped)}")
 
 
 def _config_path(argv) -> str:
-    """The configuration file as it was given, `--config=PATH` or `--config PATH`, without its argument."""
+    """The configuration file as it was given, without its argument."""
+    return _config_flag(argv).partition(":")[0] or _NO_CONFIG
+
+
+def _config_flag(argv) -> str:
+    """What was given as `--config=VALUE` or `--config VALUE`; empty where nothing was."""
     for item, following in zip(argv, [*argv[1:], ""], strict=True):
         if item in ("--config", "-config"):
-            return following.partition(":")[0]
+            return following
         if item.startswith(("--config=", "-config=")):
-            return item.partition("=")[2].partition(":")[0]
-    return _NO_CONFIG
+            return item.partition("=")[2]
+    return ""
+
+
+def module_of(path: str) -> ModuleType:
+    """A configuration file, imported. Raises UserError where it is no Python."""
+    spec = importlib.util.spec_from_file_location(f"config_{pathlib.Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: expected a configuration with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    return module
+
+
+def config_of(value: str) -> ConfigDict:
+    """What `get_config` of `path.py[:argument]` gives; looked up as --config is."""
+    path, _, argument = find_config(value).partition(":")
+    module = module_of(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} has no get_config(): expected a configuration file")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except (AttributeError, KeyError) as error:
+        line = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__][-1]
+        raise UserError(f"{path}, line {line}: {' '.join(str(error.args[0]).split())}") from None
+    return _checked(config)
+
+
+def _checked(config: object) -> ConfigDict:
+    """Raises UserError for what is no configuration."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of the configuration file returned {config!r}: expected a ConfigDict")
+    return config
+
+
+def check_given_settings(argv: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError for the first `--config.section.name=value` that is no setting."""
+    known = list(known)
+    for item in argv:
+        name = item.partition("=")[0]
+        setting = name.removeprefix("--config.")
+        section = any(one.startswith(f"{setting}.") for one in known)
+        if setting != name and setting not in known and not section and not renamed(setting):
+            raise unknown_setting(setting, known)
+
+
+def check_flags(argv: Iterable[str], config: str, also: Iterable[str] = ()) -> None:
+    """Raises UserError for a flag that neither this command nor its configuration has.
+
+    Args:
+        config: `path.py[:argument]`.
+        also: names of further flags, for the message alone.
+    """
+    check_given_settings(argv, names_of(config_of(config)))
+    own = {own.name for own in _OWN}
+    for item in argv:
+        name = item.partition("=")[0].removeprefix("--")
+        if item.startswith("--") and not name.startswith("config.") and name.removeprefix("no") not in own:
+            raise _unknown_flag(name, config, also)
+
+
+def _unknown_flag(name: str, config: str, also: Iterable[str] = ()) -> UserError:
+    """For a mistyped flag, or a setting without `config.` before it."""
+    settings = names_of(config_of(config)) if config else ()
+    flat = f"did you mean --config.{name}? " if name in settings else ""
+    hint = flat or did_you_mean(f"--{name}", [f"--{known}" for known in (*(own.name for own in _OWN), *also)])
+    return UserError(f"unknown flag --{name}: {hint}--help tells what there is")
 
 
 def _moved(item: str) -> str:
@@ -146,6 +235,8 @@ def _parse(argv):
             argv[i + 1] = find_config(argv[i + 1])
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise _unknown_flag(error.flagname, _config_flag(argv)) from None
     except flags.Error as error:
         # A configuration file that refuses its argument says so in its last line; a bug in one keeps its stack trace.
         kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
@@ -155,15 +246,9 @@ def _parse(argv):
         raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     except RecursionError:
         raise UserError("the configuration holds itself, or is nested too deeply: expected sections of settings") from None
-    except (AttributeError, KeyError) as error:
-        if "has no attribute 'get_config'" in str(error):
-            raise UserError(f"{_config_path(argv)} has no get_config(): expected a configuration file") from None
-        key = str(error.args[0] if error.args else error).strip("'\"").split("\n")[0]
-        given = [a for a in argv if a.startswith("--config.")]
-        raise UserError(
-            f"unknown setting {key} among {' '.join(given)}: the settings are those of the configuration file; "
-            "python -m experiments.explain lists and explains them all"
-        ) from None
+    except (AttributeError, KeyError):
+        check_given_settings(argv, names_of(config_of(_config_flag(argv))))
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
 
@@ -172,6 +257,9 @@ def cli() -> None:
     """Entry point: faults that the user can put right end in one message and exit status 2."""
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is said here
     print_any_name()
+    if any(item in _ASKED_FOR_HELP for item in sys.argv[1:]):
+        print(help_text())
+        return
     try:
         sys.argv = [_squared(_moved(item)) for item in sys.argv]  # where ml_collections looks for settings that are overridden
         # Parsed here rather than by app.run, which prints a help text of its own for some faults and a stack trace for others.

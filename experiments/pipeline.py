@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 
 from brh_jax.data.files import printable
 from brh_jax.data.sources import Source
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, did_you_mean
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import differences, is_main, make_mesh, together, wait_for_all
 from experiments import full_disk, report, stages
+from experiments.data import ImageSet
 from experiments.lock import Hold, hold
 from experiments.records import Record, differing_content, differing_settings, read_record
 from experiments.results import Results, from_json, to_json, write_json
@@ -60,9 +61,12 @@ class RunSettings:
     loop: LoopSettings = LoopSettings()
 
     def __post_init__(self):
+        # `teacher,phases` on a command line is one text.
+        object.__setattr__(self, "stages", tuple(name.strip() for text in self.stages for name in text.split(",") if name))
         known = [*(s.name for s in stages.STAGES), "report"]
         if unknown := [s for s in self.stages if s not in known]:
-            raise UserError(f"unknown stage {', '.join(unknown)} in config.stages: expected some of {', '.join(known)}")
+            hint = did_you_mean(unknown[0], known)
+            raise UserError(f"unknown stage {unknown[0]} in config.stages: {hint}expected some of {', '.join(known)}")
 
 
 def settings_kinds() -> list[type]:
@@ -109,16 +113,23 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     _check_processes(own, settings, {"mode": mode, "rerun": rerun})
     with full_disk.reported(workdir), hold(workdir) as held:
         plan = _planned(held, workdir, own, settings, mode, rerun)
-        _check_ready(plan, settings)
+        together(lambda: _check_ready(plan, settings))
         return _run(config, plan, own, mode, command, profile)
 
 
 def _check_ready(plan: "_Plan", settings: dict[str, Any]) -> None:
     """Raises UserError where a stage that is to run lacks something that it reads from outside."""
+    sets: dict[tuple, ImageSet] = {}
     for stage in stages.STAGES:
         done = (record := plan.records[stage.name]) is not None and record.done and stage.name not in plan.again
-        if stage.name in plan.chosen and stage.ready is not None and not done:
+        if stage.name not in plan.chosen or done:
+            continue
+        if stage.ready is not None:
             stage.ready(settings[stage.name])
+        for one in stage.reads(settings[stage.name]):
+            sets.setdefault(one[1:], one)
+    for one in sets.values():
+        one.check()
 
 
 def _run(config: ConfigDict, plan: "_Plan", own: RunSettings, mode: str, command, profile) -> Results:

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.distill import Joint, init_blocks
 from brh_jax.distill.trainer import make_update, state_specs
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, RaptorConfig, architecture, count_params
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import boxed_params, param_specs
+from brh_jax.models.remat import POLICIES
 from brh_jax.partition import Partition
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.train.parallel import BATCH, make_mesh, shardings
@@ -94,16 +95,22 @@ def _placed(shapes: Any, mesh: Mesh, specs: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    numbers = lambda text: tuple(int(n) for n in text.split(","))  # noqa: E731
-    parser = argparse.ArgumentParser(prog="python -m experiments.plan", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.plan", __doc__)
     parser.add_argument("--arch", required=True, help="a name of brh_jax.models.ARCHITECTURES, vitb14_reg say")
-    parser.add_argument("--partition", type=numbers, required=True, help="layers of each phase, 7,3,2 say")
-    parser.add_argument("--mesh", type=numbers, default=(1, 1, 1), help="data,fsdp,tensor")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--image_size", type=int, default=0)
-    parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", default="dots")
+    parser.add_argument("--partition", type=_numbers, required=True, help="layers of each phase, 7,3,2 say")
+    parser.add_argument("--mesh", type=_numbers, default=(1, 1, 1), help="data,fsdp,tensor")
+    parser.add_argument("--batch_size", type=int, default=64, help="images of a step, on all devices")
+    parser.add_argument("--image_size", type=int, default=0, help="pixels; the architecture's own by default")
+    parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    parser.add_argument("--remat", default="dots", choices=POLICIES, help="what the backward pass computes again")
     return run_command(parser, _print, argv)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers: expected 7,3,2 say") from None
 
 
 def _print(arguments: argparse.Namespace) -> None:

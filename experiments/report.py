@@ -1,14 +1,24 @@
-"""The page of a run: what was found in a few sentences, then each stage's section."""
+"""The page of a run: what was found in a few sentences, then each stage's section.
 
+python -m experiments.report RUN [RUN ...] makes the pages of finished runs again, WORKDIR/report/index.html.
+"""
+
+import argparse
+import json
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from brh_jax.command import Parser, run_command
+from brh_jax.errors import UserError
+from brh_jax.files import nearest_path
 from brh_jax.report.html import render
 from brh_jax.train.metrics import clock
 from experiments import stages
 from experiments.page import Page
 from experiments.results import Results
+from experiments.runs import read_results
 from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult
 from experiments.stages.phases.run import PhasesResult
@@ -61,3 +71,24 @@ def _lead(results: Results) -> Iterator[str]:
 
 def _last(r2: dict[str, list[float]]) -> str:
     return ", ".join(f"{token} {values[-1]:.2f}" for token, values in r2.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = Parser("experiments.report", __doc__)
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="work directory of a finished run")
+    return run_command(parser, _write_all, argv)
+
+
+def _write_all(arguments: argparse.Namespace) -> None:
+    for run in arguments.runs:
+        workdir = run.expanduser()
+        if not (workdir / "results.json").is_file():
+            hint = nearest_path(workdir) or "expected the work directory of a finished run"
+            raise UserError(f"no results.json in {workdir}: {hint.strip(' ;')}")
+        results = read_results(workdir / "results.json")
+        write(workdir, results, json.dumps(results.about["config"], indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,15 +1,15 @@
-"""Finished runs, as their results.json has them.
-
-python -m experiments.runs          prints the JSON schema of results.json
-"""
+"""Finished runs, as their results.json has them: python -m experiments.runs prints the JSON schema of that file."""
 
 import dataclasses
 import json
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from brh_jax.command import Parser, run_command
 from experiments import stages
 from experiments.results import Results, check_schema, from_json, read_json
 
@@ -35,5 +35,10 @@ def schema() -> dict:
     return TypeAdapter(dataclasses.make_dataclass("Results", fields)).json_schema()
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    return run_command(Parser("experiments.runs", __doc__), lambda arguments: print(json.dumps(schema(), indent=1)), argv)
+
+
 if __name__ == "__main__":
-    print(json.dumps(schema(), indent=1))
+    sys.exit(main())

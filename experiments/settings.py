@@ -11,6 +11,7 @@ import json
 import math
 import re
 import typing
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -164,18 +165,36 @@ def _check_finite(settings, path: str) -> None:
             raise UserError(f"{path}.{field.name} is {value!r}: expected finite numbers")
 
 
-def check_names(config, known: dict, path: str = "config") -> None:
+def names_of(config, prefix: str = "") -> Iterator[str]:
+    """Every setting of a configuration, `section.name`."""
+    for name, value in config.items():
+        if isinstance(value, dict | ConfigDict):
+            yield from names_of(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> UserError:
+    """For a mistyped `section.name`, or one that is put into another section: the error that names the nearest."""
+    known = list(known)
+    elsewhere = [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = difflib.get_close_matches(name, elsewhere or known, n=3, cutoff=0.5)
+    clear = difflib.get_close_matches(name, near, n=1, cutoff=0.9)
+    hint = f"did you mean {' or '.join(f'config.{one}' for one in clear or near)}? " if near else ""
+    return UserError(f"unknown setting config.{name}: {hint}python -m experiments.explain lists and explains them all")
+
+
+def check_names(config, known: dict, path: str = "config", every: Iterable[str] = ()) -> None:
     """Raises UserError where the configuration has a setting that nothing uses; sections of a study's own are let through."""
+    every = every or list(names_of(known))
     for name, value in config.items():
         full = f"{path}.{name}"
         if name in known and isinstance(known[name], dict) and isinstance(value, dict | ConfigDict):
-            check_names(value, known[name], full)
+            check_names(value, known[name], full, every)
         elif name not in known and not (path == "config" and isinstance(value, dict | ConfigDict) and name not in MOVED):
             if moved := renamed(full.removeprefix("config.")):
                 raise UserError(f"{full} is config.{moved} now: give that one")
-            near = difflib.get_close_matches(name, known, n=2)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UserError(f"unknown setting {full}: {hint}{path} has {', '.join(known)}")
+            raise unknown_setting(full.removeprefix("config."), every)
 
 
 def check_plain(config) -> None:

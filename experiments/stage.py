@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -18,6 +18,7 @@ from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import Progress
 from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, together, wait_for_all
+from experiments.data import ImageSet
 from experiments.records import OPENERS
 from experiments.results import Results
 
@@ -42,6 +43,8 @@ class Stage:
         uses: stages whose results it takes where there are some.
         page: (page) -> the figures and tables of its section, of `experiments.report.Page`; None for none.
         merits: Result -> model -> figure of merit -> value, for `experiments.tables`; None for none.
+        reads: settings -> the sets of images that it reads; they are opened once before any stage runs, so that what is not there
+            is said at once and not after hours.
         ready: settings -> None, called before any stage runs: raises UserError where something is missing that it reads in the
             end; None for none.
         measures: whether it measures what other stages made: --mode=eval does it again.
@@ -59,6 +62,7 @@ class Stage:
     uses: tuple[str, ...] = ()
     page: Callable[..., Iterator] | None = None
     merits: Callable[[Any], dict[str, dict[str, float]]] | None = None
+    reads: Callable[[Any], Iterable[ImageSet]] = lambda settings: ()
     ready: Callable[[Any], None] | None = None
     measures: bool = False
     cheap: bool = False

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
@@ -298,7 +298,7 @@ def _correlations_csv(found: Correlations) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.study", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.study", __doc__)
     parser.add_argument("workdir", help="what experiments.sweep had as --workdir")
     parser.add_argument("--out", default=None, help="folder for the page and the tables; WORKDIR/study by default")
     return run_command(parser, _write, argv)

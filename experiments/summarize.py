@@ -10,11 +10,13 @@ import os
 import pathlib
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from brh_jax.errors import UserError
+from brh_jax.files import nearest_path
 from experiments import stages
 from experiments.records import read_record
 from experiments.results import Results
@@ -51,7 +53,11 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[FinishedRun]:
     """
     found = sorted({p.parent for folder in folders for p in pathlib.Path(folder).expanduser().rglob("results.json")})
     if not found:
-        raise UserError(f"no results.json in or below {', '.join(map(str, folders))}: expected work directories of finished runs")
+        hints = [nearest_path(folder) for folder in folders if not pathlib.Path(folder).expanduser().exists()]
+        hint = hints[0] if hints else ""
+        raise UserError(
+            f"no results.json in or below {', '.join(map(str, folders))}: {hint}expected work directories of finished runs"
+        )
     return [FinishedRun(workdir, read_results(workdir / "results.json"), _settings(workdir)) for workdir in found]
 
 
@@ -170,3 +176,7 @@ def as_latex(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     body = "\n".join(map(line, cells))
     columns = "l" * len(header)
     return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+
+
+if __name__ == "__main__":
+    sys.exit("error: experiments.summarize is no command: python -m experiments.tables is, and --help after it tells more")

@@ -8,13 +8,10 @@ A setting may take what another run of the study makes: in {"teacher.source": "{
 WORKDIR, and the run waits for the one named base. What XLA compiles is kept for later runs in WORKDIR/compiled, unless
 $JAX_COMPILATION_CACHE_DIR names another folder.
 
-    --list                 print the runs and the commands that make them
-    --index=3              run one of them, for an array job; by default $SLURM_ARRAY_TASK_ID where that is set
-    --jobs=2               so many at a time on this machine, which share its GPUs out among them
+Further flags, --config.section.name=value among them, are those of experiments.main and go to every run.
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import queue
@@ -31,11 +28,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import MappingProxyType
 from typing import Any
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
-from experiments.main import find_config
+from experiments.main import check_flags, find_config, module_of
 from experiments.records import read_record
 
 
@@ -49,14 +46,7 @@ def runs_of(value: str) -> dict[str, dict]:
         UserError: no such file, no sweep in it, or one that is not as described above.
     """
     path, _, argument = find_config(value).partition(":")
-    spec = importlib.util.spec_from_file_location(f"sweep_{pathlib.Path(path).stem}", path)
-    if spec is None:
-        raise UserError(f"{path} is no Python file: expected one with sweep(arg)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    module = module_of(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(arg): a study needs one, returning {{name of a run: {{setting: value}}}}")
     runs = module.sweep(argument) if argument else module.sweep()
@@ -261,12 +251,17 @@ def visible_gpus() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 1 where a run failed, 2 where the command is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.sweep", __doc__)
     parser.add_argument("--config", required=True, help="configuration file with sweep(), and an optional :argument")
     parser.add_argument("--workdir", required=True, help="gets a work directory for each run")
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
-    parser.add_argument("--index", type=int, default=None, help="run this one only, counted from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--index",
+        type=int,
+        default=None,
+        help="run this one only, counted from 0; by default $SLURM_ARRAY_TASK_ID where that is set",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine, which share its GPUs")
     try:
         return run_command(parser, _study, argv, more=True)
     except Stopped as stopped:
@@ -282,6 +277,8 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
     workdir, runs = pathlib.Path(arguments.workdir).expanduser(), runs_of(arguments.config)
+    if arguments.more:
+        check_flags(arguments.more, arguments.config, also=("list", "index", "jobs"))
     needs, index = needs_of(runs), arguments.index
     if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
         task = os.environ["SLURM_ARRAY_TASK_ID"]

@@ -13,7 +13,6 @@ Cells are mean ± standard deviation over seeds (n - 1), and n. --by tells the r
 """
 
 import argparse
-import difflib
 import json
 import pathlib
 import sys
@@ -23,8 +22,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from brh_jax.command import run_command
-from brh_jax.errors import UserError
+from brh_jax.command import Parser, run_command
+from brh_jax.errors import UserError, did_you_mean
 from brh_jax.report.html import save_figure
 from brh_jax.report.study import fit_by_phases
 from experiments import published
@@ -167,7 +166,7 @@ def control_figure(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__.split("\n")[0])
+    parser = Parser("experiments.tables", __doc__)
     parser.add_argument("folders", nargs="+", help="work directories, or folders of them")
     parser.add_argument("--by", default="", help="settings to tell rows apart by, separated by commas")
     parser.add_argument("--out", default=None, help="folder for the tables; FIRST FOLDER/tables by default")
@@ -178,9 +177,8 @@ def _write(arguments: argparse.Namespace) -> None:
     runs, by = read_runs(arguments.folders), [name for name in arguments.by.split(",") if name]
     known = dict.fromkeys(name for run in runs for name in run.settings)
     if unknown := [name for name in by if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=2)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"--by names {unknown[0]!r}, a setting of none of these runs{hint}")
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"--by names {unknown[0]!r}, a setting of none of these runs" + (f": {hint.strip()}" if hint else ""))
     found = list(tables_of(runs, by))
     out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,15 @@
-import argparse
 import os
 import subprocess
 import sys
 
 import pytest
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 
 
 def parser():
-    made = argparse.ArgumentParser(prog="p")
+    made = Parser("p", "What p does.")
     made.add_argument("--number", type=int, default=1)
     return made
 
@@ -35,11 +34,18 @@ def test_bugs_keep_their_stack_trace():
         run_command(parser(), lambda arguments: int("no number"), [])
 
 
-def test_unknown_flags_are_refused(capsys):
-    with pytest.raises(SystemExit) as left:
-        run_command(parser(), lambda arguments: 0, ["--other=3"])
-    assert left.value.code == 2
-    assert "unrecognized arguments: --other=3" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--nmber=3", "unknown argument --nmber=3: did you mean --number? python -m p --help tells what there is"),
+        ("--qqq=3", "unknown argument --qqq=3: python -m p --help tells what there is"),
+        ("three", "unknown argument three: quote what has blanks: python -m p --help tells what there is"),
+        ("--number=three", "argument --number: invalid int value: 'three'; python -m p --help tells what there is"),
+    ],
+)
+def test_flags_that_are_wrong_are_one_line_with_the_nearest(given, says, capsys):
+    assert run_command(parser(), lambda arguments: 0, [given]) == 2
+    assert capsys.readouterr().err == f"error: {says}\n"
 
 
 def test_names_that_are_no_utf8_are_printed(tmp_path):

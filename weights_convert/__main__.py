@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from brh_jax.command import run_command
+from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.models import store
 
@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 2 for what cannot be converted, 1 where --check finds a difference."""
-    parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__)
+    parser = Parser("weights_convert", __doc__)
     parser.add_argument("source", help="hf:organisation/model, a folder, or a .safetensors, .pth or .onnx file")
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--arch", default="", help="refuse weights of any other architecture, for example vitb14_reg")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from brh_jax.errors import UserError
-from brh_jax.files import sha256
+from brh_jax.files import cache_folder, sha256
 from brh_jax.models import store
 from brh_jax.models.encoder import Encoder
 from weights_convert.convert import convert
@@ -51,12 +51,6 @@ def converted(spec: str, **options) -> Encoder:
     if why:
         print(f"  not kept for the next time ({why}); BRH_JAX_CACHE names another folder", file=sys.stderr, flush=True)
     return encoder
-
-
-def cache_folder() -> pathlib.Path:
-    """Where conversions are kept. Raises RuntimeError where that would be the home folder, and nobody knows it."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or f"{base}/brh_jax").expanduser()
 
 
 def key(spec: str, options: dict) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.errors import UserError
-from weights_convert.cache import cache_folder
+from brh_jax.files import cache_folder
 from weights_convert.sources import open_source
 from weights_convert.tensors import floats
 

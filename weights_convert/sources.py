@@ -6,12 +6,13 @@ import pathlib
 import re
 
 from brh_jax.errors import UserError
-from brh_jax.files import check_sums, plain_file, read_json
+from brh_jax.files import check_sums, nearest_path, plain_file, read_json
 from brh_jax.models import store
 from weights_convert.hub import snapshot
 from weights_convert.onnx_graph import external_files, open_onnx
 from weights_convert.tensors import Tensor, check_begin, open_safetensors, open_torch
 
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".onnx")
 # What is read beside the weights, where it is there.
 BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 
@@ -52,8 +53,10 @@ def locate(spec: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
     """
     path = snapshot(spec.removeprefix("hf:")) if spec.startswith("hf:") else pathlib.Path(os.path.expanduser(spec))
     if not os.path.exists(path):
+        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and path.suffix not in _SUFFIXES and not path.parent.exists()
+        hint = f"did you mean hf:{spec}? " if on_hub else "" if spec.startswith("hf:") else nearest_path(path)
         raise UserError(
-            f"no weights at {spec}: expected a .safetensors, .pth or .onnx file, a folder with config.json and weights, "
+            f"no weights at {spec}: {hint}expected a .safetensors, .pth or .onnx file, a folder with config.json and weights, "
             "or hf:organisation/model or hf:organisation/model/file for the hub"
         )
     folder = path if path.is_dir() else path.parent

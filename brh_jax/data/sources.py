@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from brh_jax.data.files import SUFFIXES, Below, CorruptImage, files_below, listing, printable, read_image
-from brh_jax.errors import UserError
-from brh_jax.files import read_first
+from brh_jax.errors import UserError, did_you_mean
+from brh_jax.files import nearest_path, read_first
 from brh_jax.types import PathLike
 
 UNLABELLED = -1
@@ -203,7 +203,8 @@ class ImageFolder(Source):
         folder = pathlib.Path(folder).expanduser()
         shown = printable(str(folder))
         if not folder.is_dir():
-            raise UserError(f"no image folder at {shown}: expected images in it, or one sub-folder of images per class")
+            hint = nearest_path(folder)
+            raise UserError(f"no image folder at {shown}: {hint}expected images in it, or one sub-folder of images per class")
         below = files_below(folder)
         if below.dead:
             _warn(shown, "has links to images that lead nowhere, left out", [path.relative_to(folder) for path in below.dead])
@@ -374,4 +375,5 @@ def open_source(spec: str, data_dir: str = "") -> Source:
     makers = {"folder": ImageFolder, "idx": idx, "digits": digits}
     if kind in makers and rest:
         return makers[kind](rest)
-    raise UserError(f"unknown data {spec!r}: expected tfds:NAME:SPLIT, folder:PATH, idx:PATH, digits:train or digits:test")
+    hint = f"did you mean folder:{spec}? " if pathlib.Path(spec).expanduser().is_dir() else did_you_mean(kind, (*makers, "tfds"))
+    raise UserError(f"unknown data {spec!r}: {hint}expected tfds:NAME:SPLIT, folder:PATH, idx:PATH, digits:train or digits:test")

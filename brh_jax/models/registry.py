@@ -1,10 +1,9 @@
 """Architectures by name."""
 
 import dataclasses
-import difflib
 from typing import Any, NamedTuple
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, did_you_mean
 from brh_jax.models import rotary
 from brh_jax.models.vit import ViTConfig
 
@@ -145,8 +144,7 @@ def architecture(name: str) -> Architecture:
         if candidate in ARCHITECTURES:
             return ARCHITECTURES[candidate]
     short = [known.removeprefix("dinov2_") for known in ARCHITECTURES]
-    near = difflib.get_close_matches(name.removeprefix("dinov2_"), short, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(name.removeprefix("dinov2_"), short, most=3)
     raise UserError(f"unknown architecture {name!r}: {hint}known are {', '.join(sorted(ARCHITECTURES))}")
 
 

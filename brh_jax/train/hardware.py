@@ -8,6 +8,8 @@ import warnings
 import jax
 import jaxlib
 
+from brh_jax.errors import UserError
+
 # Dense bfloat16 operations per second and device as the makers give them, by the start of jax's device_kind; longer names first.
 PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
@@ -44,6 +46,18 @@ def avoid_wrong_fusions() -> None:
             f"that off: import brh_jax before jax is used, or set XLA_FLAGS={_WITHOUT_THEM} in the environment",
             stacklevel=3,
         )
+
+
+def check_devices() -> None:
+    """Raises UserError where jax finds none of the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion, where the platform is not even installed
+        asked, why = jax.config.jax_platforms, (str(error).strip().splitlines() or ["its plugin is not installed"])[0]
+        raise UserError(
+            f"jax finds no device where JAX_PLATFORMS is {asked!r} ({why}): install JAX for it, pip install 'jax[cuda13]' for "
+            "NVIDIA GPUs or 'jax[tpu]' for TPUs, or unset JAX_PLATFORMS to use what there is"
+        ) from None
 
 
 def peak_flops() -> float | None:

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+import brh_jax
+
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 
 
-def command(*arguments, cwd):
-    environment = os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+def command(*arguments, cwd, **variables):
+    environment = os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"} | variables
     environment |= {"BRH_JAX_CACHE": f"{cwd}/cache", "TORCH_HOME": f"{cwd}/torch"}
     return subprocess.run(
         [sys.executable, "-m", "experiments.main", *arguments],
@@ -28,7 +30,7 @@ def command(*arguments, cwd):
     [
         ([], "no configuration: give --config"),
         (["--config=configs/nothing.py"], "configs/default.py, configs/dinov2.py, configs/quickstart.py"),
-        (["--config=configs/quickstart.py", "--config.distill.stepz=3"], "unknown setting"),
+        (["--config=configs/quickstart.py", "--config.distill.batch_sise=3"], "did you mean config.distill.batch_size? "),
         (["--config=configs/quickstart.py", "--config.seed=-1"], "config.seed is -1: expected 0 or more"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=1.5"], "batch_size=1.5"),
@@ -38,20 +40,26 @@ def command(*arguments, cwd):
             ["--config=configs/quickstart.py", "--config.distill.stage1.learning_rate=nan"],
             "stage1.learning_rate is nan: expected",
         ),
-        (["--config=configs/quickstart.py", "--wrkdir=x"], "wrkdir"),
+        (["--config=configs/quickstart.py", "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir? "),
         (["--config=configs/quickstart.py", "extra"], "unexpected extra"),
         (["--config=configs/dinov2.py:arch=vitz14"], "unknown architecture 'vitz14'"),
         (["--config=configs/dinov2.py:model=vits14"], "does not know 'model=vits14'"),
         (["--config=configs/dinov2.py:k=two"], "k=two is no number of phases"),
         (["--config=configs/default.py"], "config.teacher.source is empty"),
-        (["--config=configs/quickstart.py", "--config.stages=('teach',)"], "unknown stage teach"),
-        (["--config=configs/quickstart.py", "--config.data.train=folder:empty"], "no image folder at empty"),
+        (
+            ["--config=configs/quickstart.py", "--config.stages=teacher,phase"],
+            "unknown stage phase in config.stages: did you mean phases? ",
+        ),
+        (
+            ["--config=configs/quickstart.py", "--config.data.train=folder:empty"],
+            "config.data.train: no image folder at empty: looked in ",
+        ),
         (["--config=configs/quickstart.py", "--config.data.image_size=9"], "9 x 9 is not a multiple of the patch size 2"),
         (["--config=configs/quickstart.py", "--config.data.image_size=(9, 9)"], "9 x 9 is not a multiple of the patch size 2"),
         (["--config=configs/quickstart.py", "--config.data.image_size=8x10"], "images are square here, expected one number"),
         (["--config=configs/quickstart.py", "--config.mesh.data=3"], "has 3 places for 1 devices"),
         (
-            ["--config=configs/dinov2.py", "--config.data.train=digits:train", "--config.probe.head="],
+            ["--config=configs/dinov2.py:runlocal", "--config.data.train=digits:train", "--config.data.eval=digits:test"],
             "could not get hf:facebook/dinov2-with-registers-base",
         ),
         (["--config=configs/quickstart.py", "--config.phases.k=(13,)"], "12 layers cannot be cut into 13 phases"),
@@ -110,3 +118,24 @@ def test_settings_that_have_moved_work_at_their_old_place(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "--config.distill.log_every is --config.loop.log_every now" in result.stderr
     assert len((tmp_path / "run/teacher/training/metrics.jsonl").read_text().splitlines()) == 10
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    result = command(f"--config={TINY}", cwd=tmp_path, JAX_PLATFORMS="cuda")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: jax finds no device where JAX_PLATFORMS is 'cuda'" in result.stderr
+
+
+def test_help_is_one_screen_of_its_own_flags(tmp_path):
+    result = command("--help", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    assert len(result.stdout.splitlines()) <= 24
+    assert "--workdir" in result.stdout and "--mode" in result.stdout and "alsologtostderr" not in result.stdout
+
+
+def test_an_untrained_teacher(tmp_path):
+    """config.teacher.source=random:ARCH, the README's control."""
+    own = ("--config.teacher.source=random:deit_t16_224", "--config.teacher.arch=", "--config.stages=teacher")
+    result = command("--config=configs/dinov2.py:runlocal", *own, "--workdir=run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert brh_jax.load(tmp_path / "run" / "teacher").depth == 12

@@ -116,7 +116,7 @@ def test_processes_with_other_images_do_not_train_together(tmp_path):
     shutil.rmtree(tmp_path / "host1" / "images")
     outputs = ended(start_two(tmp_path / "run", *more, folders=[tmp_path / "host0", tmp_path / "host1"]))
     assert "error: another process of this run cannot go on" in outputs[0]
-    assert "error: no image folder at images" in outputs[1]
+    assert "error: config.data.train: no image folder at images" in outputs[1]
 
 
 @pytest.mark.slow

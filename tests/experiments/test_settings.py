@@ -86,7 +86,7 @@ def test_wrong_values_are_named_in_full(given, message):
 @pytest.mark.parametrize(
     ("section", "name", "value", "message"),
     [
-        ("distill", "batch_sise", 3, "unknown setting config.distill.batch_sise: did you mean batch_size"),
+        ("distill", "batch_sise", 3, "unknown setting config.distill.batch_sise: did you mean config.distill.batch_size[?] "),
         ("distill", "log_every", 3, "config.distill.log_every is config.loop.log_every now"),
         ("distill", "pieces", 5, "config.distill.pieces is 5: expected a divisor of the batch, 64"),
         ("teacher", "vit", {"num_heads": 0}, "config.teacher.vit.num_heads is 0: expected a positive number"),

@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.agreement.page import page
-from experiments.stages.agreement.run import AgreementResult, Settings, merits, run
+from experiments.stages.agreement.run import AgreementResult, Settings, merits, reads, run
 
 STAGE: Stage = Stage(
     "agreement",
@@ -12,6 +12,7 @@ STAGE: Stage = Stage(
     needs=("teacher", "phases", "distill"),
     page=page,
     merits=merits,
+    reads=reads,
     measures=True,
     cheap=True,
     follows="distill",

@@ -12,7 +12,7 @@ from brh_jax.distill import BASELINES, ImageErrors, TrajectoryFit
 from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.statistics import num_groups, summarize
-from experiments.data import AllImages, check_given
+from experiments.data import AllImages, ImageSet
 from experiments.interval import Interval, mean_interval
 from experiments.settings import Common
 from experiments.stage import Context
@@ -123,12 +123,15 @@ class Prediction:
     kind: str = "baseline"
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What is measured on, and what baselines are fitted to."""
+    more = (ImageSet("eval.more", spec, settings.data.data_dir) for spec in settings.eval.more)
+    return [*settings.data.named("eval", "train"), *more]
+
+
 def run(context: Context, settings: Settings) -> AgreementResult:
     """Leaves the errors of every image in `errors.npz`, those of further sets in `errors1.npz` and so on."""
     data = settings.data
-    for name, spec in (("train", data.train), ("eval", data.eval)):
-        check_given(name, spec)
-    # Opened before anything is measured, so that a set that is not there is said at once.
     sources = {spec: context.source(spec, data.data_dir) for spec in (data.eval, *settings.eval.more)}
     teacher, train = read_teacher(context, settings.compute_dtype), context.source(data.train, data.data_dir)
     predictions = {"identity": Prediction("first state repeated", distill.repeat_state(teacher.depth))}

@@ -16,7 +16,7 @@ from brh_jax.models.remat import POLICIES
 from brh_jax.partition import Partition
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
-from experiments.data import TrainingImages, check_given
+from experiments.data import ImageSet, TrainingImages
 from experiments.settings import Common, flat, without_effect
 from experiments.stage import Context
 from experiments.stages.phases.run import read_partitions
@@ -172,9 +172,13 @@ def read_models(context: Context, compute_dtype: str = "float32") -> dict[str, E
     return {"teacher": read_teacher(context, compute_dtype), **read_raptors(context, compute_dtype)}
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What is distilled on."""
+    return settings.data.named("train")
+
+
 def run(context: Context, settings: Settings) -> DistillResult:
     """Leaves every Raptor in `kN/raptor/`, and what it was before its blocks were joined in `kN/stage1/raptor/`."""
-    check_given("train", settings.data.train)
     teacher = read_teacher(context, settings.compute_dtype)
     source = context.source(settings.data.train, settings.data.data_dir)
     raptors = {}

@@ -16,7 +16,7 @@ from brh_jax.errors import expect, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.train.parallel import shard_batch, to_host
 from brh_jax.types import State
-from experiments.data import EvalImages, check_given
+from experiments.data import EvalImages, ImageSet
 from experiments.settings import Common, without_effect
 from experiments.stage import Context
 from experiments.stages.distill.run import DistillResult, read_models
@@ -57,12 +57,16 @@ class Settings(Common):
     dynamics: DynamicsSettings = DynamicsSettings()
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What first states are made of."""
+    return settings.data.named("eval")
+
+
 def run(context: Context, settings: Settings) -> DynamicsResult:
     """Leaves every image's curves, and what figures take besides, in `arrays.npz`, as MODEL/CURVE and MODEL/MEASURE/ARRAY."""
     models, phases = read_models(context, settings.compute_dtype), context.result(PhasesResult, "phases")
     distilled = context.results.get(DistillResult)
     raptors = {name: phases.partition_of(raptor.k) for name, raptor in distilled.raptors.items()} if distilled else {}
-    check_given("eval", settings.data.eval)
     source = context.source(settings.data.eval, settings.data.data_dir)
     states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.

@@ -3,7 +3,7 @@
 from experiments.stage import Stage
 from experiments.stages.interventions.page import page
 from experiments.stages.interventions.results import InterventionsResult
-from experiments.stages.interventions.run import Settings, run
+from experiments.stages.interventions.run import Settings, reads, run
 
 STAGE: Stage = Stage(
     "interventions",
@@ -13,6 +13,7 @@ STAGE: Stage = Stage(
     needs=("teacher", "phases"),
     uses=("distill", "probes"),
     page=page,
+    reads=reads,
     measures=True,
     cheap=True,
 )

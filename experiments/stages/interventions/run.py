@@ -12,7 +12,7 @@ from brh_jax.models import Encoder
 from brh_jax.partition import Partition
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Labels, Valid
-from experiments.data import AllImages, check_given
+from experiments.data import AllImages, ImageSet
 from experiments.settings import Common, without_effect
 from experiments.stage import Context
 from experiments.stages.accuracy.run import MeasuringSettings
@@ -75,14 +75,20 @@ class Settings(Common):
     interventions: InterventionSettings = InterventionSettings()
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What is run through changed depths; nothing where there are to be none."""
+    own, data = settings.interventions, settings.data
+    if not own.num_images:
+        return []
+    return [ImageSet("interventions.images", own.images, data.data_dir)] if own.images else data.named("eval")
+
+
 def run(context: Context, settings: Settings) -> InterventionsResult:
     """Leaves the effects of every plan on every image in `arrays.npz`."""
     own, data, seed = settings.interventions, settings.data, settings.seed
     if not own.num_images:
         print("interventions: config.interventions.num_images is 0, nothing to do", flush=True)
         return InterventionsResult()
-    spec = own.images or data.eval
-    check_given("eval", spec)
     models, partitions = read_models(context, settings.compute_dtype), read_partitions(context)
     teacher, finest = models["teacher"], partitions[max(partitions)]
     groups = Groups(
@@ -91,7 +97,7 @@ def run(context: Context, settings: Settings) -> InterventionsResult:
         layer_groups(own.parts),
         {name: model.config.partition for name, model in models.items() if model is not teacher},
     )
-    source = context.source(spec, data.data_dir)
+    source = context.source(own.images or data.eval, data.data_dir)
     head, origin = find_head(context, teacher, source, data, settings.eval, seed)
     measured, labels, photographs = _measure(context, settings, source, models, groups, head)
     arrays = _arrays(groups, measured) | {"labels": labels, "photographs": photographs}

@@ -10,7 +10,7 @@ from brh_jax import phases
 from brh_jax.errors import UserError, expect, expect_one_of, expect_positive
 from brh_jax.phases import METRICS, Bisection, LayerSamples, Partition
 from brh_jax.types import Dissimilarity
-from experiments.data import AllImages, check_given
+from experiments.data import AllImages, ImageSet
 from experiments.settings import Common, without_effect
 from experiments.stage import Context
 from experiments.stages.teacher.run import TeacherSettings, read_teacher
@@ -236,12 +236,16 @@ def read_partitions(context: Context) -> dict[int, Partition]:
     return {k: cut.partition for k, cut in context.result(PhasesResult, "phases").partitions.items()}
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What is compared layer by layer."""
+    return settings.data.named("train")
+
+
 def run(context: Context, settings: Settings) -> PhasesResult:
     """Leaves the matrix of each metric in `dissimilarity.npz`; partitions are cut from the one of cosines."""
     data, own = settings.data, settings.phases
     encoder = read_teacher(context, settings.compute_dtype)
     partitions_of(np.zeros((encoder.depth,) * 2), own)  # a k that does not fit is said before any image is read
-    check_given("train", data.train)
     source = context.source(data.train, data.data_dir)
     batches = context.measuring_batches(
         source,

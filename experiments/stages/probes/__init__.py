@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.probes.page import page
-from experiments.stages.probes.run import ProbesResult, Settings, merits, ready, run, trained_with
+from experiments.stages.probes.run import ProbesResult, Settings, merits, reads, ready, run, trained_with
 
 STAGE: Stage = Stage(
     "probes",
@@ -13,6 +13,7 @@ STAGE: Stage = Stage(
     uses=("distill",),
     page=page,
     merits=merits,
+    reads=reads,
     ready=ready,
     measures=True,
     trained_with=trained_with,

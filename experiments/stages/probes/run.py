@@ -1,8 +1,10 @@
 """Probes on the teacher and on every Raptor: linear classification, segmentation and depth, k-NN and logistic regression."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+from experiments.data import ImageSet
 from experiments.stage import Context
 from experiments.stages.distill.run import read_models
 from experiments.stages.probes import depth, feature_probe, linear, segmentation
@@ -54,6 +56,20 @@ def run(context: Context, settings: Settings) -> ProbesResult:
         depth=done(depth, settings.depth),
         feature_probe=done(feature_probe, settings.feature_probe),
     )
+
+
+def reads(settings: Settings) -> Iterator[ImageSet]:
+    """What each probe is trained and tested on."""
+    masks = (("num_classes", settings.segmentation.num_classes),)
+    for section, kind, options in (
+        ("probe", "images", ()),
+        ("feature_probe", "images", ()),
+        ("segmentation", "masks", masks),
+        ("depth", "depths", ()),
+    ):
+        own, labelled = getattr(settings, section), kind == "images"
+        for name in ("train", "eval") if own.train else ():
+            yield ImageSet(f"{section}.{name}", getattr(own, name), settings.data.data_dir, kind, labelled, options)
 
 
 def ready(settings: Settings) -> None:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 import brh_jax
-from brh_jax.data.classes import check_labels
 from brh_jax.data.sources import Source, Subset
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_positive
 from brh_jax.models import Encoder, ViT, ViTConfig, store
@@ -18,7 +17,7 @@ from brh_jax.models.registry import Architecture, architecture, check_architectu
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.supervised import SupervisedSettings, train_vit
 from brh_jax.train.loop import Run
-from experiments.data import TrainingImages, check_given
+from experiments.data import ImageSet, TrainingImages
 from experiments.settings import Seeded, flat
 from experiments.stage import Context
 
@@ -171,11 +170,30 @@ def cost_of(encoder: Encoder) -> CostResult:
     return CostResult(**cost(encoder)._asdict(), **describe(encoder)._asdict())
 
 
+def reads(settings: Settings) -> list[ImageSet]:
+    """What it is trained on, where it is trained here."""
+    return settings.data.named("train", labelled=True) if settings.teacher.source == "train" else []
+
+
+def ready(settings: Settings) -> None:
+    """Raises UserError where there are no weights, but for those that the hub has or has not."""
+    source = settings.teacher.source
+    if not source:
+        raise UserError("config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train")
+    if source.startswith("random:"):
+        architecture(source.removeprefix("random:"))
+    elif source != "train" and not source.startswith("hf:") and not store.is_encoder_folder(source):
+        from weights_convert.sources import locate
+
+        try:
+            locate(source)
+        except UserError as error:
+            raise UserError(f"config.teacher.source: {error}") from None
+
+
 def run(context: Context, settings: Settings) -> TeacherResult:
     """Leaves the teacher in `model/`, and what it was after some steps of training in `snapshots/stepN/`."""
     own = settings.teacher
-    if not own.source:
-        raise UserError("config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train")
     if own.source == "train":
         encoder, notes = _train(context, settings), ["trained here from scratch"]
     else:
@@ -226,7 +244,6 @@ def _train(context: Context, settings: Settings) -> Encoder:
     vit.layout(size, size)
     preprocessing = Preprocessing((size, size), None, (0.5,) * 3, (0.5,) * 3)
     source = open_training_images(context, data, own.train.num_images, settings.seed)
-    check_labels(source)
 
     def keep(step: int, encoder: Encoder) -> None:
         context.save(encoder, snapshot_folder(context.workdir, step), {"step": step, "of": own.train.steps})
@@ -248,6 +265,5 @@ def _train(context: Context, settings: Settings) -> Encoder:
 
 def open_training_images(context: Context, data: TrainingImages, limit: int, seed: int) -> Source:
     """The images that a teacher is trained on: `limit` of them, where that is not 0."""
-    check_given("train", data.train)
     source = context.source(data.train, data.data_dir)
     return Subset(source, limit, seed) if limit else source
