@@ -126,11 +126,15 @@ class Prediction:
     kind: str = "baseline"
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where images to measure on are not named, or those that simpler predictions are fitted to."""
+    check_given("train", settings.data.train)
+    check_given("eval", settings.data.eval)
+
+
 def run(context: Context, settings: Settings) -> AgreementResult:
     """Leaves the errors of every image in `errors.npz`, those of further sets in `errors1.npz` and so on."""
     data = settings.data
-    for name, spec in (("train", data.train), ("eval", data.eval)):
-        check_given(name, spec)
     # Opened before anything is measured, so that a set that is not there is said at once.
     sources = {spec: context.source(spec, data.data_dir) for spec in (data.eval, *settings.eval.more)}
     teacher, train = read_teacher(context, settings.compute_dtype), context.source(data.train, data.data_dir)

@@ -194,9 +194,13 @@ def read_models(context: Context, compute_dtype: str = "float32") -> dict[str, E
     return {"teacher": read_teacher(context, compute_dtype), **read_raptors(context, compute_dtype)}
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where no images to train on are named."""
+    check_given("train", settings.data.train)
+
+
 def run(context: Context, settings: Settings) -> DistillResult:
     """Leaves every Raptor in `kN/raptor/`, and what it was before its blocks were joined in `kN/stage1/raptor/`."""
-    check_given("train", settings.data.train)
     teacher = read_teacher(context, settings.compute_dtype)
     source = context.source(settings.data.train, settings.data.data_dir)
     validation, raptors = _validation(context, settings, teacher, source), {}
