@@ -117,4 +117,7 @@ class AllImages(TrainingImages, EvalImages):
 def check_given(name: str, spec: str) -> None:
     """Raises UserError where a set of images is not named."""
     if not spec:
-        raise UserError(f"config.data.{name} is empty: expected {SPECS}")
+        raise UserError(
+            f"config.data.{name} is empty: expected {SPECS}, as in "
+            "--config.data.train=folder:photos/train --config.data.eval=folder:photos/test"
+        )

@@ -25,7 +25,7 @@ from experiments.records import Record, differing_content, differing_settings, r
 from experiments.results import Results, from_json, to_json, write_json
 from experiments.runs import read_results
 from experiments.settings import check_names, check_plain, flat, merged_defaults, read, without_effect
-from experiments.stage import Context, Stage
+from experiments.stage import Context, Stage, check_same
 
 MODES = ("train", "eval", "report")
 _OF_A_HOST = ("data.data_dir", "data.threads", "data.workers")  # settings that may differ between the hosts of a run
@@ -274,8 +274,7 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         return kept
 
     def outside(what: str, fingerprint: str) -> None:
-        if lines := differences({what: fingerprint[:12]}):
-            raise UserError(f"{what} is not the same in all processes of this run ({lines[what]}): give all the same files")
+        check_same(what, fingerprint)
         if record.outside.setdefault(what, fingerprint) != fingerprint:
             raise UserError(f"{what} has changed while it was in use: let it be, and run the same command again")
         keep()

@@ -17,7 +17,7 @@ from brh_jax.errors import UserError
 from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import Progress
-from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, together, wait_for_all
+from brh_jax.train.parallel import differences, is_main, shard, shard_batch, to_host, together, wait_for_all
 from experiments.records import OPENERS
 from experiments.results import Results
 
@@ -138,14 +138,15 @@ class Context:
 
     # Data.
 
-    def source(self, spec: str, data_dir: str = "", kind: str = "images", **options) -> Source:
-        """The images that a setting describes; their content becomes part of the stage's fingerprint.
+    def source(self, spec: str, data_dir: str = "", kind: str = "images", effect: bool = True, **options) -> Source:
+        """The images that a setting describes.
 
         Args:
             kind: a key of `records.OPENERS`.
+            effect: whether what the stage leaves depends on them: their content becomes part of its fingerprint.
         """
         source = together(lambda: OPENERS[kind](spec, data_dir=data_dir, **options))
-        self.outside(f"{kind} {spec}", source.fingerprint())
+        (self.outside if effect else check_same)(f"{kind} {spec}", source.fingerprint())
         self.sources.append(source)
         return source
 
@@ -167,6 +168,12 @@ class Context:
             rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in told})
             yield placed | {k: rest[k] for k in told}
             progress.update(number)
+
+
+def check_same(what: str, fingerprint: str) -> None:
+    """Raises UserError where something outside the run is not the same in all its processes, which all ask together."""
+    if lines := differences({what: fingerprint[:12]}):
+        raise UserError(f"{what} is not the same in all processes of this run ({lines[what]}): give all the same files")
 
 
 def _fresh(path: pathlib.Path) -> pathlib.Path:

@@ -33,6 +33,44 @@ class ImageErrors(NamedTuple):
     relative_error_all: np.ndarray
 
 
+class Classes(NamedTuple):
+    """The class of every image that a classifier gives on the last state, `[images]` each.
+
+    Attributes:
+        label: the image's own; -1 where it has none, or none that the classifier knows.
+        true: given on the true state.
+        predicted: given on the predicted state.
+    """
+
+    label: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which images have a label, `[images]`."""
+        return self.label >= 0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labelled images that are given their own class on the predicted state; None without labels."""
+        return self._right(self.predicted)
+
+    @property
+    def true_accuracy(self) -> float | None:
+        """The same on the true state: what the teacher reaches."""
+        return self._right(self.true)
+
+    @property
+    def agreement(self) -> float:
+        """Share of all images that are given the same class on both states."""
+        return float(np.mean(self.predicted == self.true))
+
+    def _right(self, given: np.ndarray) -> float | None:
+        right = (given == self.label)[self.labelled]
+        return float(right.mean()) if len(right) else None
+
+
 class TrajectoryFit(NamedTuple):
     """Agreement with the teacher at a_1 ... a_L. Fields ByToken hold `[depth]` each, empty for types that are not there.
 
@@ -50,8 +88,7 @@ class TrajectoryFit(NamedTuple):
         relative_error: mean over images of that norm divided by the true state's.
         error_all, relative_error_all: the same over all tokens of a state, `[depth]`.
         final_cosine: mean cosine of [cls, mean patch] after the final norm.
-        accuracy: share of the labelled images whose class a classifier gives on the predicted last state; None without one.
-        same_class: share of images to which it gives the class that it gives on the true one.
+        classes: what a classifier gives on either last state; None without one.
         num_images: how many images were measured.
         photographs: number of the photograph that each image is a view of, `[images]`: what intervals over images draw.
         images: e of each of them.
@@ -66,8 +103,7 @@ class TrajectoryFit(NamedTuple):
     error_all: np.ndarray
     relative_error_all: np.ndarray
     final_cosine: float
-    accuracy: float | None
-    same_class: float | None
+    classes: Classes | None
     num_images: int
     photographs: np.ndarray
     images: ImageErrors
@@ -81,6 +117,7 @@ def evaluate(
     layout: TokenLayout,
     *,
     head: dict[str, Any] | None = None,
+    labelled: bool = True,
 ) -> dict[str, TrajectoryFit]:
     """Measures several predictions of one teacher's trajectories in one pass.
 
@@ -89,7 +126,8 @@ def evaluate(
         predictors: name -> function from a_0 to a trajectory. `repeat_state` is the identity baseline.
         normalize: states -> states after the final norm.
         batches: from `measuring_batches`; without `photograph` each image is its own.
-        head: a classifier on [cls, mean patch], whose classes are those of the batches' `label`.
+        head: a classifier on [cls, mean patch].
+        labelled: whether its outputs are the classes of the batches' `label`; without, only whether it decides alike is measured.
 
     Raises:
         UserError: no images.
@@ -97,6 +135,7 @@ def evaluate(
     photographs: list[np.ndarray] = []
     totals = {name: None for name in predictors}
     errors = {name: [] for name in predictors}
+    classes: dict[str, list[Classes | None]] = {name: [] for name in predictors}
     for batch in batches:
         states = teacher_states(batch["image"])
         own = batch.get("photograph", sum(map(len, photographs)) + np.arange(len(batch["valid"])))
@@ -105,13 +144,14 @@ def evaluate(
             predicted = predict(states[0])
             found, each = to_host(_statistics(states, predicted, batch["valid"], layout))
             errors[name].append(jax.tree.map(lambda values, valid=batch["valid"]: values[:, valid], each))
-            final, *classes = to_host(_final(normalize(states[-1]), normalize(predicted[-1]), head, layout))
+            final, *given = to_host(_final(normalize(states[-1]), normalize(predicted[-1]), head, layout))
             found["final"] = final.astype(np.float64)[batch["valid"]].sum()
-            found["classes"] = _class_counts(classes, batch)
+            classes[name].append(_classes(given, batch, labelled))
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")
-    return {name: _fit(total, errors[name], np.concatenate(photographs)) for name, total in totals.items()}
+    views = np.concatenate(photographs)
+    return {name: _fit(total, errors[name], classes[name], views) for name, total in totals.items()}
 
 
 def repeat_state(depth: int) -> Callable:
@@ -169,13 +209,13 @@ def _final(target, predicted, head, layout) -> tuple:
     return (cosine,) if head is None else (cosine, *(jnp.argmax(apply_head(head, features), -1) for features in (a, b)))
 
 
-def _class_counts(classes, batch) -> np.ndarray:
-    """How many images have a label, how many of these are right, how many have the class of the true state."""
-    if not classes:
-        return np.zeros(3)
-    target, predicted = (one[batch["valid"]] for one in classes)
-    labels = np.asarray(batch["label"])[batch["valid"]]
-    return np.array([(labels >= 0).sum(), (predicted == labels).sum(), (predicted == target).sum()], np.float64)
+def _classes(given, batch, labelled: bool) -> Classes | None:
+    """Of the images of a batch that count; None where no classifier gave any."""
+    if not given:
+        return None
+    true, predicted = (one[batch["valid"]] for one in given)
+    label = np.asarray(batch["label"])[batch["valid"]] if labelled else np.full(len(true), -1)
+    return Classes(label, true, predicted)
 
 
 def _cosine(a, b):
@@ -189,7 +229,7 @@ def _merge(a, b):
     def add(x, y):
         return np.asarray(x, np.float64) + np.asarray(y, np.float64)
 
-    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean", "classes")} | {"types": []}
+    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean")} | {"types": []}
     for x, y in zip(a["types"], b["types"], strict=True):
         if x is None:
             out["types"].append(None)
@@ -202,13 +242,12 @@ def _merge(a, b):
     return out
 
 
-def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> TrajectoryFit:
-    images = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *errors)
+def _fit(total, errors: list[ImageErrors], classes: list[Classes | None], photographs: np.ndarray) -> TrajectoryFit:
+    images, given = (jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *one) for one in (errors, classes))
     means = jax.tree.map(lambda values: values.mean(-1, dtype=np.float64), images)
     count = float(total["images"])
 
     *types, everything = total["types"]
-    labelled, right, same = total["classes"]
 
     def by_token(value):
         return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in types))
@@ -223,8 +262,7 @@ def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> Trajector
         cosine=by_token(lambda t: t["cosine"] / count),
         **means._asdict(),
         final_cosine=float(total["final"] / count),
-        accuracy=float(right / labelled) if labelled else None,
-        same_class=float(same / count) if labelled else None,
+        classes=given,
         num_images=round(count),
         photographs=photographs,
         images=images,

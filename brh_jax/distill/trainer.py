@@ -1,6 +1,7 @@
 """Training a Raptor's blocks. The frozen teacher runs inside the jitted step: no state ever touches the disk."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import optax
 
 from brh_jax.distill.objectives import Objective, TrainingSettings
 from brh_jax.distill.states import StatesBatches
+from brh_jax.distill.validation import Validation
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params
 from brh_jax.models.layers import KERNELS
@@ -37,6 +39,7 @@ def train_blocks(
     seed: int,
     remat: str = "dots",
     pieces: int = 1,
+    validation: Validation | None = None,
 ) -> Any:
     """Trains the blocks of a Raptor; returns their parameters.
 
@@ -47,8 +50,10 @@ def train_blocks(
         seed: of the noise.
         remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
         pieces: parts that a batch goes through in, gradients accumulated.
+        validation: what measures the blocks as they train, without effect on them.
     """
     update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces)
+    visits = validation.visits(config, run, objective.settings.steps, batch_size) if validation else {}
     layout, teacher = teacher.layout, teacher.on(run.mesh)
 
     def step(state, batch, index):
@@ -69,8 +74,13 @@ def train_blocks(
         batch_size=batch_size,
         specs=state_specs(config, teacher, optimiser),
         flops_per_image=flops,
+        visits={step: _on_params(visit) for step, visit in visits.items()},
     )
     return state["params"]
+
+
+def _on_params(visit: Callable[[Any], None]) -> Callable[[dict], None]:
+    return lambda state: visit(state["params"])
 
 
 def make_update(

@@ -76,8 +76,10 @@ def test_the_classes_that_a_head_gives():
     head, layout = {"kernel": np.eye(3), "bias": np.zeros(3)}, TokenLayout(1, 0, (0, 0))
     options = ({"g": lambda a0: jnp.asarray(guess)}, lambda s: s, [batch], layout)
     fit = evaluate(lambda i: jnp.asarray(truth), *options, head=head)["g"]
-    assert (fit.accuracy, fit.same_class) == (0.75, 0.4)
-    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].accuracy is None
+    assert (fit.classes.accuracy, fit.classes.true_accuracy, fit.classes.agreement) == (0.75, 0.25, 0.4)
+    without = evaluate(lambda i: jnp.asarray(truth), *options, head=head, labelled=False)["g"]
+    assert (without.classes.accuracy, without.classes.agreement) == (None, 0.4)
+    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].classes is None
 
 
 def test_cosine_and_e(measured):

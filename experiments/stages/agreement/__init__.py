@@ -2,7 +2,7 @@
 
 from experiments.stage import Stage
 from experiments.stages.agreement.page import page
-from experiments.stages.agreement.run import AgreementResult, Settings, merits, run
+from experiments.stages.agreement.run import AgreementResult, Settings, merits, ready, run
 
 STAGE: Stage = Stage(
     "agreement",
@@ -11,6 +11,7 @@ STAGE: Stage = Stage(
     run,
     needs=("teacher", "phases", "distill"),
     page=page,
+    ready=ready,
     merits=merits,
     measures=True,
     cheap=True,

@@ -2,6 +2,6 @@
 
 from experiments.stage import Stage
 from experiments.stages.distill.page import page
-from experiments.stages.distill.run import DistillResult, Settings, run
+from experiments.stages.distill.run import DistillResult, Settings, ready, run
 
-STAGE: Stage = Stage("distill", Settings, DistillResult, run, needs=("teacher", "phases"), page=page)
+STAGE: Stage = Stage("distill", Settings, DistillResult, run, needs=("teacher", "phases"), page=page, ready=ready)

@@ -3,7 +3,7 @@
 from experiments.stage import Stage
 from experiments.stages.dynamics.page import page
 from experiments.stages.dynamics.results import DynamicsResult
-from experiments.stages.dynamics.run import Settings, run
+from experiments.stages.dynamics.run import Settings, ready, run
 
 STAGE: Stage = Stage(
     "dynamics",
@@ -13,6 +13,7 @@ STAGE: Stage = Stage(
     needs=("teacher", "phases"),
     uses=("distill",),
     page=page,
+    ready=ready,
     measures=True,
     cheap=True,
 )

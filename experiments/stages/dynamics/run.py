@@ -57,12 +57,16 @@ class Settings(Common):
     dynamics: DynamicsSettings = DynamicsSettings()
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where no images are named."""
+    check_given("eval", settings.data.eval)
+
+
 def run(context: Context, settings: Settings) -> DynamicsResult:
     """Leaves every image's curves, and what figures take besides, in `arrays.npz`, as MODEL/CURVE and MODEL/MEASURE/ARRAY."""
     models, phases = read_models(context, settings.compute_dtype), context.result(PhasesResult, "phases")
     distilled = context.results.get(DistillResult)
     raptors = {name: phases.partition_of(raptor.k) for name, raptor in distilled.raptors.items()} if distilled else {}
-    check_given("eval", settings.data.eval)
     source = context.source(settings.data.eval, settings.data.data_dir)
     states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.

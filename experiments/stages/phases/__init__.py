@@ -2,6 +2,6 @@
 
 from experiments.stage import Stage
 from experiments.stages.phases.page import page
-from experiments.stages.phases.run import PhasesResult, Settings, run
+from experiments.stages.phases.run import PhasesResult, Settings, ready, run
 
-STAGE: Stage = Stage("phases", Settings, PhasesResult, run, needs=("teacher",), page=page)
+STAGE: Stage = Stage("phases", Settings, PhasesResult, run, needs=("teacher",), page=page, ready=ready)

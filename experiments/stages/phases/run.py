@@ -236,12 +236,16 @@ def read_partitions(context: Context) -> dict[int, Partition]:
     return {k: cut.partition for k, cut in context.result(PhasesResult, "phases").partitions.items()}
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where no images are named."""
+    check_given("train", settings.data.train)
+
+
 def run(context: Context, settings: Settings) -> PhasesResult:
     """Leaves the matrix of each metric in `dissimilarity.npz`; partitions are cut from the one of cosines."""
     data, own = settings.data, settings.phases
     encoder = read_teacher(context, settings.compute_dtype)
     partitions_of(np.zeros((encoder.depth,) * 2), own)  # a k that does not fit is said before any image is read
-    check_given("train", data.train)
     source = context.source(data.train, data.data_dir)
     batches = context.measuring_batches(
         source,

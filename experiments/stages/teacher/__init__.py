@@ -2,6 +2,6 @@
 
 from experiments.stage import Stage
 from experiments.stages.teacher.page import page
-from experiments.stages.teacher.run import Settings, TeacherResult, run
+from experiments.stages.teacher.run import Settings, TeacherResult, ready, run
 
-STAGE: Stage = Stage("teacher", Settings, TeacherResult, run, page=page)
+STAGE: Stage = Stage("teacher", Settings, TeacherResult, run, page=page, ready=ready)

@@ -169,11 +169,20 @@ def cost_of(encoder: Encoder) -> CostResult:
     return CostResult(**cost(encoder)._asdict(), **describe(encoder)._asdict())
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where no teacher is named, or no images to train it on."""
+    if not settings.teacher.source:
+        raise UserError(
+            "config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train, as in "
+            "--config.teacher.source=weights.safetensors"
+        )
+    if settings.teacher.source == "train":
+        check_given("train", settings.data.train)
+
+
 def run(context: Context, settings: Settings) -> TeacherResult:
     """Leaves the teacher in `model/`, and what it was after some steps of training in `snapshots/stepN/`."""
     own = settings.teacher
-    if not own.source:
-        raise UserError("config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train")
     if own.source == "train":
         encoder, notes = _train(context, settings), ["trained here from scratch"]
     else:
@@ -188,7 +197,7 @@ def run(context: Context, settings: Settings) -> TeacherResult:
 
 def _pretrained(context: Context, settings: Settings) -> tuple[Encoder, list[str]]:
     """Weights from anywhere, or a converted folder."""
-    source, arch, size = settings.teacher.source, settings.teacher.arch, settings.data.image_size or None
+    source, arch, size = _model_of(settings.teacher.source), settings.teacher.arch, settings.data.image_size or None
     if source.startswith("random:"):
         encoder = _untrained(architecture(source.removeprefix("random:")), size, settings.seed)
         return encoder, [f"randomly initialised, seed {settings.seed}: {source}"]
@@ -206,6 +215,12 @@ def _pretrained(context: Context, settings: Settings) -> tuple[Encoder, list[str
     notes = report.lines(encoder)
     print("\n".join(notes), flush=True)
     return encoder, notes
+
+
+def _model_of(source: str) -> str:
+    """Where the teacher of another run lies that is given by its folder; any other source as it is."""
+    place = pathlib.Path(source).expanduser() / "model"
+    return str(place) if store.is_encoder_folder(place) else source
 
 
 def _untrained(arch: Architecture, size: int | None, seed: int) -> Encoder:
@@ -246,6 +261,5 @@ def _train(context: Context, settings: Settings) -> Encoder:
 
 def open_training_images(context: Context, data: TrainingImages, limit: int, seed: int) -> Source:
     """The images that a teacher is trained on: `limit` of them, where that is not 0."""
-    check_given("train", data.train)
     source = context.source(data.train, data.data_dir)
     return Subset(source, limit, seed) if limit else source
