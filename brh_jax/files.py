@@ -3,13 +3,16 @@
 import gzip
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import stat
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.types import PathLike
@@ -85,6 +88,33 @@ def read_first(path: PathLike, limit: int) -> bytes:
             return stream.read(limit)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): download it again") from None
+
+
+def read_array(stream: IO[bytes], size: int) -> np.ndarray:
+    """The array of an .npy file, of which no more is read, or held, than is there, whatever its header says.
+
+    Args:
+        stream: at the file's beginning.
+        size: of the file in bytes.
+
+    Raises:
+        ValueError: not such a file, one of Python objects, or one of another size than its header says.
+    """
+    shape, fortran, dtype = _array_header(stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which are not unpickled: expected numbers")
+    says, there = math.prod(shape) * dtype.itemsize, size - stream.tell()  # of Python's numbers, which do not overflow
+    if min(shape, default=0) < 0 or says != there:
+        raise ValueError(f"its header says {dtype} {shape}, which is {says:,} bytes, and {there:,} are there")
+    return np.frombuffer(bytearray(stream.read(says)), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _array_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return readers[np.lib.format.read_magic(stream)](stream)
+    except Exception as error:  # a header is Python's text, and has whatever is wrong with that
+        raise ValueError(f"no array in .npy format ({(str(error).splitlines() or [''])[0] or type(error).__name__})") from None
 
 
 def sha256(path: PathLike) -> str:

@@ -173,7 +173,8 @@ def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]
         return np.sum(np.asarray(per_image, np.float64)[..., valid] ** power, axis=-1)
 
     types = [
-        t and {
+        t
+        and {
             "count": t["count"],
             "mean": t["mean"],
             "centred": total(t["deviation"], 2),
