@@ -129,15 +129,18 @@ def write_sums(folder: PathLike, names: Iterable[str]) -> None:
     (pathlib.Path(folder) / SUMS).write_text("".join(lines))
 
 
-def check_sums(folder: PathLike, names: Iterable[str]) -> None:
+def check_sums(folder: PathLike, names: Iterable[str]) -> bool:
     """Compares files with the SHA256SUMS beside them; files that it does not list, or a folder without one, pass.
+
+    Returns:
+        whether all of them were compared.
 
     Raises:
         UserError: files whose content is not what was written.
     """
-    path = pathlib.Path(folder) / SUMS
+    path, names = pathlib.Path(folder) / SUMS, list(names)
     if not os.path.lexists(path):
-        return
+        return False
     text = plain_file(path).read_text(encoding="utf-8", errors="replace")
     sums = {m[2]: m[1] for m in re.finditer(r"^([0-9a-f]{64})[ \t]+\*?(.+)$", text, re.MULTILINE)}
     wrong = [name for name in names if name in sums and sha256(path.with_name(name)) != sums[name]]
@@ -146,3 +149,4 @@ def check_sums(folder: PathLike, names: Iterable[str]) -> None:
         raise UserError(
             f"{', '.join(wrong)} {are} not what was written, by the {SUMS} beside it (remove that where it was edited on purpose)"
         )
+    return all(name in sums for name in names)

@@ -1,14 +1,18 @@
 """Arrays, folders of models and images that hold something else than they say."""
 
 import io
+import json
 
 import numpy as np
 from hostile.case import Case
 from PIL import Image
+from safetensors.numpy import save_file
 
+import brh_jax
 from brh_jax.data.dense import open_depths
 from brh_jax.data.pipeline import measuring_batches
 from brh_jax.data.transforms import Resize
+from brh_jax.models import store
 from experiments.results import read_arrays
 
 
@@ -41,7 +45,17 @@ def bomb_of_arrays(folder):
     read_arrays(folder / "arrays.npz")
 
 
+def other_arrays(folder):
+    """Those of another model under a configuration, without the sums that would tell."""
+    config = {"dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 4, "position_grid": None}
+    about = {"format": store.FORMAT, "config": config, "preprocessing": {"crop": [8, 8]}, "name": "other"}
+    (folder / "config.json").write_text(json.dumps(about))
+    save_file({"params/norm/scale": np.zeros(8, np.float32)}, folder / "model.safetensors")
+    brh_jax.load(folder)
+
+
 CASES = [
+    Case("arrays of another model", other_arrays, r"its arrays are not those of its config.json: .*; convert it again"),
     Case("a depth map of petabytes", depth_map(npy((2**25, 2**25), bytes(9))), r"1\.npy: its header says .* and 9 are there"),
     Case("a depth map cut short", depth_map(npy((12, 16), bytes(500))), "1.npy: .* is 768 bytes, and 500 are there"),
     Case("a depth map of objects", depth_map(npy((12, 16), bytes(768), "|O")), "1.npy: an array of Python objects"),
