@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import numpy as np
 from hostile.case import Case
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 import brh_jax
 from brh_jax.data.dense import open_depths
 from brh_jax.data.pipeline import measuring_batches
+from brh_jax.data.sources import ImageFolder
 from brh_jax.data.transforms import Resize
 from brh_jax.models import store
 from experiments.results import read_arrays
@@ -32,6 +34,14 @@ def depth_map(content: bytes):
         list(measuring_batches(open_depths(f"depths:{folder}"), Resize((4, 4)), 1))
 
     return act
+
+
+def white_is_zero(folder):
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(folder / "1.tif")
+    content, tag = (folder / "1.tif").read_bytes(), struct.pack("<HHI", 262, 3, 1)
+    (folder / "1.tif").write_bytes(content.replace(tag + b"\1", tag + b"\0"))
+    (batch,) = measuring_batches(ImageFolder(folder), Resize((8, 8)), 1)
+    assert (batch["image"] == 255 - round(60_000 / 257)).all()
 
 
 def cut_arrays(folder):
@@ -60,6 +70,7 @@ CASES = [
     Case("a depth map cut short", depth_map(npy((12, 16), bytes(500))), "1.npy: .* is 768 bytes, and 500 are there"),
     Case("a depth map of objects", depth_map(npy((12, 16), bytes(768), "|O")), "1.npy: an array of Python objects"),
     Case("a depth map that is no array", depth_map(b"hello"), "1.npy: no array in .npy format"),
+    Case("a 16-bit TIFF whose zero is white", white_is_zero),
     Case("arrays of a run, cut short", cut_arrays, "arrays.npz is damaged .*: remove the folder of its stage"),
     Case("arrays of a run that expand", bomb_of_arrays, "arrays.npz is damaged .a.npy is compressed"),
 ]
