@@ -14,7 +14,6 @@ import jax
 from ml_collections import ConfigDict
 
 from brh_jax.data.files import printable
-from brh_jax.data.sources import Source
 from brh_jax.errors import UserError
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
@@ -25,6 +24,7 @@ from experiments.records import Record, differing_content, differing_settings, r
 from experiments.results import Results, from_json, to_json, write_json
 from experiments.runs import read_results
 from experiments.settings import check_names, check_plain, flat, merged_defaults, read, without_effect
+from experiments.skips import Skips, holds_nothing_else
 from experiments.stage import Context, Stage, check_same
 
 MODES = ("train", "eval", "report")
@@ -280,23 +280,24 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         keep()
 
     keep()
-    sources: list[Source] = []
-    context = dataclasses.replace(context, folder=folder, outside=outside, sources=sources, waits=True, arrays=set())
+    skips = Skips(folder, goes_on=before is not None and not before.done and not again)
+    context = dataclasses.replace(context, folder=folder, outside=outside, skipped=skips.add, waits=True, arrays=set())
     try:
         result = stage.run(context, settings)
     except BaseException as error:
         if not plan.held.is_there():
             raise plan.held.lost() from error
         keep()
-        if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"] and not again:
+        if is_main() and isinstance(error, UserError) and holds_nothing_else(folder, "record.json") and not again:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
     plan.held.check()
     if is_main():
         record.write(folder)  # not done while old arrays and new ones lie side by side
         context.place_arrays()
-    skipped = {skip.name: skip.reason for source in sources for skip in source.skipped.values()}
-    done = keep(done=True, result=to_json(result), skipped=skipped)
+    done = keep(done=True, result=to_json(result), skipped=skips.of_all_processes())
+    if is_main():
+        skips.remove()
     wait_for_all(f"{stage.name}: done")
     print(f"{stage.name}: {clock(done.seconds)}", flush=True)
     return done

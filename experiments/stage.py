@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brh_jax.data.pipeline import measuring_batches
-from brh_jax.data.sources import Source
+from brh_jax.data.sources import Skip, Source
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
@@ -77,7 +77,7 @@ class Context:
         results: of the stages done before.
         outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
             content.
-        sources: of images, masks and depths that were opened.
+        skipped: called with each image, mask or depth map that cannot be decoded, from any thread.
         stages: names of the stages that this run is made of.
         waits: whether files of arrays wait for the stage to be done; `arrays` are those that do.
     """
@@ -88,7 +88,7 @@ class Context:
     loop: LoopSettings = LoopSettings()
     results: Results = dataclasses.field(default_factory=Results)
     outside: Callable[[str, str], None] = lambda what, fingerprint: None
-    sources: list[Source] = dataclasses.field(default_factory=list)
+    skipped: Callable[[Skip], None] = lambda skip: None
     stages: tuple[str, ...] = ()
     waits: bool = False
     arrays: set[pathlib.Path] = dataclasses.field(default_factory=set)
@@ -147,7 +147,7 @@ class Context:
         """
         source = together(lambda: OPENERS[kind](spec, data_dir=data_dir, **options))
         (self.outside if effect else check_same)(f"{kind} {spec}", source.fingerprint())
-        self.sources.append(source)
+        source.on_skip = self.skipped
         return source
 
     def measuring_batches(
