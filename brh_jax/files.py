@@ -4,13 +4,16 @@ import difflib
 import gzip
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import stat
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.types import PathLike
@@ -115,6 +118,33 @@ def read_first(path: PathLike, limit: int) -> bytes:
         raise UserError(f"{path} is damaged ({error}): download it again") from None
 
 
+def read_array(stream: IO[bytes], size: int) -> np.ndarray:
+    """The array of an .npy file, of which no more is read, or held, than is there, whatever its header says.
+
+    Args:
+        stream: at the file's beginning.
+        size: of the file in bytes.
+
+    Raises:
+        ValueError: not such a file, one of Python objects, or one of another size than its header says.
+    """
+    shape, fortran, dtype = _array_header(stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which are not unpickled: expected numbers")
+    says, there = math.prod(shape) * dtype.itemsize, size - stream.tell()  # of Python's numbers, which do not overflow
+    if min(shape, default=0) < 0 or says != there:
+        raise ValueError(f"its header says {dtype} {shape}, which is {says:,} bytes, and {there:,} are there")
+    return np.frombuffer(bytearray(stream.read(says)), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _array_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return readers[np.lib.format.read_magic(stream)](stream)
+    except Exception as error:  # a header is Python's text, and has whatever is wrong with that
+        raise ValueError(f"no array in .npy format ({(str(error).splitlines() or [''])[0] or type(error).__name__})") from None
+
+
 def sha256(path: PathLike) -> str:
     """Of a file's content. Raises UserError where it is no plain file."""
     with open(plain_file(path), "rb") as stream:
@@ -127,15 +157,18 @@ def write_sums(folder: PathLike, names: Iterable[str]) -> None:
     (pathlib.Path(folder) / SUMS).write_text("".join(lines))
 
 
-def check_sums(folder: PathLike, names: Iterable[str]) -> None:
+def check_sums(folder: PathLike, names: Iterable[str]) -> bool:
     """Compares files with the SHA256SUMS beside them; files that it does not list, or a folder without one, pass.
+
+    Returns:
+        whether all of them were compared.
 
     Raises:
         UserError: files whose content is not what was written.
     """
-    path = pathlib.Path(folder) / SUMS
+    path, names = pathlib.Path(folder) / SUMS, list(names)
     if not os.path.lexists(path):
-        return
+        return False
     text = plain_file(path).read_text(encoding="utf-8", errors="replace")
     sums = {m[2]: m[1] for m in re.finditer(r"^([0-9a-f]{64})[ \t]+\*?(.+)$", text, re.MULTILINE)}
     wrong = [name for name in names if name in sums and sha256(path.with_name(name)) != sums[name]]
@@ -144,3 +177,4 @@ def check_sums(folder: PathLike, names: Iterable[str]) -> None:
         raise UserError(
             f"{', '.join(wrong)} {are} not what was written, by the {SUMS} beside it (remove that where it was edited on purpose)"
         )
+    return all(name in sums for name in names)

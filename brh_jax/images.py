@@ -1,12 +1,13 @@
 """Any image as eight-bit RGB, the way a viewer shows it."""
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from brh_jax.errors import UserError
 
 ImageLike = Image.Image | np.ndarray
 _SIXTEEN_TO_EIGHT = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
+_WHITE_IS_ZERO = 0
 _TURN = Image.Transpose
 _TURNS = {  # EXIF orientation -> what sets it upright
     2: _TURN.FLIP_LEFT_RIGHT,
@@ -34,9 +35,9 @@ def as_image(image: ImageLike, upright: bool = True) -> Image.Image:
         return _from_array(np.asarray(image))
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        picture = _from_array(np.asarray(image).astype(np.uint16))
+        picture = _inverted_where_stored_so(image, _from_array(np.asarray(image).astype(np.uint16)))
     elif image.mode in ("I", "F"):
-        picture = _from_array(np.asarray(image))
+        picture = _inverted_where_stored_so(image, _from_array(np.asarray(image)))
     elif image.has_transparency_data:
         picture = _on_white(image)
     else:
@@ -47,6 +48,12 @@ def as_image(image: ImageLike, upright: bool = True) -> Image.Image:
     picture = picture.transpose(turn) if upright else picture.copy()
     picture.info = {}  # it is not turned twice
     return picture
+
+
+def _inverted_where_stored_so(image: Image.Image, picture: Image.Image) -> Image.Image:
+    """TIFF may keep white as zero: Pillow minds that up to 8 bits, and hands out what is beyond as it is stored."""
+    stored = getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+    return ImageOps.invert(picture) if stored == _WHITE_IS_ZERO else picture
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -134,6 +134,48 @@ def summarize(
     return Summary(values.mean(-1), low, high, np.quantile(values, quantiles, axis=-1))
 
 
+class Ratio(NamedTuple):
+    """A quotient, and the band in which it is expected."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(
+    numerator: ArrayLike,
+    denominator: ArrayLike,
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> Ratio:
+    """Quotient of two sums over the same images, with its bootstrap band.
+
+    An image is drawn with both of its values, so what the two have in common does not widen the band. Draws, band and groups are
+    those of `summarize`; draws whose denominator is 0 are left out.
+
+    Args:
+        numerator, denominator: `[images]`.
+        seed, num_resamples, level, groups: as `summarize` takes them.
+
+    Raises:
+        ValueError: not as many of both, or a denominator that is 0 in sum.
+    """
+    above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    if above.ndim != 1 or above.shape != below.shape:
+        raise ValueError(f"numerator {above.shape} and denominator {below.shape}: expected one value of each for every image")
+    if not below.sum():
+        raise ValueError("the denominator is 0 in sum: there is no quotient")
+    counts = np.stack(list(bootstrap_counts(len(above), num_resamples, seed, groups)))
+    sums = counts @ below
+    drawn = (counts @ above)[sums != 0] / sums[sums != 0]
+    value = float(above.sum() / below.sum())
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2)) if len(drawn) else (value, value)
+    return Ratio(value, float(low), float(high))
+
+
 def boundary_jump_test(
     values: ArrayLike, boundaries: Sequence[int], *, num_permutations: int = 10_000, seed: int = 0
 ) -> JumpTest:

@@ -12,11 +12,11 @@ import numpy as np
 from brh_jax.types import Array, Directed
 
 
-def length(x: Directed, *, keepdims: bool = False) -> Array:
-    """|x| of the last axis."""
-    scaled, scale = _scaled(x)
-    lengths = scale * jnp.linalg.norm(scaled, axis=-1, keepdims=True)
-    return lengths if keepdims else lengths[..., 0]
+def length(x: Directed, *, axis: int | tuple[int, int] = -1, keepdims: bool = False) -> Array:
+    """|x| of the last axis, or of others; over two it is the Frobenius norm."""
+    scaled, scale = _scaled(x, axis)
+    lengths = scale * jnp.linalg.norm(scaled, axis=axis, keepdims=True)
+    return lengths if keepdims else jnp.squeeze(lengths, axis)
 
 
 def unit(x: Directed) -> Array:
@@ -50,7 +50,7 @@ def mean_where(values: Array, defined: Array, axis: int | tuple[int, ...] = -1) 
     return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.asarray(np.nan, values.dtype))
 
 
-def _scaled(x):
+def _scaled(x, axis=-1):
     """A vector whose largest entry is one, and the scale."""
-    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     return x / jnp.where(scale == 0, jnp.ones_like(scale), scale), scale

@@ -140,10 +140,16 @@ class ImageSet(NamedTuple):
     labelled: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
-    def check(self) -> None:
-        """Raises UserError where it is not named, is not there, or lacks the classes that are needed."""
+    def check_named(self) -> None:
+        """Raises UserError where the setting is empty."""
         if not self.spec:
-            raise UserError(f"config.{self.setting} is empty: expected {SPECS}")
+            raise UserError(
+                f"config.{self.setting} is empty: expected {SPECS}, as in "
+                "--config.data.train=folder:photos/train --config.data.eval=folder:photos/test"
+            )
+
+    def check(self) -> None:
+        """Raises UserError where it is not there, or lacks the classes that are needed."""
         try:
             source = OPENERS[self.kind](self.spec, data_dir=self.data_dir, **dict(self.options))
             if self.labelled:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from brh_jax.statistics import summarize
+from brh_jax.statistics import ratio, summarize
 from brh_jax.types import Array
 
 
@@ -23,6 +23,11 @@ def mean_interval(values: Array, seed: int = 0, groups: Array | None = None) -> 
         return Interval(*(float(np.mean(values)),) * 3)
     band = summarize(np.asarray(values, float), seed=seed, groups=groups)
     return Interval(float(band.mean), float(band.low), float(band.high))
+
+
+def ratio_interval(numerator: Array, denominator: Array, seed: int = 0, groups: Array | None = None) -> Interval | None:
+    """Of a quotient of sums over the same images, of which groups are drawn; None where there is nothing to divide by."""
+    return Interval(*ratio(numerator, denominator, seed=seed, groups=groups)) if np.sum(denominator) else None
 
 
 def edges(intervals: list[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ import jax
 from ml_collections import ConfigDict
 
 from brh_jax.data.files import printable
-from brh_jax.data.sources import Source
 from brh_jax.errors import UserError, did_you_mean
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
@@ -26,7 +25,8 @@ from experiments.records import Record, differing_content, differing_settings, r
 from experiments.results import Results, from_json, to_json, write_json
 from experiments.runs import read_results
 from experiments.settings import check_names, check_plain, flat, merged_defaults, read, without_effect
-from experiments.stage import Context, Stage
+from experiments.skips import Skips, holds_nothing_else
+from experiments.stage import Context, Stage, check_same
 
 MODES = ("train", "eval", "report")
 _OF_A_HOST = ("data.data_dir", "data.threads", "data.workers")  # settings that may differ between the hosts of a run
@@ -119,15 +119,15 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
 
 def _check_ready(plan: "_Plan", settings: dict[str, Any]) -> None:
     """Raises UserError where a stage that is to run lacks something that it reads from outside."""
+    done = {name for name, record in plan.records.items() if record is not None and record.done} - plan.again
+    waiting = [stage for stage in stages.STAGES if stage.name in plan.chosen and stage.name not in done]
     sets: dict[tuple, ImageSet] = {}
-    for stage in stages.STAGES:
-        done = (record := plan.records[stage.name]) is not None and record.done and stage.name not in plan.again
-        if stage.name not in plan.chosen or done:
-            continue
+    for one in (one for stage in waiting for one in stage.reads(settings[stage.name])):
+        one.check_named()
+        sets.setdefault(one[1:], one)
+    for stage in waiting:
         if stage.ready is not None:
             stage.ready(settings[stage.name])
-        for one in stage.reads(settings[stage.name]):
-            sets.setdefault(one[1:], one)
     for one in sets.values():
         one.check()
 
@@ -285,30 +285,30 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
         return kept
 
     def outside(what: str, fingerprint: str) -> None:
-        if lines := differences({what: fingerprint[:12]}):
-            raise UserError(f"{what} is not the same in all processes of this run ({lines[what]}): give all the same files")
+        check_same(what, fingerprint)
         if record.outside.setdefault(what, fingerprint) != fingerprint:
             raise UserError(f"{what} has changed while it was in use: let it be, and run the same command again")
         keep()
 
     keep()
-    sources: list[Source] = []
-    context = dataclasses.replace(context, folder=folder, outside=outside, sources=sources, waits=True, arrays=set())
+    skips = Skips(folder, goes_on=before is not None and not before.done and not again)
+    context = dataclasses.replace(context, folder=folder, outside=outside, skipped=skips.add, waits=True, arrays=set())
     try:
         result = stage.run(context, settings)
     except BaseException as error:
         if not plan.held.is_there():
             raise plan.held.lost() from error
         keep()
-        if is_main() and isinstance(error, UserError) and [p.name for p in folder.iterdir()] == ["record.json"] and not again:
+        if is_main() and isinstance(error, UserError) and holds_nothing_else(folder, "record.json") and not again:
             shutil.rmtree(folder)  # nothing was done: the next attempt may be configured otherwise
         raise
     plan.held.check()
     if is_main():
         record.write(folder)  # not done while old arrays and new ones lie side by side
         context.place_arrays()
-    skipped = {skip.name: skip.reason for source in sources for skip in source.skipped.values()}
-    done = keep(done=True, result=to_json(result), skipped=skipped)
+    done = keep(done=True, result=to_json(result), skipped=skips.of_all_processes())
+    if is_main():
+        skips.remove()
     wait_for_all(f"{stage.name}: done")
     print(f"{stage.name}: {clock(done.seconds)}", flush=True)
     return done

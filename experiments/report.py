@@ -63,6 +63,7 @@ def _lead(results: Results) -> Iterator[str]:
             sentence += (
                 f" R² at the last layer: {_last(fit.r2)} (identity baseline: {_last(fits['identity'].r2)}); e is "
                 f"{100 * fmean(fit.relative_error[ALL]):.0f} % of the state's norm, mean of layers."
+                + (f" It keeps {100 * fit.kept.value:.0f} % of the teacher's accuracy." if fit.kept else "")
             )
         yield sentence
     if skipped := results.about["skipped_images"]:

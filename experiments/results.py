@@ -6,11 +6,14 @@ python -m experiments.results          prints the JSON schema of results.json
 import json
 import os
 import pathlib
+import zipfile
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from brh_jax.errors import UserError
+from brh_jax.files import read_array
 
 # Of results.json and of the stages' records: raise it where older ones cannot be read any more. 1 was not written.
 SCHEMA = 3
@@ -77,6 +80,24 @@ def read_json(path: pathlib.Path) -> Any:
         raise damaged(path) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that a stage wrote. Raises UserError where it is damaged, or not to be read."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file: expected the arrays that a stage wrote there; remove its folder to run it again")
+
+    def member(archive, info):
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+            raise ValueError(f"{info.filename} is compressed, or of a size that it cannot have")
+        with archive.open(info) as stream:
+            return read_array(stream, info.file_size)
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename.removesuffix(".npy"): member(archive, info) for info in archive.infolist()}
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder of its stage to run that again") from None
 
 
 def damaged(path: pathlib.Path) -> UserError:

@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brh_jax.data.pipeline import measuring_batches
-from brh_jax.data.sources import Source
+from brh_jax.data.sources import Skip, Source
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import Progress
-from brh_jax.train.parallel import is_main, shard, shard_batch, to_host, together, wait_for_all
+from brh_jax.train.parallel import differences, is_main, shard, shard_batch, to_host, together, wait_for_all
 from experiments.data import ImageSet
 from experiments.records import OPENERS
 from experiments.results import Results
@@ -44,7 +44,7 @@ class Stage:
         page: (page) -> the figures and tables of its section, of `experiments.report.Page`; None for none.
         merits: Result -> model -> figure of merit -> value, for `experiments.tables`; None for none.
         reads: settings -> the sets of images that it reads; they are opened once before any stage runs, so that what is not there
-            is said at once and not after hours.
+            is said at once and not after hours. Raises UserError where a setting that names them is empty.
         ready: settings -> None, called before any stage runs: raises UserError where something is missing that it reads in the
             end; None for none.
         measures: whether it measures what other stages made: --mode=eval does it again.
@@ -81,7 +81,7 @@ class Context:
         results: of the stages done before.
         outside: called with what is read from outside the run, `images SPEC` or `weights PATH` say, and the fingerprint of its
             content.
-        sources: of images, masks and depths that were opened.
+        skipped: called with each image, mask or depth map that cannot be decoded, from any thread.
         stages: names of the stages that this run is made of.
         waits: whether files of arrays wait for the stage to be done; `arrays` are those that do.
     """
@@ -92,7 +92,7 @@ class Context:
     loop: LoopSettings = LoopSettings()
     results: Results = dataclasses.field(default_factory=Results)
     outside: Callable[[str, str], None] = lambda what, fingerprint: None
-    sources: list[Source] = dataclasses.field(default_factory=list)
+    skipped: Callable[[Skip], None] = lambda skip: None
     stages: tuple[str, ...] = ()
     waits: bool = False
     arrays: set[pathlib.Path] = dataclasses.field(default_factory=set)
@@ -142,15 +142,16 @@ class Context:
 
     # Data.
 
-    def source(self, spec: str, data_dir: str = "", kind: str = "images", **options) -> Source:
-        """The images that a setting describes; their content becomes part of the stage's fingerprint.
+    def source(self, spec: str, data_dir: str = "", kind: str = "images", effect: bool = True, **options) -> Source:
+        """The images that a setting describes.
 
         Args:
             kind: a key of `records.OPENERS`.
+            effect: whether what the stage leaves depends on them: their content becomes part of its fingerprint.
         """
         source = together(lambda: OPENERS[kind](spec, data_dir=data_dir, **options))
-        self.outside(f"{kind} {spec}", source.fingerprint())
-        self.sources.append(source)
+        (self.outside if effect else check_same)(f"{kind} {spec}", source.fingerprint())
+        source.on_skip = self.skipped
         return source
 
     def measuring_batches(
@@ -171,6 +172,12 @@ class Context:
             rest = batch if jax.process_count() == 1 else to_host({k: placed[k] for k in told})
             yield placed | {k: rest[k] for k in told}
             progress.update(number)
+
+
+def check_same(what: str, fingerprint: str) -> None:
+    """Raises UserError where something outside the run is not the same in all its processes, which all ask together."""
+    if lines := differences({what: fingerprint[:12]}):
+        raise UserError(f"{what} is not the same in all processes of this run ({lines[what]}): give all the same files")
 
 
 def _fresh(path: pathlib.Path) -> pathlib.Path:

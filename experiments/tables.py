@@ -29,7 +29,7 @@ from brh_jax.report.study import fit_by_phases
 from experiments import published
 from experiments.configs import ablation
 from experiments.results import Results
-from experiments.stages.agreement.run import ALL, AgreementResult, Fit
+from experiments.stages.agreement.run import ALL, AgreementResult, Fit, decisions
 from experiments.stages.distill.run import DistillResult
 from experiments.summarize import FinishedRun, Merits, Row, as_csv, as_markdown, gather, merits_of, read_runs, table, write_table
 
@@ -108,7 +108,11 @@ def fit_merits(results: Results) -> Merits:
     """Model -> agreement with the teacher, mean of layers and at the last; R² without a token type is the mean over types.
 
     `one mean` is the authors' statistic, see `brh_jax.distill.TrajectoryFit`: the only one beside the paper's."""
-    return {name: _fit_merits(fit) for name, fit in _fits(results).items()}
+    fits = _fits(results)
+    found = decisions(fits)  # the teacher's too
+    for name, fit in fits.items():
+        found[name] = _fit_merits(fit) | found.get(name, {})
+    return found
 
 
 def _fit_merits(fit: Fit) -> dict[str, float]:
@@ -127,7 +131,8 @@ def _fit_merits(fit: Fit) -> dict[str, float]:
 
 def _raptor_merits(results: Results) -> Merits:
     """The agreement of the Raptors alone."""
-    return {name: _fit_merits(fit) for name, fit in _fits(results).items() if fit.kind == "raptor"}
+    fits = _fits(results)
+    return {name: values for name, values in fit_merits(results).items() if name in fits and fits[name].kind == "raptor"}
 
 
 def _ablation_merits(results: Results) -> Merits:

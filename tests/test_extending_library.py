@@ -16,7 +16,7 @@ from brh_jax.train.metrics import read_metrics
 from brh_jax.train.parallel import make_mesh
 
 
-def mean_absolute_error(predicted, target, weights):
+def mean_absolute_error(predicted, target, weights, layout):
     errors = jnp.mean(jnp.abs(predicted - target), axis=(1, 3))
     return jnp.sum(errors * jnp.asarray(weights, errors.dtype), axis=-1)
 

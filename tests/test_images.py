@@ -34,6 +34,15 @@ def png(width, height, depth, colour, rows):
     return Image.open(io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")))
 
 
+def white_is_zero(image):
+    """A TIFF whose values count from white: Pillow writes none of these but of 8 bits, so the tag is set in the file."""
+    file = io.BytesIO()
+    image.save(file, "TIFF")
+    tag = struct.pack("<HHI", 262, 3, 1)
+    assert file.getvalue().count(tag + b"\1\0") == 1
+    return Image.open(io.BytesIO(file.getvalue().replace(tag + b"\1\0", tag + b"\0\0")))
+
+
 SIXTEEN = np.round(GREY * 65535).astype(np.uint16)
 GREYS = {
     "16-bit PNG": lambda: stored(Image.fromarray(SIXTEEN), "PNG"),
@@ -45,6 +54,9 @@ GREYS = {
         64, 64, 16, 4, [np.stack([row, np.full(64, 65535)], -1).astype(">u2").tobytes() for row in SIXTEEN]
     ),
     "float TIFF": lambda: stored(Image.fromarray(GREY.astype(np.float32)), "TIFF"),
+    "16-bit TIFF, white is zero": lambda: white_is_zero(Image.fromarray(65535 - SIXTEEN)),
+    "float TIFF, white is zero": lambda: white_is_zero(Image.fromarray((1 - GREY).astype(np.float32))),
+    "8-bit TIFF, white is zero": lambda: white_is_zero(Image.fromarray(255 - (GREY * 255).astype(np.uint8))),
     "8 bits": lambda: stored(Image.fromarray((GREY * 255).astype(np.uint8)), "PNG"),
     "bool array": lambda: GREY > 0.5,
     "uint16 array": lambda: SIXTEEN,

@@ -4,7 +4,7 @@ import pytest
 
 from brh_jax.phases import Partition
 from brh_jax.probes.heads import bootstrap_interval
-from brh_jax.statistics import bootstrap_counts, bootstrap_draws, boundary_jump_test, crossing, num_groups, summarize
+from brh_jax.statistics import bootstrap_counts, bootstrap_draws, boundary_jump_test, crossing, num_groups, ratio, summarize
 from brh_jax.tokens import ByToken
 
 
@@ -25,6 +25,23 @@ def test_the_band_covers_the_mean_as_often_as_it_says():
     summary = summarize(np.random.default_rng(1).exponential(size=(600, 60)), num_resamples=600, level=0.9)
     covered = np.mean((summary.low <= 1) & (summary.high >= 1))
     assert 0.84 < covered < 0.94
+
+
+def test_the_band_of_a_quotient_is_that_of_the_delta_method_and_knows_what_both_have_in_common():
+    rng = np.random.default_rng(0)
+    teacher = rng.random(2000) < 0.6
+    raptor = np.where(rng.random(2000) < 0.9, teacher, rng.random(2000) < 0.5)
+    found = ratio(raptor, teacher, num_resamples=4000)
+    value = raptor.sum() / teacher.sum()
+    error = (raptor - value * teacher).std() / teacher.mean() / np.sqrt(2000)
+    assert found.value == pytest.approx(value)
+    np.testing.assert_allclose((found.low, found.high), (value - 1.96 * error, value + 1.96 * error), atol=0.1 * error)
+    assert ratio(teacher, teacher) == (1, 1, 1)
+    twice, names = ratio(np.tile(raptor, 2), np.tile(teacher, 2), num_resamples=4000, groups=[*range(2000)] * 2), found
+    np.testing.assert_allclose(twice, names, atol=1e-12)
+    for wrong in ((raptor[:3], teacher), (raptor, np.zeros(2000))):
+        with pytest.raises(ValueError, match="expected one value of each for every image|denominator is 0 in sum"):
+            ratio(*wrong)
 
 
 def test_duplicates_leave_a_grouped_band_as_it_is_and_narrow_an_ungrouped_one():

@@ -1,6 +1,5 @@
 """A table applied: from named tensors to a parameter tree that is filled whole and once, and back."""
 
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from flax import traverse_util
 from jax.typing import DTypeLike
 
 from brh_jax.errors import UserError
-from brh_jax.models.encoder import init_params
+from brh_jax.models.encoder import param_shapes
 from brh_jax.models.vit import ViT, ViTConfig
 from weights_convert.families.rules import Place, Rule
 from weights_convert.sources import Source
@@ -26,8 +25,7 @@ def wanted_shapes(config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, by path."""
     p = config.patch_size
     image = jax.ShapeDtypeStruct((1, p, p, config.channels), jnp.float32)
-    wanted = jax.eval_shape(functools.partial(init_params, ViT(config)), jax.random.key(0), image)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(wanted, sep="/").items()}
+    return param_shapes(ViT(config), image)
 
 
 def fill(

@@ -5,6 +5,7 @@ metres, 0 where there is no measurement.
 """
 
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from brh_jax.data.files import decoded, files_below, listing, printable, read_image
+from brh_jax.data.files import CorruptImage, decoded, files_below, listing, printable, read_image
 from brh_jax.data.sources import Selection, Source, TfdsSource, digest, name_and_split
 from brh_jax.errors import UserError
+from brh_jax.files import read_array
 from brh_jax.types import PathLike
 
 IGNORED = 255
@@ -22,6 +24,7 @@ ADE20K_CLASSES = 150
 # TFDS data sets whose masks count from 1, 0 being no label: name -> number of classes. scene_parse150 holds, for all its name,
 # the challenge's instance annotations: the 100 classes of things, in the first channel.
 _COUNTED_FROM_ONE = {"scene_parse150": 100}
+_NYU_PIXELS = 2**24  # of an image, at most: they are 480 x 640
 _MASK_FEATURES = ("annotation", "segmentation_mask", "mask")
 _MASKS_LAYOUT = """expected
   ade20k:PATH:training or :validation, PATH with images/{training,validation}/*.jpg and
@@ -236,10 +239,12 @@ def read_depth(path: pathlib.Path) -> np.ndarray:
     """A depth map in metres from a 16-bit .png in millimetres or an .npy in metres.
 
     Raises:
-        UserError: not such a file.
+        UserError: another kind of image or array.
+        ValueError: a damaged .npy.
     """
     if path.suffix.lower() == ".npy":
-        depth = np.load(path)
+        with path.open("rb") as file:
+            depth = read_array(file, path.stat().st_size)
     else:
         with Image.open(path) as image:
             if not image.mode.startswith("I"):
@@ -272,7 +277,7 @@ class NyuRelease(Source):
         except (OSError, KeyError) as error:
             raise UserError(f"{path} is damaged or not nyu_depth_v2_labeled.mat ({error}): download it again") from None
         # MATLAB's arrays come transposed: [image, channel, column, row].
-        if len(shapes[0]) != 3 or shapes[0][0] != 3 or shapes[0][1:] != shapes[1]:
+        if len(shapes[0]) != 3 or shapes[0][0] != 3 or shapes[0][1:] != shapes[1] or math.prod(shapes[1]) > _NYU_PIXELS:
             raise UserError(
                 f"{path} holds images of {shapes[0]} and depths of {shapes[1]}: expected (3, 640, 480) and (640, 480)"
             )
@@ -284,8 +289,11 @@ class NyuRelease(Source):
         import h5py
 
         # Opened for every record: a file that is open goes into no worker process.
-        with h5py.File(self._path) as file:
-            image, depth = file["images"][index], file["depths"][index]
+        try:
+            with h5py.File(self._path) as file:
+                image, depth = file["images"][index], file["depths"][index]
+        except (OSError, ValueError, KeyError) as error:
+            raise CorruptImage(f"{self.name} record {index}", str(error)) from None
         return {"image": np.ascontiguousarray(image.transpose(2, 1, 0)), "target": _metres(depth.T)}
 
     def fingerprint(self):
@@ -311,7 +319,7 @@ def nyu(path: PathLike, split: str) -> Source:
 
     try:
         rows = loadmat(splits)[f"{split}Ndxs"].ravel().astype(int) - 1
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # SciPy has many for damage, of zlib and of its own
         raise UserError(f"{splits} is damaged or not NYU's ({error}): expected trainNdxs and testNdxs") from None
     if rows.min(initial=0) < 0 or rows.max(initial=0) >= len(source):
         raise UserError(f"{splits} names image {rows.max() + 1}, {file} has {len(source)}: they do not belong together")

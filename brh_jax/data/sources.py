@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,16 +35,18 @@ class Source:
     Attributes:
         name: for people.
         classes: names of the classes, empty where there are no labels (every label is then -1).
+        on_skip: called with each record that turns out not to be decoded, of this process; None for nothing.
     """
 
     def __init__(self, name: str, classes: Iterable[str] = ()):
         self.name = printable(name)
         self.classes = tuple(map(printable, classes))
+        self.on_skip: Callable[[Skip], None] | None = None
         self._skipped: dict[int, Skip] = {}
         self._lock, self._quiet = threading.Lock(), False
 
     def __getstate__(self):  # a worker process has a lock of its own, and what it finds is found, and said, by the first one too
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_quiet": True}
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_quiet": True, "on_skip": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -93,6 +95,8 @@ class Source:
         with self._lock:
             new, number = index not in self._skipped, len(self._skipped)
             self._skipped[index] = skip
+        if new and self.on_skip:
+            self.on_skip(skip)
         if new and not self._quiet and number <= _NAMED:
             more = f"more images of {self.name}, which are counted and not named here"
             print(f"warning: skipped {skip.name}: {skip.reason}" if number < _NAMED else f"warning: skipped {more}", flush=True)

@@ -13,7 +13,8 @@ from brh_jax.models.encoder import pooled_features
 from brh_jax.models.head import apply_head
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
-from brh_jax.vectors import cosine_distance, directed
+from brh_jax.types import Array
+from brh_jax.vectors import cosine_distance, directed, length
 
 
 class ImageErrors(NamedTuple):
@@ -33,6 +34,44 @@ class ImageErrors(NamedTuple):
     relative_error_all: np.ndarray
 
 
+class Classes(NamedTuple):
+    """The class of every image that a classifier gives on the last state, `[images]` each.
+
+    Attributes:
+        label: the image's own; -1 where it has none, or none that the classifier knows.
+        true: given on the true state.
+        predicted: given on the predicted state.
+    """
+
+    label: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which images have a label, `[images]`."""
+        return self.label >= 0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labelled images that are given their own class on the predicted state; None without labels."""
+        return self._right(self.predicted)
+
+    @property
+    def true_accuracy(self) -> float | None:
+        """The same on the true state: what the teacher reaches."""
+        return self._right(self.true)
+
+    @property
+    def agreement(self) -> float:
+        """Share of all images that are given the same class on both states."""
+        return float(np.mean(self.predicted == self.true))
+
+    def _right(self, given: np.ndarray) -> float | None:
+        right = (given == self.label)[self.labelled]
+        return float(right.mean()) if len(right) else None
+
+
 class TrajectoryFit(NamedTuple):
     """Agreement with the teacher at a_1 ... a_L. Fields ByToken hold `[depth]` each, empty for types that are not there.
 
@@ -50,8 +89,7 @@ class TrajectoryFit(NamedTuple):
         relative_error: mean over images of that norm divided by the true state's.
         error_all, relative_error_all: the same over all tokens of a state, `[depth]`.
         final_cosine: mean cosine of [cls, mean patch] after the final norm.
-        accuracy: share of the labelled images whose class a classifier gives on the predicted last state; None without one.
-        same_class: share of images to which it gives the class that it gives on the true one.
+        classes: what a classifier gives on either last state; None without one.
         num_images: how many images were measured.
         photographs: number of the photograph that each image is a view of, `[images]`: what intervals over images draw.
         images: e of each of them.
@@ -66,8 +104,7 @@ class TrajectoryFit(NamedTuple):
     error_all: np.ndarray
     relative_error_all: np.ndarray
     final_cosine: float
-    accuracy: float | None
-    same_class: float | None
+    classes: Classes | None
     num_images: int
     photographs: np.ndarray
     images: ImageErrors
@@ -81,6 +118,7 @@ def evaluate(
     layout: TokenLayout,
     *,
     head: dict[str, Any] | None = None,
+    labelled: bool = True,
 ) -> dict[str, TrajectoryFit]:
     """Measures several predictions of one teacher's trajectories in one pass.
 
@@ -89,7 +127,8 @@ def evaluate(
         predictors: name -> function from a_0 to a trajectory. `repeat_state` is the identity baseline.
         normalize: states -> states after the final norm.
         batches: from `measuring_batches`; without `photograph` each image is its own.
-        head: a classifier on [cls, mean patch], whose classes are those of the batches' `label`.
+        head: a classifier on [cls, mean patch].
+        labelled: whether its outputs are the classes of the batches' `label`; without, only whether it decides alike is measured.
 
     Raises:
         UserError: no images.
@@ -97,21 +136,24 @@ def evaluate(
     photographs: list[np.ndarray] = []
     totals = {name: None for name in predictors}
     errors = {name: [] for name in predictors}
+    classes: dict[str, list[Classes | None]] = {name: [] for name in predictors}
     for batch in batches:
-        states = teacher_states(batch["image"])
-        own = batch.get("photograph", sum(map(len, photographs)) + np.arange(len(batch["valid"])))
-        photographs.append(np.asarray(own)[batch["valid"]])
+        states, valid = teacher_states(batch["image"]), batch["valid"]
+        own = batch.get("photograph", sum(map(len, photographs)) + np.arange(len(valid)))
+        photographs.append(np.asarray(own)[valid])
         for name, predict in predictors.items():
             predicted = predict(states[0])
-            found, each = to_host(_statistics(states, predicted, batch["valid"], layout))
-            errors[name].append(jax.tree.map(lambda values, valid=batch["valid"]: values[:, valid], each))
-            final, *classes = to_host(_final(normalize(states[-1]), normalize(predicted[-1]), head, layout))
-            found["final"] = final.astype(np.float64)[batch["valid"]].sum()
-            found["classes"] = _class_counts(classes, batch)
+            measured = to_host(_statistics(states, predicted, valid, layout))
+            final, *given = to_host(_final(normalize(states[-1]), normalize(predicted[-1]), head, layout))
+            errors[name].append(jax.tree.map(lambda values, valid=valid: values[:, valid], measured.errors))
+            found = _sums(measured, valid, predicted[-1, 0].size)
+            found["final"] = final.astype(np.float64)[valid].sum()
+            classes[name].append(_classes(given, batch, labelled))
             totals[name] = found if totals[name] is None else _merge(totals[name], found)
     if any(t is None for t in totals.values()):
         raise UserError("no images to evaluate on")
-    return {name: _fit(total, errors[name], np.concatenate(photographs)) for name, total in totals.items()}
+    views = np.concatenate(photographs)
+    return {name: _fit(total, errors[name], classes[name], views) for name, total in totals.items()}
 
 
 def repeat_state(depth: int) -> Callable:
@@ -119,46 +161,71 @@ def repeat_state(depth: int) -> Callable:
     return lambda state: jnp.broadcast_to(state, (depth + 1, *state.shape))
 
 
+class _Statistics(NamedTuple):
+    """What is summed over a batch of one prediction, lengths rather than their squares: those of large states overflow float32.
+
+    Attributes:
+        types: per token type, and of all tokens together as the last, None for types that are not there: number of valid tokens,
+            mean state `[layers, dim]`, length of each image's deviation from it and sum of its cosines `[layers, batch]`.
+        errors: e of each image.
+        spread: length of the deviation of each image's predicted last state from the mean of all its numbers, `[batch]`.
+    """
+
+    types: list[dict[str, Array] | None]
+    errors: ImageErrors
+    spread: Array
+
+
 @functools.partial(jax.jit, static_argnames="layout")
-def _statistics(states, predicted, valid, layout) -> tuple[dict, ImageErrors]:
-    """Sums over a batch per token type, and of all tokens together as the last: counts, mean state, squares about it, residual
-    squares, cosines; and e of each image."""
+def _statistics(states, predicted, valid, layout) -> _Statistics:
     weight = valid.astype(states.dtype)
     images = weight.sum()
-
-    def total(per_image):  # [layers, batch] -> [layers]
-        return jnp.sum(per_image * weight, axis=-1)
-
-    types, residuals, squares = [], [], []  # the last two [layers, batch] for each type
+    weight /= images
+    types, errors, sizes = [], [], []  # the last two [layers, batch] for each type
     for target, guess in zip(*((*layout.split(whole[1:]), whole[1:]) for whole in (states, predicted)), strict=True):
-        if not target.shape[-2]:
+        if not (tokens := target.shape[-2]):
             types.append(None)
-            residuals.append(jnp.zeros((0, len(valid))))
-            squares.append(jnp.zeros((0, len(valid))))
+            errors.append(jnp.zeros((0, len(valid))))
+            sizes.append(jnp.zeros((0, len(valid))))
             continue
-        count = images * target.shape[-2]
-        mean = jnp.einsum("lbtd,b->ld", target, weight, precision="highest") / count
-        centred = jnp.einsum("lbtd,b->ld", jnp.square(target - mean[:, None, None]), weight, precision="highest")
-        residuals.append(jnp.sum(jnp.square(target - guess), axis=(2, 3)))
-        squares.append(jnp.sum(jnp.square(target), axis=(2, 3)))
+        mean = jnp.einsum("lbtd,b->ld", target, weight / tokens, precision="highest")
+        deviation = length(target - mean[:, None, None], axis=(2, 3))
         cosine = jnp.mean(_cosine(target, guess), axis=-1)
-        sums = {"count": count, "mean": mean, "centred": centred, "residual": total(residuals[-1]), "cosine": total(cosine)}
-        types.append(sums)
-
-    def relative(residual, square):
-        return jnp.sqrt(residual / jnp.maximum(square, 1e-30))
-
-    roots, relatives = [jnp.sqrt(each) for each in residuals], list(map(relative, residuals, squares))
-    errors = ImageErrors(ByToken(*roots[:3]), ByToken(*relatives[:3]), roots[3], relatives[3])
-    last, mean_square = predicted[-1], types[-1]["residual"][-1] / (images * predicted[-1, 0].size)
-    variance = _variance(last, weight / (images * last[0].size))
-    return {"images": images, "types": types, "one_mean": images * (1 - mean_square / (variance + 1e-6))}, errors
+        types.append({"count": images * tokens, "mean": mean, "deviation": deviation, "cosine": cosine})
+        errors.append(length(target - guess, axis=(2, 3)))
+        sizes.append(length(target, axis=(2, 3)))
+    relatives = [error / jnp.maximum(size, 1e-15) for error, size in zip(errors, sizes, strict=True)]
+    last = predicted[-1]
+    centre = jnp.einsum("btd,b->", last, weight / last[0].size, precision="highest")
+    spread = length(last - centre, axis=(1, 2))
+    return _Statistics(types, ImageErrors(ByToken(*errors[:3]), ByToken(*relatives[:3]), errors[3], relatives[3]), spread)
 
 
-def _variance(values, weight):
-    """Of all numbers in `[batch, ...]` about their one mean; the weight of a number is its image's."""
-    mean = jnp.einsum("btd,b->", values, weight, precision="highest")
-    return jnp.einsum("btd,b->", jnp.square(values - mean), weight, precision="highest")
+def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]:
+    """Sums over the valid images of a batch, in float64: per token type counts, mean state, squares about it, residual squares,
+    cosines; R² about one mean times the images.
+
+    Args:
+        size: numbers of a state.
+    """
+
+    def total(per_image, power=1):  # [..., batch] -> [...]
+        return np.sum(np.asarray(per_image, np.float64)[..., valid] ** power, axis=-1)
+
+    types = [
+        t
+        and {
+            "count": t["count"],
+            "mean": t["mean"],
+            "centred": total(t["deviation"], 2),
+            "residual": total(error, 2),
+            "cosine": total(t["cosine"]),
+        }
+        for t, error in zip(measured.types, (*measured.errors.error, measured.errors.error_all), strict=True)
+    ]
+    images = valid.sum()
+    squares, variance = (of / (images * size) for of in (types[-1]["residual"][-1], total(measured.spread, 2)))
+    return {"images": images, "types": types, "one_mean": images * (1 - squares / (variance + 1e-6))}
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -169,13 +236,13 @@ def _final(target, predicted, head, layout) -> tuple:
     return (cosine,) if head is None else (cosine, *(jnp.argmax(apply_head(head, features), -1) for features in (a, b)))
 
 
-def _class_counts(classes, batch) -> np.ndarray:
-    """How many images have a label, how many of these are right, how many have the class of the true state."""
-    if not classes:
-        return np.zeros(3)
-    target, predicted = (one[batch["valid"]] for one in classes)
-    labels = np.asarray(batch["label"])[batch["valid"]]
-    return np.array([(labels >= 0).sum(), (predicted == labels).sum(), (predicted == target).sum()], np.float64)
+def _classes(given, batch, labelled: bool) -> Classes | None:
+    """Of the images of a batch that count; None where no classifier gave any."""
+    if not given:
+        return None
+    true, predicted = (one[batch["valid"]] for one in given)
+    label = np.asarray(batch["label"])[batch["valid"]] if labelled else np.full(len(true), -1)
+    return Classes(label, true, predicted)
 
 
 def _cosine(a, b):
@@ -189,7 +256,7 @@ def _merge(a, b):
     def add(x, y):
         return np.asarray(x, np.float64) + np.asarray(y, np.float64)
 
-    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean", "classes")} | {"types": []}
+    out = {key: add(a[key], b[key]) for key in ("images", "final", "one_mean")} | {"types": []}
     for x, y in zip(a["types"], b["types"], strict=True):
         if x is None:
             out["types"].append(None)
@@ -197,24 +264,23 @@ def _merge(a, b):
         merged = {key: add(x[key], y[key]) for key in x}
         shift = np.asarray(y["mean"], np.float64) - x["mean"]
         merged["mean"] = x["mean"] + shift * (y["count"] / merged["count"])
-        merged["centred"] += np.square(shift) * (np.float64(x["count"]) * y["count"] / merged["count"])
+        merged["centred"] += np.square(shift).sum(-1) * (np.float64(x["count"]) * y["count"] / merged["count"])
         out["types"].append(merged)
     return out
 
 
-def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> TrajectoryFit:
-    images = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *errors)
+def _fit(total, errors: list[ImageErrors], classes: list[Classes | None], photographs: np.ndarray) -> TrajectoryFit:
+    images, given = (jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *one) for one in (errors, classes))
     means = jax.tree.map(lambda values: values.mean(-1, dtype=np.float64), images)
     count = float(total["images"])
 
     *types, everything = total["types"]
-    labelled, right, same = total["classes"]
 
     def by_token(value):
         return ByToken(*(np.zeros(0) if t is None else np.asarray(value(t), np.float64) for t in types))
 
     def r2(t):
-        return 1.0 - t["residual"] / np.maximum(t["centred"].sum(-1), 1e-30)
+        return 1.0 - t["residual"] / np.maximum(t["centred"], 1e-30)
 
     return TrajectoryFit(
         r2=by_token(r2),
@@ -223,8 +289,7 @@ def _fit(total, errors: list[ImageErrors], photographs: np.ndarray) -> Trajector
         cosine=by_token(lambda t: t["cosine"] / count),
         **means._asdict(),
         final_cosine=float(total["final"] / count),
-        accuracy=float(right / labelled) if labelled else None,
-        same_class=float(same / count) if labelled else None,
+        classes=given,
         num_images=round(count),
         photographs=photographs,
         images=images,

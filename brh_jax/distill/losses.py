@@ -32,7 +32,7 @@ def token_weights(layout: TokenLayout, weights: tuple[float, ...] | None = None)
     return np.concatenate([np.full(n, s / n) for n, s in zip(layout.counts, shares, strict=True) if n])
 
 
-def mean_squared_error(predicted: Array, target: Array, weights: Array) -> jax.Array:
+def mean_squared_error(predicted: Array, target: Array, weights: Array, layout: TokenLayout) -> jax.Array:
     """Weighted mean squared error of each layer.
 
     Args:
@@ -46,5 +46,27 @@ def mean_squared_error(predicted: Array, target: Array, weights: Array) -> jax.A
     return jnp.sum(token_errors * jnp.asarray(weights, token_errors.dtype), axis=-1)
 
 
-# (predicted, target, weights) -> `[layers]`, as `mean_squared_error`.
-LOSSES: dict[str, Callable] = {"mse": mean_squared_error}
+# The share of a token type's variance below which an error hardly counts in `log_error`.
+NEGLIGIBLE = 1e-3
+
+
+def log_error(predicted: Array, target: Array, weights: Array, layout: TokenLayout) -> jax.Array:
+    """Weighted mean over token types of the logarithm of their mean squared error, of each layer.
+
+    A layer that hardly varies, or a type of few tokens, then pulls as hard as one whose states are large: what counts is by how
+    much of itself an error shrinks. Arguments and result as `mean_squared_error`; errors and variances are of the whole batch.
+    """
+    weights = jnp.broadcast_to(jnp.asarray(weights, predicted.dtype), (len(predicted), layout.num_tokens))
+    total = jnp.zeros(len(predicted), predicted.dtype)
+    for found, wanted, shares in zip(
+        layout.split(predicted), layout.split(target), layout.split(weights[..., None]), strict=True
+    ):
+        if wanted.shape[2]:
+            error = jnp.mean(jnp.square(found - wanted), axis=(1, 2, 3))
+            variance = jnp.mean(jnp.var(wanted, axis=(1, 2)), axis=-1)
+            total += shares.sum((1, 2)) * jnp.log(error + NEGLIGIBLE * variance + jnp.finfo(error.dtype).tiny)
+    return total
+
+
+# (predicted, target, weights, layout) -> `[layers]`, as `mean_squared_error`.
+LOSSES: dict[str, Callable] = {"mse": mean_squared_error, "log": log_error}

@@ -14,13 +14,14 @@ import numpy as np
 from brh_jax.distill.losses import LOSSES, token_weights
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
 from brh_jax.models.encoder import init_params
-from brh_jax.models.raptor import Blocks, Noise, RaptorConfig
+from brh_jax.models.raptor import Blocks, Noise, RaptorConfig, Restarts
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import AdamwSettings
 from brh_jax.types import Array, Step, Trajectory
 
 TEACHER_FORCING = ("annealed", "throughout")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class TrainingSettings(AdamwSettings):
         noise: standard deviation of Gaussian noise on the state before every application of a block, as the paper's authors add
             it (0 in their published runs).
         loss: a key of `losses.LOSSES`.
+        optimizer: adamw, or muon: matrices by their orthogonalised momentum, the rest by AdamW. A learning rate of muon is the
+            largest singular value of a step, or that times the root of outputs over inputs where there are more of them, which
+            serves models of any width.
+        vector_learning_rate: of what is no matrix, where the optimiser is muon; it rises and falls with the other.
         token_weights: of (cls, registers, patches) in the loss, () for the plain mean; of Blockwise for the last block alone.
     """
 
@@ -39,13 +44,16 @@ class TrainingSettings(AdamwSettings):
     warmup_steps: int = 10_000
     noise: float = 0.0
     loss: str = "mse"
+    optimizer: str = "adamw"
+    vector_learning_rate: float = 1e-3
     token_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "token_weights", tuple(self.token_weights))
-        expect_not_negative(self, "steps", "noise")
+        expect_not_negative(self, "steps", "noise", "vector_learning_rate")
         expect_one_of(self, "loss", LOSSES)
+        expect_one_of(self, "optimizer", OPTIMIZERS)
         weights = self.token_weights
         if weights and not (len(weights) == 3 and any(weights) and all(0 <= weight < float("inf") for weight in weights)):
             raise UserError(
@@ -75,9 +83,20 @@ class BlockwiseSettings(TrainingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class JointSettings(TrainingSettings):
-    """How joined blocks train."""
+    """How joined blocks train.
+
+    Attributes:
+        restarts: share of the steps over which layers that start from the teacher's state instead of the blocks' own give way: an
+            image does so at a layer with a probability that falls linearly from 1 to 0. The rollouts grow from one layer, which
+            is teacher forcing, to all of them, at the cost of one rollout. 0 rolls out from the first step.
+    """
 
     token_weights: tuple[float, ...] = (0.45, 0.10, 0.45)
+    restarts: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        expect(0 <= self.restarts <= 1, "restarts", self.restarts, "a share of the steps, from 0 to 1")
 
 
 class Objective(Protocol):
@@ -145,7 +164,7 @@ class Blockwise:
 
         def of(method: str) -> jax.Array:
             predicted = module.apply({"params": params}, states, layout.grid, noise, method=method)
-            return by_phase(LOSSES[self.settings.loss](predicted, states[1:], weights), partition, module.config.modelled)
+            return by_phase(LOSSES[self.settings.loss](predicted, states[1:], weights, layout), partition, module.config.modelled)
 
         if self.settings.teacher_forcing == "throughout":
             return of("teacher_forced")
@@ -170,16 +189,23 @@ class Joint:
     per_block = False
 
     def variant(self, step: int) -> bool:
-        """There is but one."""
-        return False
+        """Whether any layer starts from the teacher's state."""
+        return step < self.settings.restarts * self.settings.steps
+
+    def restarts(self, states: Trajectory, step: Step, key: jax.Array) -> Restarts:
+        """Which layers start from the teacher's states at this step."""
+        probability = jnp.clip(1.0 - step / (self.settings.restarts * self.settings.steps), 0.0, 1.0)
+        return Restarts(states, jax.random.bernoulli(key, probability, (len(states) - 1, states.shape[1])))
 
     def loss(
         self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses."""
         noise = _noise(self.settings.noise, key)
-        predicted = module.apply({"params": params}, states[0], layout.grid, noise, method="rollout")[1:]
-        losses = LOSSES[self.settings.loss](predicted, states[1:], token_weights(layout, self.settings.token_weights))
+        restarts = self.restarts(states, step, jax.random.fold_in(key, 0)) if variant and self.settings.restarts else None
+        predicted = module.apply({"params": params}, states[0], layout.grid, noise, restarts, method="rollout")[1:]
+        weights = token_weights(layout, self.settings.token_weights)
+        losses = LOSSES[self.settings.loss](predicted, states[1:], weights, layout)
         loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
         return loss, {"loss": loss}
 

@@ -1,6 +1,7 @@
 """Training a Raptor's blocks. The frozen teacher runs inside the jitted step: no state ever touches the disk."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from brh_jax.distill.objectives import Objective
+from brh_jax.distill.objectives import Objective, TrainingSettings
 from brh_jax.distill.states import StatesBatches
+from brh_jax.distill.validation import Validation
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params
+from brh_jax.models.layers import KERNELS
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.train.loop import Run, accumulate, adamw, train
 
@@ -36,6 +39,7 @@ def train_blocks(
     seed: int,
     remat: str = "dots",
     pieces: int = 1,
+    validation: Validation | None = None,
 ) -> Any:
     """Trains the blocks of a Raptor; returns their parameters.
 
@@ -46,8 +50,10 @@ def train_blocks(
         seed: of the noise.
         remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
         pieces: parts that a batch goes through in, gradients accumulated.
+        validation: what measures the blocks as they train, without effect on them.
     """
     update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces)
+    visits = validation.visits(config, run, objective.settings.steps, batch_size) if validation else {}
     layout, teacher = teacher.layout, teacher.on(run.mesh)
 
     def step(state, batch, index):
@@ -68,8 +74,13 @@ def train_blocks(
         batch_size=batch_size,
         specs=state_specs(config, teacher, optimiser),
         flops_per_image=flops,
+        visits={step: _on_params(visit) for step, visit in visits.items()},
     )
     return state["params"]
+
+
+def _on_params(visit: Callable[[Any], None]) -> Callable[[dict], None]:
+    return lambda state: visit(state["params"])
 
 
 def make_update(
@@ -112,13 +123,42 @@ def make_update(
 
 
 def optimizer(objective: Objective, blocks: list[str]) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind a clipped gradient norm, and its learning-rate schedule; `blocks` are the names of the parameters' parts."""
+    """What updates blocks behind a clipped gradient norm, and its learning-rate schedule; `blocks` are the names of the
+    parameters' parts."""
     settings = objective.settings
     adam, schedule = adamw(settings, settings.steps)
+    if settings.optimizer == "muon":
+        adam = muon(schedule, settings)
     clip = optax.clip_by_global_norm(settings.clip_norm)
     if objective.per_block:
         clip = optax.partition({name: clip for name in blocks}, {name: name for name in blocks})
     return optax.chain(clip, adam), schedule
+
+
+def muon(schedule: optax.Schedule, settings: TrainingSettings) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) for the matrices of attention and feed-forward layers, queries, keys, values, gates each by
+    itself, AdamW for the rest."""
+    ratio = settings.vector_learning_rate / settings.learning_rate
+
+    def axes(params):
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix_axes(jax.tree_util.keystr(path)), params)
+
+    return optax.contrib.muon(
+        schedule,
+        weight_decay=settings.weight_decay,
+        adam_weight_decay=settings.weight_decay,
+        adam_b2=0.98,
+        adam_learning_rate=lambda step: ratio * schedule(step),
+        muon_weight_dimension_numbers=axes,
+    )
+
+
+def _matrix_axes(path: str) -> Any:
+    """Which axes of a kernel are its inputs and its outputs; queries, keys and values, gates and values are matrices each."""
+    for name, (inputs, outputs) in KERNELS.items():
+        if all(part in path for part in name):
+            return optax.contrib.MuonDimensionNumbers(inputs, outputs)
+    return None
 
 
 def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.GradientTransformation) -> Any:

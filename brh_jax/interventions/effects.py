@@ -13,7 +13,7 @@ from brh_jax.models.encoder import Encoder, pooled_features, pooled_width
 from brh_jax.models.head import apply_head
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.types import State
-from brh_jax.vectors import cosine_distance
+from brh_jax.vectors import cosine_distance, length
 
 
 class Effects(NamedTuple):
@@ -149,6 +149,5 @@ def _run(encoder, head, system, start, begins, ends, orders):
     return jax.lax.map(one, (begins, ends, orders))
 
 
-def _relative(difference, reference, axes):
-    squares = jnp.sum(jnp.square(difference), axes), jnp.sum(jnp.square(reference), axes)
-    return jnp.sqrt(squares[0] / jnp.maximum(squares[1], 1e-30))
+def _relative(difference, reference, axis):
+    return length(difference, axis=axis) / jnp.maximum(length(reference, axis=axis), 1e-15)

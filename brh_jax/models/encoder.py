@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -219,6 +220,12 @@ def init_params(module: nn.Module, key: jax.Array, *args, **options) -> Any:
 def boxed_params(module: nn.Module, *args, **options) -> Any:
     """Shapes of a module's parameters in boxes that name their dimensions, which `optax` takes for parameters too."""
     return jax.eval_shape(lambda key, *args: module.init(key, *args, **options), jax.random.key(0), *args)["params"]
+
+
+def param_shapes(module: nn.Module, *args, **options) -> dict[str, tuple[int, ...]]:
+    """The shape of each of a module's parameters, by its path, `norm/scale` say."""
+    boxed = nn.meta.unbox(boxed_params(module, *args, **options))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(boxed, sep="/").items()}
 
 
 def param_specs(module: nn.Module, *args, **options) -> Any:

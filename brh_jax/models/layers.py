@@ -98,6 +98,15 @@ def fused_attention(q: HeadTokens, k: HeadTokens, v: HeadTokens, implementation:
         return None  # a shape or a version that it does not take
 
 
+# Where the kernels of a block have their inputs and outputs; axes that are neither number matrices side by side.
+KERNELS = {
+    ("attn", "qkv", "kernel"): ((0,), (2, 3)),
+    ("attn", "proj", "kernel"): ((0, 1), (2,)),
+    ("mlp", "fc1", "kernel"): ((0,), (-1,)),
+    ("mlp", "fc2", "kernel"): ((0,), (1,)),
+}
+
+
 class Mlp(nn.Module):
     """The feed-forward layer: a key of ACTIVATIONS (`gelu` is the exact one), or `swiglu`, silu(a) * b, `a` first in `fc1`."""
 

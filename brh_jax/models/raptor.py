@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from brh_jax.errors import UserError, expect, expect_whole, is_number
 from brh_jax.models import layers
@@ -160,6 +161,22 @@ class Noise(NamedTuple):
         return state + self.size * jax.random.normal(jax.random.fold_in(self.key, depth), state.shape, state.dtype)
 
 
+class Restarts(NamedTuple):
+    """Layers that start from the teacher's state instead of the rollout's own, in training.
+
+    Attributes:
+        states: the teacher's trajectory, `[depth + 1, batch, tokens, dim]`.
+        where: which layers do for which images, `[depth, batch]`.
+    """
+
+    states: Trajectory
+    where: Bool[Array, "depth batch"]
+
+    def on(self, state: State, layer: Layer) -> State:
+        """The state that the layer `layer` (from 0) starts from."""
+        return jnp.where(jnp.asarray(self.where)[layer][:, None, None], jnp.asarray(self.states)[layer], state)
+
+
 class Raptor(nn.Module):
     """k shared blocks that reproduce every state of a ViT.
 
@@ -208,7 +225,8 @@ class Blocks(nn.Module):
     """The trained part of a Raptor: one shared block per phase, and the ways to run them.
 
     `grid`, an argument of all of them, is (rows, columns) of the patches where the teacher has a rotary embedding; None for a
-    square. `noise` is added before every application, in training; the states that come out are those the block made.
+    square. `noise` is added before every application, in training, and `restarts` put the teacher's states in the place of the
+    rollout's; the states that come out are those the block made.
 
     Attributes:
         remat: what the backward pass keeps, a key of `remat.POLICIES`.
@@ -227,15 +245,17 @@ class Blocks(nn.Module):
     def _block(self, phase: int) -> RaptorBlock:
         return getattr(self, f"phase_{phase + 1}")
 
-    def _scan(self, run, state, grid, noise):
+    def _scan(self, run, state, grid, noise, restarts=None):
         """One run of layers from the state before it: (last state, `[layers of the run, batch, tokens, dim]`)."""
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
         if self.config.once:
+            state = state if restarts is None else restarts.on(state, run.start)
             state = state if noise is None else noise.on(state, run.start + 1)
             state = self._block(run.phase)(state, jnp.asarray(run.stop, state.dtype), rotations)
             return state, jnp.broadcast_to(state, (run.stop - run.start, *state.shape))
 
         def body(block, x, layer):
+            x = x if restarts is None else restarts.on(x, layer - 1)
             x = x if noise is None else noise.on(x, layer)
             x = block(x, layer, rotations)
             return x, x
@@ -243,11 +263,13 @@ class Blocks(nn.Module):
         scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
         return scan(self._block(run.phase), state, depths(run))
 
-    def rollout(self, state: State, grid: Grid = None, noise: Noise | None = None) -> Trajectory:
+    def rollout(
+        self, state: State, grid: Grid = None, noise: Noise | None = None, restarts: Restarts | None = None
+    ) -> Trajectory:
         """All layers from a_0, each from the output of the one before: `[depth + 1, batch, tokens, dim]`."""
         pieces = [state[None]]
         for run in self.config.partition.runs:
-            state, outputs = self._scan(run, state, grid, noise)
+            state, outputs = self._scan(run, state, grid, noise, restarts)
             pieces.append(outputs)
         return jnp.concatenate(pieces)
 

@@ -18,7 +18,7 @@ from safetensors.flax import load_file, save_file
 
 from brh_jax.errors import UserError
 from brh_jax.files import check_sums, inside, plain_file, read_json, write_sums
-from brh_jax.models.encoder import Encoder
+from brh_jax.models.encoder import Encoder, param_shapes
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
 from brh_jax.partition import Partition
@@ -140,7 +140,8 @@ def read(folder: str | os.PathLike) -> Encoder:
     """Reads an encoder that `save` wrote.
 
     Raises:
-        UserError: not such a folder, a newer format, or files that are not what was written.
+        UserError: not such a folder, a newer format, files that are not what was written, or, where nothing tells that, arrays
+            that do not fit the configuration.
     """
     folder = pathlib.Path(folder)
     if not is_encoder_folder(folder):
@@ -149,22 +150,28 @@ def read(folder: str | os.PathLike) -> Encoder:
     about = _configuration(folder)
     if isinstance(version := about.get("version"), int) and version > VERSION:
         raise UserError(f"{folder} was written by a newer brh_jax (format {version}, this one reads {VERSION}): upgrade brh-jax")
-    check(folder)
+    compared = check(folder)
     try:
-        return _read(folder, about)
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        encoder = _read(folder, about)
+        if not compared:
+            _check_shapes(encoder)
+        return encoder
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = error if isinstance(error, OSError | ValueError | SafetensorError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{folder} is damaged or incomplete: {what}; convert it again, or train again") from None
 
 
-def check(folder: str | os.PathLike) -> None:
-    """Compares an encoder's files with what was written; older folders, without SHA256SUMS, pass.
+def check(folder: str | os.PathLike) -> bool:
+    """Compares an encoder's files with what was written; folders without SHA256SUMS pass.
+
+    Returns:
+        whether all of them were compared.
 
     Raises:
         UserError: they are not the same, or not all there.
     """
     try:
-        check_sums(folder, [*_weight_files(pathlib.Path(folder)), "config.json"])
+        return check_sums(folder, [*_weight_files(pathlib.Path(folder)), "config.json"])
     except (UserError, OSError) as error:
         raise UserError(f"{folder} is damaged or incomplete: {error}; convert it again, or train again") from None
 
@@ -201,6 +208,37 @@ def _read(folder: pathlib.Path, about: dict) -> Encoder:
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     told = config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")
     return Encoder(*told, head_reads=about.get("head_reads", ""))
+
+
+def _check_shapes(encoder: Encoder) -> None:
+    """Raises ValueError where the parameters are not those of the configuration, by name, shape and kind."""
+    if not isinstance(encoder.params, dict):
+        raise ValueError("its arrays are not those of its config.json: expected several, by name")
+    vit = encoder.config.vit
+    image = jax.ShapeDtypeStruct((1, vit.patch_size, vit.patch_size, vit.channels), jnp.float32)
+    expected: dict[str, object] = {**param_shapes(encoder.module, image)}
+    found = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(encoder.params, sep="/").items()}
+    if isinstance(encoder.config, RaptorConfig):  # one of blocks alone is whole without what its teacher gives
+        lent = tuple(f"{part}/" for part in ("embedding", "norm") if part not in encoder.params)
+        expected = {path: shape for path, shape in expected.items() if not path.startswith(lent)}
+    if (head := encoder.head) is not None:
+        found |= {f"head/{name}": leaf.shape for name, leaf in head.items()}
+        outputs = head["bias"].shape[:1]
+        expected |= {"head/bias": outputs, "head/kernel": head["kernel"].shape[:1] + outputs}
+    faults = [
+        f"{path} is {found.get(path, 'not there')}, expected {expected.get(path, 'nothing of that name')}"
+        for path in dict.fromkeys([*expected, *found])
+        if found.get(path) != expected.get(path)
+    ]
+    arrays = jax.tree.leaves_with_path({"params": encoder.params, "head": encoder.head})
+    faults += [
+        f"{jax.tree_util.keystr(path)} is {leaf.dtype}, expected floats"
+        for path, leaf in arrays
+        if not jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise ValueError(f"its arrays are not those of its config.json: {'; '.join(faults[:3])}{more}")
 
 
 def config_of(about: dict) -> ViTConfig | RaptorConfig:

@@ -10,6 +10,7 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.probes.heads import choose
 from brh_jax.types import Features, Labels
+from brh_jax.vectors import unit
 
 
 def knn_predict(
@@ -38,17 +39,12 @@ def knn_predict(
     neighbours = tuple(int(k) for k in neighbours)
     if not neighbours or min(neighbours) < 1 or max(neighbours) > len(features):
         raise UserError(f"k-NN with {neighbours} neighbours of {len(features)} training images: expected 1 to {len(features)}")
-    bank, labels = _unit(features), jnp.asarray(labels)
+    bank, labels = unit(jnp.asarray(features)), jnp.asarray(labels)
     found = [
-        _vote(bank, labels, _unit(queries[at : at + chunk]), num_classes, neighbours, temperature)
+        _vote(bank, labels, unit(jnp.asarray(queries[at : at + chunk])), num_classes, neighbours, temperature)
         for at in range(0, len(queries), chunk)
     ]
     return {k: np.concatenate([np.asarray(part[i]) for part in found]) for i, k in enumerate(neighbours)}
-
-
-def _unit(features):
-    features = jnp.asarray(features)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "neighbours"))

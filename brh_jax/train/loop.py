@@ -87,8 +87,8 @@ def train(
         batch_size: of all processes together.
         specs: how the state's arrays are split over the mesh, see `parallel.shard`; None for whole on every device.
         flops_per_image: of a step, by who spends them ("teacher", "student"), where that is known.
-        visits: number of steps done -> function called with the state then; 0 is the start. A run that goes on from a checkpoint
-            before such a step calls it again, with the same state.
+        visits: number of steps done -> function called with the state then, off the clock; 0 is the start. A run that goes on
+            from a checkpoint before such a step calls it again, with the same state.
 
     Returns:
         The state after the last step.
@@ -119,7 +119,7 @@ def train(
                     state, values = step(state, batch, index)
                 done = index + 1
                 if done in visits:  # before the checkpoint: what is saved has been visited
-                    visits[done](state)
+                    metrics.aside(visits[done], state)
                 stopped = stopping.requested()
                 saving = done % loop.save_every == 0 or done == end or stopped
                 metrics.add(values)
@@ -156,6 +156,14 @@ class _Metrics:
         if not self._pending or self._pending[-1]["loss"].is_ready():
             self._waited += time.monotonic() - asked
         return batch
+
+    def aside(self, visit: Callable, state: Any) -> None:
+        """Visits a state off the clock."""
+        jax.block_until_ready(state)
+        begun = time.monotonic()
+        with self._progress.aside():
+            visit(state)
+        self._begun += time.monotonic() - begun
 
     def add(self, values: dict) -> None:
         """Takes note of a step."""

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 from brh_jax.train.parallel import is_main
 
@@ -82,9 +83,20 @@ class Progress:
     def __init__(self, label: str, total: int, *, unit: str = "images", per_step: int = 1, interval: float = 10.0):
         self.label, self.total, self.unit, self.per_step, self.interval = label, total, unit, per_step, interval
         self.begun = time.monotonic()
-        self._first = None  # (time, step) after the first step: compilation does not count towards the rate
+        # (time, step) after the first step: compilation does not count towards the rate.
+        self._first: tuple[float, int] | None = None
         self._shown = 0.0
         self._width = 0
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done meanwhile speaks on lines of its own, and does not count towards the rate."""
+        if sys.stdout.isatty() and self._width:
+            print(flush=True)
+        begun = time.monotonic()
+        yield
+        if self._first is not None:
+            self._first = (self._first[0] + time.monotonic() - begun, self._first[1])
 
     def update(self, step: int, text: str = "") -> float | None:
         """Shows the state after `step` steps; returns the rate in units per second, once it is known."""

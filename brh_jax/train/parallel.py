@@ -106,6 +106,18 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
+class OffDevice:
+    """An array in the host's memory, laid out as it was over the devices: every process keeps its own part."""
+
+    def __init__(self, array: jax.Array):
+        self._shape, self._sharding = array.shape, array.sharding
+        self._parts = {str(shard.index): np.asarray(shard.data) for shard in array.addressable_shards}
+
+    def put_back(self) -> jax.Array:
+        """Gives the array on its devices; all processes must come together."""
+        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: self._parts[str(index)])
+
+
 def to_host(tree: Any) -> Any:
     """numpy arrays of all values, also of what other processes hold; all processes must ask together."""
 
@@ -162,6 +174,12 @@ def differences(items: Mapping[str, Any]) -> dict[str, str]:
         if len(first) > 1:
             found[name] = ", ".join(f"{value} in process {process}" for value, process in list(first.items())[:3])
     return found
+
+
+def gathered(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items of all processes, as JSON, each name once; all must ask together."""
+    everyone = [items] if jax.process_count() == 1 else map(json.loads, _texts(json.dumps(items)))
+    return {name: value for one in everyone for name, value in one.items()}
 
 
 def _texts(text: str) -> list[str]:

@@ -11,7 +11,8 @@ Arguments, separated by commas:
     arch=NAME   vits14, vitb14, vitl14, vitg14, each also with _reg (default vitb14_reg); weights come from the hub
     k=3 | k=2+3 number of phases, several joined by +
     runlocal    random crops at 112 px, few steps: a real teacher on a folder of images in about a quarter of an hour on 2 CPU
-                cores, k = 2 and 3 unless given. Give the images as in the third command, and the weights where there is no hub.
+                cores, k = 2 and 3 unless given; budget=laptop of configs/pretrained.py, which is for any teacher. Give the images
+                as in the third command, and the weights where there is no hub.
 
 The probe starts from Meta's classifier, as the paper's does: dinov2_vitb14_reg4_linear_head.pth is looked for in the current
 directory, in ~/.cache/brh_jax/heads ($BRH_JAX_CACHE/heads) and where torch.hub keeps downloads; a run that lacks it says at once
@@ -29,7 +30,7 @@ runlocal: about 12 minutes on 2 CPU cores; README.md, "Measured", says what it r
 from ml_collections import ConfigDict
 
 from brh_jax.models.registry import architecture
-from experiments.configs import check_items, default, numbers, split_argument
+from experiments.configs import check_items, default, numbers, pretrained, split_argument
 from weights_convert.heads import published_head
 
 
@@ -42,12 +43,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config().unlock()
     config.teacher.update({"source": f"hf:{arch.hub_id}", "arch": options["arch"]})
     config.data.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
-    config.phases.update({"method": "recursive_bisection", "min_length": 2})
+    pretrained.authors_phases(config)
     config.phases.k = numbers("k", options["k"] or ("2+3" if local else "3"), "phases")
     config.probe.update({"train": "tfds:imagenet2012:train", "eval": "tfds:imagenet2012:validation"})
     config.probe.head = published_head(options["arch"])  # the paper's probe is fine-tuned from it
     if local:
-        _run_local(config)
+        pretrained.laptop(config)
+        # ImageNet is not at hand: no probe, unless the command line names labelled images.
+        config.probe.update({"train": "", "eval": "", "head": ""})
     return config.lock()
 
 
@@ -55,19 +58,3 @@ def sweep(arg: str = "") -> dict[str, dict]:
     """Three seeds, as the paper's tables have; the argument is `get_config`'s."""
     get_config(arg)
     return {f"seed{seed}": {"seed": seed} for seed in range(3)}
-
-
-def _run_local(config: ConfigDict) -> None:
-    crops = "random_resized_crop"
-    config.data.update({"image_size": 112, "augment": crops, "eval_augment": crops, "threads": 2})
-    config.phases.update({"num_images": 128, "batch_size": 16})
-    config.distill.batch_size = 16
-    config.loop.update({"log_every": 10, "save_every": 50})
-    config.distill.stage1.update({"steps": 120, "learning_rate": 1e-3, "warmup_steps": 10})
-    config.distill.stage2.update({"steps": 60, "learning_rate": 3e-4, "warmup_steps": 5})
-    config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})
-    config.interventions.update({"num_images": 48, "batch_size": 16})
-    # ImageNet is not at hand: no probe, unless the command line names labelled images.
-    config.probe.update({"train": "", "eval": "", "head": "", "cache": True})
-    config.probe.update({"epochs": 40, "batch_size": 256, "learning_rate": 1e-2, "warmup_steps": 10})
-    config.dynamics.update({"num_images": 128, "batch_size": 16})

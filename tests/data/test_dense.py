@@ -1,5 +1,7 @@
 import io
+import re
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -118,6 +120,57 @@ def test_damaged_pairs_are_skipped(masks):
     assert batch["valid"].sum() == 3 and len(source.skipped) == 1
 
 
+def npy(shape, data=b"", descr="<f4", fortran=False):
+    """An .npy file whose header may lie."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": fortran, "shape": shape})
+    return file.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            npy((50_000, 50_000), bytes(768)),
+            r"its header says float32 \(50000, 50000\), which is 10,000,000,000 bytes, and 768",
+        ),
+        (npy((2**40, 2**40), bytes(768)), "which is 4,8[0-9,]+ bytes, and 768 are there"),
+        (npy((-12, -16), bytes(768)), r"its header says float32 \(-12, -16\)"),
+        (npy((12, 16), bytes(500)), "which is 768 bytes, and 500 are there"),
+        (npy((12, 16), bytes(800)), "which is 768 bytes, and 800 are there"),
+        (npy((12, 16), bytes(768), "|O"), "Python objects, which are not unpickled"),
+        (npy((12, 16), bytes(768))[:50], "no array in .npy format"),
+        (b"\x93NUMPY\x09\x00" + bytes(100), r"no array in .npy format"),
+        (b"PK\x03\x04 an archive", "no array in .npy format"),
+        (b"", "the file is empty"),
+    ],
+    ids=["large", "overflowing", "negative", "short", "long", "objects", "cut header", "version", "archive", "empty"],
+)
+def test_a_damaged_npy_is_named_and_no_more_is_held_than_is_there(depths, content, reason):
+    path = depths / "depth" / "1.npy"
+    path.write_bytes(content)
+    source = open_depths(f"depths:{depths}")
+    tracemalloc.start()
+    try:
+        assert source.read_or_skip(1) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+    assert source.skipped[1].name == str(path)
+    assert re.search(reason, source.skipped[1].reason), source.skipped[1].reason
+
+
+def test_an_npy_is_read_as_numpy_reads_it(depths):
+    values = np.random.default_rng(0).uniform(0.5, 9, (12, 16))
+    for array in (values, np.asfortranarray(values), values.astype(">f4"), (100 * values).astype(np.uint16)):
+        np.save(depths / "depth" / "1.npy", array)
+        np.testing.assert_array_equal(open_depths(f"depths:{depths}").read(1)["target"], array.astype(np.float32))
+    np.save(depths / "depth" / "1.npy", np.full((12, 16), "x"))
+    with pytest.raises(UserError, match=r"1.npy is <U1 of shape \(12, 16\): expected a depth map \[height, width\] of numbers"):
+        open_depths(f"depths:{depths}").read(1)
+
+
 def test_depth_is_in_metres_and_zero_where_there_is_none(depths):
     source = open_depths(f"depths:{depths}")
     values = [source.read(i)["target"] for i in range(3)]
@@ -210,6 +263,31 @@ def test_nyu_release(nyu):
     assert len({source.fingerprint() for source in (train, test, everything)}) == 3
     with pytest.raises(UserError, match=r"no file .*nowhere/nyu_depth_v2_labeled.mat: expected"):
         open_depths("nyu:nowhere:test")
+
+
+def test_a_damaged_nyu_release(nyu):
+    folder, images, depth = nyu
+    for junk in (b"", b"MATLAB 5.0 MAT-file" + b" " * 105 + b"\0\1IM\x0f\0\0\0\xff\xff\xff\x7f" + b"\x78\x9c" * 20):
+        (folder / "splits.mat").write_bytes(junk)
+        with pytest.raises(UserError, match="splits.mat is damaged or not NYU's"):
+            open_depths(f"nyu:{folder}:train")
+    h5py = pytest.importorskip("h5py")
+    file = folder / "nyu_depth_v2_labeled.mat"
+    with h5py.File(file, "w") as written:
+        written.create_dataset("images", (2, 3, 2**20, 2**20), np.uint8, chunks=(1, 1, 8, 8))
+        written.create_dataset("depths", (2, 2**20, 2**20), np.float32, chunks=(1, 8, 8))
+    with pytest.raises(UserError, match=r"holds images of \(3, 1048576, 1048576\) and depths .*: expected \(3, 640, 480\)"):
+        open_depths(f"nyu:{folder}:all")
+    with h5py.File(file, "w") as written:
+        for name, values in (("images", images.transpose(0, 3, 2, 1)), ("depths", depth.transpose(0, 2, 1))):
+            written.create_dataset(name, data=values, chunks=(1, *values.shape[1:][:-2], 16, 12), compression="gzip")
+        place = written["depths"].id.get_chunk_info(2).byte_offset
+    with file.open("r+b") as damaged:
+        damaged.seek(place)
+        damaged.write(bytes(64))
+    source = open_depths(f"nyu:{folder}:all")
+    assert [source.read_or_skip(i) is None for i in range(5)] == [False, False, True, False, False]
+    assert source.skipped[2].name == f"{file} record 2"
 
 
 class Centred(Source):

@@ -13,11 +13,14 @@ from brh_jax.tokens import TokenLayout
 LAYOUT = TokenLayout(1, 2, (2, 2))
 
 
-@pytest.fixture(scope="module")
-def measured():
-    """Ten images in batches of four, the last one padded; a mean far from zero, where sums of squares would lose digits."""
+def drawn():
+    """Ten images; a mean far from zero, where sums of squares would lose digits."""
     truth = 30.0 + jax.random.normal(jax.random.key(0), (4, 10, 7, 5))
-    guess = truth + 0.3 * jax.random.normal(jax.random.key(1), truth.shape)
+    return truth, truth + 0.3 * jax.random.normal(jax.random.key(1), truth.shape)
+
+
+def fits_of(truth, guess):
+    """In batches of four, the last one padded."""
     # The "image" of an example is its index.
     batches = [
         {"image": np.array([0, 1, 2, 3]), "valid": np.ones(4, bool)},
@@ -31,8 +34,39 @@ def measured():
         return truth[:, indices]
 
     predictors = {"guess": lambda a0: guess[:, at["now"]], "identity": repeat_state(3)}
-    fits = evaluate(teacher, predictors, lambda states: 2 * states, iter(batches), LAYOUT)
-    return np.asarray(truth, np.float64), np.asarray(guess, np.float64), fits
+    return evaluate(teacher, predictors, lambda states: 2 * states, iter(batches), LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    truth, guess = drawn()
+    return np.asarray(truth, np.float64), np.asarray(guess, np.float64), fits_of(truth, guess)
+
+
+@pytest.mark.parametrize("scale", [2.0**64, 2.0**110])  # 1.8e19, 1.3e33; by powers of two nothing is rounded
+def test_states_of_any_size_have_the_same_r2_and_e(measured, scale):
+    """Their squares overflow float32, which once gave R² of NaN and e of infinity."""
+    truth, guess = drawn()
+    found, expected = fits_of(truth * scale, guess * scale), measured[2]
+    lengths = {"error", "error_all"}  # in the states' own unit
+    for name in found:
+        for field in ("r2", "r2_all", "r2_one_mean", "cosine", "relative_error", "relative_error_all", "final_cosine", *lengths):
+            values, wanted = (getattr(fit[name], field) for fit in (found, expected))
+            for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(wanted), strict=True):
+                np.testing.assert_allclose(a / scale if field in lengths else a, b, rtol=1e-5, err_msg=f"{name} {field}")
+
+
+def test_a_massive_channel_takes_no_digits():
+    """One channel of 1e4 and more in all tokens, as in DINOv2-g: what R² is about is a ten-thousandth of it."""
+    truth, guess = (np.array(states) for states in drawn())
+    truth[..., 0] += 3e4
+    guess[..., 0] += 3e4
+    fit = fits_of(jnp.asarray(truth), jnp.asarray(guess))["guess"]
+    a, b = (states[1:].astype(np.float64).reshape(3, -1, 5) for states in (truth, guess))
+    expected = [r2_score(*layer, multioutput="variance_weighted") for layer in zip(a, b, strict=True)]
+    np.testing.assert_allclose(fit.r2_all, expected, atol=1e-4)
+    difference = (truth.astype(np.float64) - guess)[1:].reshape(3, 10, -1)
+    np.testing.assert_allclose(fit.images.error_all, np.linalg.norm(difference, axis=-1), rtol=1e-4)
 
 
 def test_r2_is_pooled_over_images_and_tokens(measured):
@@ -76,8 +110,10 @@ def test_the_classes_that_a_head_gives():
     head, layout = {"kernel": np.eye(3), "bias": np.zeros(3)}, TokenLayout(1, 0, (0, 0))
     options = ({"g": lambda a0: jnp.asarray(guess)}, lambda s: s, [batch], layout)
     fit = evaluate(lambda i: jnp.asarray(truth), *options, head=head)["g"]
-    assert (fit.accuracy, fit.same_class) == (0.75, 0.4)
-    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].accuracy is None
+    assert (fit.classes.accuracy, fit.classes.true_accuracy, fit.classes.agreement) == (0.75, 0.25, 0.4)
+    without = evaluate(lambda i: jnp.asarray(truth), *options, head=head, labelled=False)["g"]
+    assert (without.classes.accuracy, without.classes.agreement) == (None, 0.4)
+    assert evaluate(lambda i: jnp.asarray(truth), *options)["g"].classes is None
 
 
 def test_cosine_and_e(measured):

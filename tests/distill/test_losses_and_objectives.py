@@ -9,7 +9,7 @@ from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, 
 from brh_jax.distill.trainer import optimizer
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
-from brh_jax.models.raptor import Blocks, Noise
+from brh_jax.models.raptor import Blocks, Noise, Restarts
 from brh_jax.phases import Partition
 from brh_jax.tokens import TokenLayout
 
@@ -23,12 +23,14 @@ def states(seed, depth=6):
 def test_plain_loss_is_the_mean_squared_error_of_each_layer():
     a, b = states(0), states(1)
     weights = losses.token_weights(LAYOUT)
-    np.testing.assert_allclose(losses.mean_squared_error(a, b, weights), jnp.mean((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.mean_squared_error(a, b, weights, LAYOUT), jnp.mean((a - b) ** 2, axis=(1, 2, 3)), rtol=1e-5
+    )
 
 
 def test_weighted_loss_is_the_weighted_sum_of_each_types_error():
     a, b = states(0), states(1)
-    found = losses.mean_squared_error(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)))
+    found = losses.mean_squared_error(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)), LAYOUT)
     mse = [jnp.mean((x - y) ** 2, axis=(1, 2, 3)) for x, y in zip(LAYOUT.split(a), LAYOUT.split(b), strict=True)]
     np.testing.assert_allclose(found, 0.45 * mse[0] + 0.10 * mse[1] + 0.45 * mse[2], rtol=1e-5)
 
@@ -122,7 +124,7 @@ def test_both_objectives_take_the_noise(blocks):
     joint = Joint(JointSettings(noise=0.3))
     predicted = module.apply({"params": params}, target[0], None, Noise(0.3, key), method="rollout")[1:]
     weights = losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))
-    expected = float(jnp.mean(losses.mean_squared_error(predicted, target[1:], weights)))
+    expected = float(jnp.mean(losses.mean_squared_error(predicted, target[1:], weights, LAYOUT)))
     assert float(joint.loss(module, params, target, LAYOUT, 1, key, False)[0]) == pytest.approx(expected, rel=1e-6)
 
 
@@ -131,7 +133,9 @@ def test_joint_compares_every_state_of_the_joined_rollout(blocks):
     target = states(2)
     predicted = module.apply({"params": params}, target[0], method="rollout")[1:]
     found, metrics = Joint().loss(module, params, target, LAYOUT, 0, jax.random.key(0), False)
-    expected = jnp.mean(losses.mean_squared_error(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))))
+    expected = jnp.mean(
+        losses.mean_squared_error(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)), LAYOUT)
+    )
     assert float(found) == float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -167,3 +171,75 @@ def test_schedule_is_the_papers():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         JointSettings(**settings)
+
+
+def test_log_error_is_the_mean_of_each_types_logarithm():
+    a, b = states(0), states(1)
+    found = losses.log_error(a, b, losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)), LAYOUT)
+    expected = 0.0
+    for weight, x, y in zip((0.45, 0.10, 0.45), LAYOUT.split(a), LAYOUT.split(b), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        variance = ((y - y.mean((1, 2), keepdims=True)) ** 2).mean((1, 2, 3))
+        expected += weight * np.log(((x - y) ** 2).mean((1, 2, 3)) + losses.NEGLIGIBLE * variance)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    # The scale of a layer's states moves its loss by a constant, and its gradient not at all.
+    scale = 30.0
+    grad = jax.grad(lambda x, s: losses.log_error(s * x, s * b, losses.token_weights(LAYOUT), LAYOUT).sum())
+    np.testing.assert_allclose(grad(a, scale), grad(a, 1.0), rtol=1e-3, atol=1e-7)
+    # Neither an error of zero nor a state that does not vary is infinitely good.
+    zero, plain = jnp.zeros_like(b), losses.token_weights(LAYOUT)
+    for x, y in ((b, b), (zero, zero)):
+        assert np.isfinite(losses.log_error(x, y, plain, LAYOUT)).all()
+        assert np.isfinite(jax.grad(lambda x, y=y: losses.log_error(x, y, plain, LAYOUT).sum())(x)).all()
+
+
+def test_restarts_turn_a_rollout_into_teacher_forcing(blocks):
+    module, params = blocks
+    target = states(2)
+
+    def rollout(where):
+        return module.apply({"params": params}, target[0], None, None, Restarts(target, where), method="rollout")
+
+    forced = module.apply({"params": params}, target, method="teacher_forced")
+    np.testing.assert_allclose(rollout(np.ones((6, 3), bool))[1:], forced, atol=2e-5)
+    np.testing.assert_allclose(
+        rollout(np.zeros((6, 3), bool)), module.apply({"params": params}, target[0], method="rollout"), atol=2e-5
+    )
+    # One image restarts at the fourth layer: from there on it goes the teacher's way, what was before and the others stay.
+    where = np.zeros((6, 3), bool)
+    where[3, 1] = True
+    mixed, free = rollout(where), rollout(np.zeros((6, 3), bool))
+    np.testing.assert_allclose(mixed[:4], free[:4], atol=2e-5)
+    np.testing.assert_allclose(mixed[:, [0, 2]], free[:, [0, 2]], atol=2e-5)
+    np.testing.assert_allclose(mixed[4, 1], forced[3, 1], atol=2e-5)
+
+
+def test_restarts_give_way_over_their_share_of_the_steps():
+    objective, target = Joint(JointSettings(steps=100, restarts=0.5)), jnp.zeros((7, 4000, 1, 1))
+    assert [objective.variant(step) for step in (0, 49, 50, 99)] == [True, True, False, False]
+    shares = [float(objective.restarts(target, step, jax.random.key(0)).where.mean()) for step in (0, 25, 49)]
+    np.testing.assert_allclose(shares, [1.0, 0.5, 0.02], atol=0.02)
+
+
+def test_muon_moves_every_matrix_by_an_orthogonal_step(blocks):
+    """Of queries, keys, values and each kernel as one matrix: all singular values of an update are about equal."""
+    config = blocks[0].config
+    optimiser, _ = optimizer(
+        Joint(JointSettings(steps=10, warmup_steps=0, optimizer="muon", learning_rate=1.0, weight_decay=0.0)), ["phase_1"]
+    )
+    params = init_blocks(config, LAYOUT, jax.random.key(1))
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    update = optimiser.update(grads, optimiser.init(params), params)[0]["phase_1"]
+    kernels = {
+        "queries": update["attn"]["qkv"]["kernel"][:, 0].reshape(16, -1),
+        "values": update["attn"]["qkv"]["kernel"][:, 2].reshape(16, -1),
+        "projection": update["attn"]["proj"]["kernel"].reshape(-1, 16),
+        "gates": update["mlp"]["fc1"]["kernel"][:, 0],
+        "second": update["mlp"]["fc2"]["kernel"],
+    }
+    for name, matrix in kernels.items():
+        values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        largest = max(1.0, matrix.shape[1] / matrix.shape[0]) ** 0.5
+        assert 0.6 * largest < values.min() < values.max() < 1.25 * largest, name
+    # The first step of Adam with Nesterov's momentum: (0.1 + 0.9 * 0.1 / (1 + 0.9)) / 0.1 learning rates, whatever the gradient.
+    np.testing.assert_allclose(np.abs(update["norm1"]["scale"]), np.full(16, (1 + 0.9 / 1.9) * 1e-3), rtol=0.01)

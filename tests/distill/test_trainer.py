@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 
 import chex
@@ -6,16 +7,26 @@ import jax
 import numpy as np
 import pytest
 
-from brh_jax.data.pipeline import training_batches
+from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource
-from brh_jax.data.transforms import RandomResizedCrop
-from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, raptor_encoder, train_blocks
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
+from brh_jax.distill import (
+    Blockwise,
+    BlockwiseSettings,
+    Joint,
+    JointSettings,
+    Validation,
+    init_blocks,
+    raptor_encoder,
+    train_blocks,
+)
+from brh_jax.distill.validation import figures
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
 from brh_jax.phases import Partition
 from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.metrics import read_metrics
-from brh_jax.train.parallel import make_mesh
+from brh_jax.train.parallel import make_mesh, shard_batch
 
 THREE = Partition((3, 2, 1))
 SHORT = {"steps": 12, "warmup_steps": 2, "learning_rate": 3e-3}
@@ -39,6 +50,65 @@ def run(teacher, source, folder, objective, *, blocks=None, partition=THREE, sav
     mesh, loop = mesh or make_mesh(devices=jax.devices()[:1]), LoopSettings(log_every=1, save_every=save_every)
     where = Run(folder, {"partition": str(partition)}, mesh, type(objective).__name__, loop, stop_after)
     return train_blocks(objective, teacher, config, blocks, batches, where, batch_size=8, seed=0, **options)
+
+
+def validation_of(teacher, mesh=None, **options):
+    """On twelve labelled images, in batches of eight; the classifier's four classes are theirs. Its `asked` counts."""
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    mesh, asked = mesh or make_mesh(devices=jax.devices()[:1]), []
+
+    def batches():
+        asked.append(1)
+        for batch in measuring_batches(ArraySource(pixels, np.arange(12) % 4), CenterCrop(teacher.preprocessing), 8):
+            yield batch | {"image": shard_batch(batch["image"], mesh)}
+
+    kernel = np.random.default_rng(2).normal(size=(32, 4)).astype(np.float32)
+    found = Validation(teacher, batches, head={"kernel": kernel, "bias": np.zeros(4, np.float32)}, **{"times": 3, **options})
+    found.asked = asked
+    return found
+
+
+def validated(folder):
+    return read_metrics(folder / "validation" / "metrics.jsonl")
+
+
+def test_validation_leaves_the_training_alone_and_says_what_a_finished_one_would(tiny_encoder, source, tmp_path, capsys):
+    without = run(tiny_encoder, source, tmp_path / "without", JOINT)
+    validation = validation_of(tiny_encoder)
+    blocks = run(tiny_encoder, source, tmp_path / "with", JOINT, validation=validation)
+    chex.assert_trees_all_equal(blocks, without)
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    rows = validated(tmp_path / "with")
+    assert [(row["step"], row["images"]) for row in rows] == [(4, 32), (8, 64), (12, 96)]
+    fit = validation.measure(RaptorConfig(tiny_encoder.config, THREE), blocks)
+    assert len(validation.asked) == 1 and fit.num_images == 12
+    assert rows[-1] == pytest.approx({"step": 12, "images": 96} | figures(fit))
+    assert {"r2_registers", "r2_cls_last", "relative_error", "same_class", "accuracy"} < set(rows[-1])
+    said = [line for line in capsys.readouterr().out.splitlines() if "on 12 images: R² cls" in line]
+    assert [line.split()[1] for line in said] == ["4/12", "8/12", "12/12"]
+    assert not validated(tmp_path / "without") and not validation_of(tiny_encoder, times=0).asked
+
+
+def test_killed_within_a_training_its_validation_ends_as_if_it_had_not_been(tiny_encoder, source, tmp_path):
+    whole = run(tiny_encoder, source, tmp_path / "whole", JOINT, validation=validation_of(tiny_encoder, times=6))
+    # Killed at the sixth step with the checkpoint of the fifth: what was measured at the sixth is measured again.
+    run(tiny_encoder, source, tmp_path / "cut", JOINT, stop_after=5, validation=validation_of(tiny_encoder, times=6))
+    later = tmp_path / "cut" / "validation" / "metrics.jsonl"
+    later.write_text(later.read_text() + json.dumps({"step": 6, "images": 48, "r2_cls": 7.0}) + "\n")
+    again = run(tiny_encoder, source, tmp_path / "cut", JOINT, validation=validation_of(tiny_encoder, times=6))
+    chex.assert_trees_all_equal(again, whole)
+    assert validated(tmp_path / "cut") == validated(tmp_path / "whole") and len(validated(tmp_path / "cut")) == 6
+
+
+@pytest.mark.slow
+def test_validation_does_not_depend_on_the_mesh(tiny_encoder, source, tmp_path):
+    run(tiny_encoder, source, tmp_path / "one", JOINT, validation=validation_of(tiny_encoder))
+    mesh = make_mesh(2, 2, 2)
+    run(tiny_encoder, source, tmp_path / "eight", JOINT, mesh=mesh, validation=validation_of(tiny_encoder.on(mesh), mesh))
+    one, eight = validated(tmp_path / "one"), validated(tmp_path / "eight")
+    assert len(one) == 3
+    for a, b in zip(one, eight, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 def losses(folder):

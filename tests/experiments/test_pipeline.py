@@ -98,6 +98,9 @@ def test_the_page_and_the_figures_are_there(done):
         "How sure the phases are",
         "Max cut and random partitions",
         "e in figures",
+        "What the teacher&#39;s classifier says",
+        "accuracy kept",
+        "On the way",
         "Description length and running time",
         "Training",
         "Dynamics in one figure",
@@ -107,7 +110,7 @@ def test_the_page_and_the_figures_are_there(done):
     ):
         assert title in page
     names = {p.stem for p in (workdir / "report" / "figures").glob("*.png")}
-    fit = {"teacher", "dissimilarity", "boundaries", "cut_weights", "training", "r2", "cosine", "error", "probes"}
+    fit = {"teacher", "dissimilarity", "boundaries", "cut_weights", "training", "validation", "r2", "cosine", "error", "probes"}
     dynamics = {"summary", "dynamics", "coherence", "ranks", "basins", "projections", "growth", "exponents", "jacobians", "modes"}
     dynamics |= {"sublayers", "influence", "extrapolation", "perturbations", "eigenvalues", "horizons"}
     assert names == fit | dynamics | {"swaps", "swaps_by_distance", "layer_effects", "hybrids"}

@@ -1,5 +1,6 @@
 """Runs as real processes: several of one run, killed ones, stopped ones, one without end."""
 
+import json
 import os
 import pathlib
 import random
@@ -117,6 +118,24 @@ def test_processes_with_other_images_do_not_train_together(tmp_path):
     outputs = ended(start_two(tmp_path / "run", *more, folders=[tmp_path / "host0", tmp_path / "host1"]))
     assert "error: another process of this run cannot go on" in outputs[0]
     assert "error: config.data.train: no image folder at images" in outputs[1]
+
+
+@pytest.mark.slow
+def test_results_name_the_damaged_images_of_all_processes(tmp_path):
+    """Each process reads half of the images, and finds the damaged ones of these."""
+    damaged = {str(tmp_path / f"images/{i % 2}/{i}.png") for i in range(0, 32, 3)}
+    for i in range(32):
+        place = tmp_path / f"images/{i % 2}/{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 64).save(place)
+        if str(place) in damaged:
+            place.write_bytes(b"no image")
+    more = [f"--config.data.{part}=folder:{tmp_path / 'images'}" for part in ("train", "eval")]
+    more += ["--config.stages=('teacher','phases')"]
+    outputs = [finish(process) for process in start_two(tmp_path / "run", *more, devices=1)]
+    assert "warning: skipped" in outputs[0]
+    record = json.loads((tmp_path / "run/phases/record.json").read_text())
+    assert set(record["skipped"]) == damaged == set(json.loads((tmp_path / "run/results.json").read_text())["skipped_images"])
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ def get_config(arg=""):
     config.teacher.train.update({"steps": 10, "warmup_steps": 2, "batch_size": 32})
     config.phases.update({"num_images": 32, "batch_size": 16, "bootstrap": 0})
     config.distill.batch_size = 16
+    config.distill.validation.update({"times": 2, "num_images": 20})
     config.loop.update({"log_every": 2, "save_every": 4})
     config.distill.stage1.update({"steps": 8, "warmup_steps": 2})
     config.distill.stage2.update({"steps": 8, "warmup_steps": 2})

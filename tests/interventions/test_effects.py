@@ -86,6 +86,16 @@ def test_plans_equal_loops_by_hand(tiny_encoder, start):
     assert (np.asarray(found.distance[1:]) > 1e-2).all()
 
 
+def test_last_states_of_any_size_have_the_same_effects(tiny_encoder, start):
+    """Squares of states of 1e19 and more overflow float32, which once gave distances that are NaN."""
+    found = []
+    for scale in (1.0, 2.0**64):
+        norm = jax.tree.map(lambda leaf, scale=scale: leaf * scale, tiny_encoder.params["norm"])
+        found.append(apply_plans(tiny_encoder.replace(params=tiny_encoder.params | {"norm": norm}), start, PLANS))
+    for a, b in zip(found[1][:-1], found[0][:-1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 def test_hybrids_equal_loops_by_hand(tiny_encoder, raptor, start):
     second = (3, 4)
     plans = (

@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import brh_jax
 from brh_jax.errors import UserError
@@ -68,6 +69,53 @@ def test_a_flipped_bit_is_noticed(tiny_encoder, tmp_path, monkeypatch):
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} cannot be read"):
         store.read(tmp_path / "saved")
+
+
+def rewrite(folder, change):
+    """Another hand's weights in a folder, whose SHA256SUMS it took away."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "SHA256SUMS").unlink()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("params/norm/scale"), r"json: norm/scale is not there, expected \(16,\)"),
+        (lambda t: t.update({"params/more": np.zeros(3, np.float32)}), r"json: more is \(3,\), expected nothing of that name"),
+        (
+            lambda t: t.update({"params/norm/bias": np.zeros(31, np.float32)}),
+            r"norm/bias is \(31,\), expected \(16,\); conv",
+        ),
+        (lambda t: t.update({"params/norm/bias": np.zeros(16, np.int8)}), "norm.*bias.* is int8, expected floats"),
+        (lambda t: t.update({"head/bias": np.zeros(4, np.float32)}), r"head/kernel is \(32, 3\), expected \(32, 4\)"),
+        (lambda t: [t.pop(name) for name in list(t) if name.startswith("params/embedding/")], "embedding/.*and [0-9]+ more"),
+        (lambda t: [t.pop(name) for name in list(t) if name != "head/bias"], "KeyError: 'params'"),
+        (lambda t: [t.clear(), t.update(params=np.zeros(3, np.float32))], "expected several, by name"),
+    ],
+)
+def test_without_sums_shapes_are_checked(tiny_encoder, tmp_path, change, message):
+    head = {"kernel": np.zeros((32, 3), np.float32), "bias": np.zeros(3, np.float32)}
+    folder = store.save(tiny_encoder.replace(head=head), tmp_path / "saved")
+    rewrite(folder, change)
+    with pytest.raises(UserError, match=message) as error:
+        brh_jax.load(folder)
+    assert str(error.value).startswith(f"{folder} is damaged or incomplete: ") and "\n" not in str(error.value)
+
+
+def test_without_sums_what_fits_is_read(tiny_encoder, tiny_images, tmp_path):
+    config = RaptorConfig(tiny_encoder.config, Partition((4, 2)))
+    params = init_params(Raptor(config), jax.random.key(0), tiny_images)
+    for parts in (("blocks", "embedding", "norm"), ("blocks",)):
+        raptor = Encoder(config, {part: params[part] for part in parts}, tiny_encoder.preprocessing)
+        folder = store.save(raptor, tmp_path / "saved")
+        (folder / "SHA256SUMS").unlink()
+        chex.assert_trees_all_equal(store.read(folder).params, raptor.params)
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), tiny_encoder.params)
+    folder = store.save(tiny_encoder.replace(params=half), tmp_path / "saved")
+    (folder / "SHA256SUMS").unlink()
+    assert store.read(folder).params["norm"]["scale"].dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(

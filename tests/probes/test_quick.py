@@ -24,6 +24,15 @@ def test_knn_is_a_weighted_vote_by_brute_force():
         knn_predict(features, labels, queries, 4, (50,))
 
 
+def test_knn_of_features_of_any_size():
+    """Lengths of features of 1e30 overflow float32, which once made all of them zero and the vote a matter of order."""
+    rng = np.random.default_rng(0)
+    features, queries = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 17))
+    labels = rng.integers(0, 4, 40)
+    plain, large = (knn_predict(scale * features, labels, scale * queries, 4, (5,))[5] for scale in (1, np.float32(2**100)))
+    np.testing.assert_array_equal(large, plain)
+
+
 def test_logistic_regression_chooses_its_penalty_on_held_out_images():
     data = load_iris()
     rows = np.random.default_rng(0).permutation(150)

@@ -5,7 +5,7 @@ from brh_jax.curves import Band
 from brh_jax.phases import Partition
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.portrait import side_by_side
-from brh_jax.report.training import training_curves
+from brh_jax.report.training import training_curves, validation_curves
 from experiments.stages.agreement.figures import error_per_layer, fit_per_layer
 from experiments.stages.agreement.run import Edges, Fit
 from experiments.stages.phases.figures import dissimilarity
@@ -59,6 +59,27 @@ def test_training_curves_show_every_block():
     figure = training_curves({"stage 1": rows, "stage 2": [{"step": 1, "loss": 1.0}], "stage 3": []})
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert labels[:3] == ["block 1", "block 2", "mean"]
+
+
+def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_classifier():
+    def rows(*images):
+        return [
+            {"images": n, "r2_cls": -7.0, "r2_cls_last": 0.1, "r2_patches": 0.2, "r2_patches_last": float("nan")}
+            | {"relative_error": 0.5, "same_class": 0.4, "accuracy": 0.3, "teacher_accuracy": 0.8}
+            for n in images
+        ]
+
+    figure = validation_curves({"k2": [rows(10, 20), rows(30, 200)], "k3": [rows(10, 20), []]})
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:3] == ["R² cls, mean of layers", "R² patches, mean of layers", "e / norm of the state"]
+    assert titles[3:] == ["R² cls, last", "R² patches, last", "accuracy; dotted: same class"]
+    lines = figure.axes[0].get_lines()
+    assert [line.get_linestyle() for line in lines if line.get_label() == "k2"] == ["-"]  # the last training's
+    assert min(min(line.get_ydata(), default=0) for line in lines) == -1  # what lies lower is marked on the edge
+    assert figure.axes[0].get_xscale() == "log"
+    assert [list(line.get_ydata()) for line in figure.axes[5].get_lines()][-1] == [0.8, 0.8]  # the teacher
+    alone = validation_curves({"k2": [[{"step": 1, "images": 8, "r2_patches": 0.1, "relative_error": 1.0}]]})
+    assert not alone.axes[-1].get_visible()
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path):

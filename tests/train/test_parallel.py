@@ -6,7 +6,7 @@ import pytest
 
 from brh_jax.errors import UserError
 from brh_jax.train import parallel
-from brh_jax.train.parallel import differences, make_mesh, shard, shard_batch, together
+from brh_jax.train.parallel import differences, gathered, make_mesh, shard, shard_batch, together
 
 
 def test_the_open_axis_takes_what_is_left():
@@ -40,6 +40,13 @@ def test_what_processes_differ_in_is_named(monkeypatch):
     monkeypatch.setattr(parallel, "_texts", lambda text: [text, text, json.dumps(other)])
     said = {"jax": '"0.10.2" in process 0, "0.11.0" in process 2', "config.new": 'nothing in process 0, "é" in process 2'}
     assert differences(here) == said
+
+
+def test_items_of_all_processes_each_once(monkeypatch):
+    assert gathered({"a": "torn"}) == {"a": "torn"}  # a process alone
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(parallel, "_texts", lambda text: [text, "{}", json.dumps({"a": "torn", "é": "empty"})])
+    assert gathered({"a": "torn", "b": "gone"}) == {"a": "torn", "b": "gone", "é": "empty"}
 
 
 def test_where_one_process_is_refused_all_are(monkeypatch):

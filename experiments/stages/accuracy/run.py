@@ -1,7 +1,7 @@
 """Accuracy of the teacher's own classifier."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,6 +112,21 @@ def _named_alike(settings: Settings, encoder: Encoder, train: Source, test: Sour
         raise UserError(f"config.data: {error}") from None
 
 
+class Classifier(NamedTuple):
+    """Attributes: the teacher's own on [cls, mean patch], or None; whether its outputs are the classes of a source."""
+
+    head: dict[str, Any] | None
+    labelled: bool
+
+
+def classifier(teacher: Encoder, train: Source | None, source: Source) -> Classifier:
+    """The teacher's own classifier for the images of a source, whether or not these have labels."""
+    head = teacher.pooled_head
+    if head is None or len(head["bias"]) < 2:
+        return Classifier(None, False)
+    return Classifier(head, own_head(teacher, train, source) is not None)
+
+
 def own_head(teacher: Encoder, train: Source | None, source: Source) -> dict[str, Any] | None:
     """The teacher's classifier on [cls, mean patch], where it has an output for each class of a source; None where it has not.
 
@@ -122,7 +137,7 @@ def own_head(teacher: Encoder, train: Source | None, source: Source) -> dict[str
     if head is None or len(source.classes) < 2 or len(head["bias"]) != len(source.classes):
         return None
     if train is not None and len(train.classes) == len(source.classes) and train.classes != source.classes:
-        print(f"{source.name} has other classes than {train.name}: the teacher's classifier is not asked", flush=True)
+        print(f"{source.name} has other classes than {train.name}: the teacher's classifier is not of them", flush=True)
         return None
     return head
 

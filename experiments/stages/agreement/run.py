@@ -2,21 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from brh_jax import distill
 from brh_jax.data.sources import Source
-from brh_jax.distill import BASELINES, ImageErrors, TrajectoryFit
+from brh_jax.distill import BASELINES, Classes, ImageErrors, TrajectoryFit
 from brh_jax.errors import UserError, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.statistics import num_groups, summarize
 from experiments.data import AllImages, ImageSet
-from experiments.interval import Interval, mean_interval
+from experiments.interval import Interval, mean_interval, ratio_interval
 from experiments.settings import Common
 from experiments.stage import Context
-from experiments.stages.accuracy.run import MeasuringSettings, own_head
+from experiments.stages.accuracy.run import Classifier, MeasuringSettings, classifier
 from experiments.stages.distill.run import read_blockwise, read_raptors
 from experiments.stages.phases.run import read_partitions
 from experiments.stages.teacher.run import read_teacher
@@ -76,11 +75,13 @@ class Fit:
         r2_one_mean: of the last layer, all tokens together, as the paper's authors take it.
         error, relative_error: token type -> `[depth]`, and of all tokens together as "all".
         final_cosine: of [cls, mean patch] after the final norm.
-        accuracy, same_class: share of images whose class, and to which the class of the true last state, the teacher's own
-            classifier gives; None where it has none of these classes.
+        accuracy: share of the labelled images whose class the teacher's own classifier gives; None where its classes are others.
+        same_class: share of images to which it gives the class that it gives on the true last state; None where it has none.
         num_images, num_photographs: images measured, and photographs that they are views of: what intervals draw.
         edges: "error" and "relative_error" -> token type -> interval; empty with a single photograph.
         overall: the same of the mean over layers and images, a figure with its interval.
+        teacher_accuracy: of the teacher on the same views.
+        kept: accuracy as a share of the teacher's, photographs drawn with what either says of them.
     """
 
     label: str
@@ -99,6 +100,8 @@ class Fit:
     num_photographs: int
     edges: dict[str, dict[str, Edges]]
     overall: dict[str, dict[str, Interval]]
+    teacher_accuracy: float | None = None
+    kept: Interval | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +141,7 @@ def run(context: Context, settings: Settings) -> AgreementResult:
     predictions |= dict(_baselines(context, settings, teacher)) | dict(_raptors(context, settings))
     sets = {}
     for number, (spec, source) in enumerate(sources.items()):
-        measured = _measure(context, settings, teacher, source, predictions, own_head(teacher, train, source))
+        measured = _measure(context, settings, teacher, source, predictions, classifier(teacher, train, source))
         arrays = {f"{name}/{measure}_{t}": v for name, fit in measured.items() for measure, t, v in _per_image(fit.images)}
         context.save_arrays(context.folder / f"errors{number or ''}.npz", **arrays)
         sets[spec] = {name: _fit_result(predictions[name], fit) for name, fit in measured.items()}
@@ -184,7 +187,12 @@ def _batches(context: Context, settings: Settings, teacher: Encoder, source: Sou
 
 
 def _measure(
-    context: Context, settings: Settings, teacher: Encoder, source: Source, predictions: dict[str, Prediction], head: Any
+    context: Context,
+    settings: Settings,
+    teacher: Encoder,
+    source: Source,
+    predictions: dict[str, Prediction],
+    own: Classifier,
 ) -> dict[str, TrajectoryFit]:
     measured = distill.evaluate(
         lambda images: teacher.trajectory(teacher.normalize_pixels(images)),
@@ -192,7 +200,7 @@ def _measure(
         teacher.features,
         _batches(context, settings, teacher, source, settings.eval.num_images, f"agreement on {source.name}"),
         teacher.layout,
-        head=head,
+        **own._asdict(),
     )
     for name, fit in measured.items():
         last = ", ".join(f"{t} {r[-1]:.3f}" for t, r in fit.r2._asdict().items() if len(r))
@@ -220,6 +228,7 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
         band = summarize(values, groups=fit.photographs)
         edges.setdefault(measure, {})[token] = Edges(band.low.round(6).tolist(), band.high.round(6).tolist())
         overall.setdefault(measure, {})[token] = mean_interval(values.mean(0), groups=fit.photographs)
+    classes = fit.classes
     return Fit(
         prediction.label,
         prediction.raptor,
@@ -231,22 +240,42 @@ def _fit_result(prediction: Prediction, fit: TrajectoryFit) -> Fit:
         lists(fit.error) | {ALL: np.round(fit.error_all, 6).tolist()},
         lists(fit.relative_error) | {ALL: np.round(fit.relative_error_all, 6).tolist()},
         fit.final_cosine,
-        fit.accuracy,
-        fit.same_class,
+        classes.accuracy if classes else None,
+        classes.agreement if classes else None,
         fit.num_images,
         number,
         edges,
         overall,
+        classes.true_accuracy if classes else None,
+        _kept(classes, fit.photographs) if classes else None,
     )
+
+
+def _kept(classes: Classes, photographs: np.ndarray) -> Interval | None:
+    """Accuracy as a share of the teacher's; None without labels, or where the teacher is never right."""
+    there = classes.labelled
+    right, teachers = ((given == classes.label)[there] for given in (classes.predicted, classes.true))
+    return ratio_interval(right, teachers, groups=photographs[there])
+
+
+def decisions(fits: dict[str, Fit]) -> dict[str, dict[str, float]]:
+    """Model -> what the teacher's own classifier says of it, in percent; the teacher among them, none without a classifier."""
+    found: dict[str, dict[str, float]] = {}
+    for name, fit in fits.items():
+        if fit.teacher_accuracy is not None:
+            found["teacher"] = {"own head %": 100 * fit.teacher_accuracy}
+        kept = fit.kept.value if fit.kept else None
+        said = {"own head %": fit.accuracy, "kept %": kept, "same class %": fit.same_class}
+        found[name] = {figure: 100 * share for figure, share in said.items() if share is not None}
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def merits(result: AgreementResult) -> dict[str, dict[str, float]]:
     """Model -> figure of merit -> value."""
-    found = {}
+    found = {name: dict(figures) for name, figures in decisions(result.fits).items()}
     for name, fit in result.fits.items():
-        found[name] = {f"R² {token}": values[-1] for token, values in fit.r2.items()}
+        found.setdefault(name, {})
+        found[name] |= {f"R² {token}": values[-1] for token, values in fit.r2.items()}
         found[name] |= {f"cosine {token}": values[-1] for token, values in fit.cosine.items()}
-        if fit.accuracy is not None:
-            found[name]["own head %"] = 100 * fit.accuracy
         found[name]["relative e"] = float(np.mean(fit.relative_error[ALL]))
     return found

@@ -1,12 +1,13 @@
 """Distillation: a Raptor for every partition."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 
 from brh_jax import distill
 from brh_jax.data.sources import Source
-from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings
+from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, Validation
 from brh_jax.distill.states import StatesBatches, open_states
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models import Encoder, RaptorConfig
@@ -16,9 +17,10 @@ from brh_jax.models.remat import POLICIES
 from brh_jax.partition import Partition
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
-from experiments.data import ImageSet, TrainingImages
+from experiments.data import EvalImages, ImageSet, TrainingImages
 from experiments.settings import Common, flat, without_effect
 from experiments.stage import Context
+from experiments.stages.accuracy.run import classifier
 from experiments.stages.phases.run import read_partitions
 from experiments.stages.teacher.run import CostResult, cost_of, read_teacher
 
@@ -66,6 +68,23 @@ class RaptorSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationSettings:
+    """How Raptors are measured as they train, on images of `config.data.eval`; nothing is where none are given.
+
+    Attributes:
+        times: how often in each training, evenly spread over its steps; 0 for never.
+        num_images: images that it is done on, always the same.
+    """
+
+    times: int = without_effect(10)
+    num_images: int = without_effect(256)
+
+    def __post_init__(self):
+        expect_not_negative(self, "times")
+        expect_positive(self, "num_images")
+
+
+@dataclasses.dataclass(frozen=True)
 class DistillSettings:
     """How Raptors are trained (paper, section 4).
 
@@ -82,6 +101,7 @@ class DistillSettings:
     pieces: int = 1
     stage1: BlockwiseSettings = BlockwiseSettings()
     stage2: JointSettings = JointSettings()
+    validation: ValidationSettings = ValidationSettings()
 
     def __post_init__(self):
         expect_positive(self, "batch_size", "pieces")
@@ -92,8 +112,8 @@ class DistillSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillImages(TrainingImages):
-    """What Raptors are trained on.
+class DistillImages(TrainingImages, EvalImages):
+    """What Raptors are trained on. Nothing that comes out depends on what they are measured on as they train.
 
     Attributes:
         states_gb: keep the teacher's states of the training images on disk, up to so many GB; 0 runs the teacher inside the step.
@@ -101,6 +121,8 @@ class DistillImages(TrainingImages):
     """
 
     states_gb: float = 0.0
+    eval: str = without_effect("")
+    eval_augment: str = without_effect("center_crop")
 
     def __post_init__(self):
         super().__post_init__()
@@ -173,24 +195,31 @@ def read_models(context: Context, compute_dtype: str = "float32") -> dict[str, E
 
 
 def reads(settings: Settings) -> list[ImageSet]:
-    """What is distilled on."""
-    return settings.data.named("train")
+    """What is distilled on, and what Raptors are measured on as they train."""
+    measured = settings.data.eval and settings.distill.validation.times
+    return settings.data.named("train", *(["eval"] if measured else []))
 
 
 def run(context: Context, settings: Settings) -> DistillResult:
     """Leaves every Raptor in `kN/raptor/`, and what it was before its blocks were joined in `kN/stage1/raptor/`."""
     teacher = read_teacher(context, settings.compute_dtype)
     source = context.source(settings.data.train, settings.data.data_dir)
-    raptors = {}
+    validation, raptors = _validation(context, settings, teacher, source), {}
     for k, partition in read_partitions(context).items():
         config = settings.raptor.config(teacher, partition)
-        raptor, trainings = _train(context, settings, source, teacher, config, f"k{k}")
+        raptor, trainings = _train(context, settings, source, teacher, config, f"k{k}", validation)
         raptors[f"k{k}"] = RaptorResult(k, str(partition), cost_of(raptor), trainings)
     return DistillResult(raptors)
 
 
 def _train(
-    context: Context, settings: Settings, source: Source, teacher: Encoder, config: RaptorConfig, name: str
+    context: Context,
+    settings: Settings,
+    source: Source,
+    teacher: Encoder,
+    config: RaptorConfig,
+    name: str,
+    validation: Validation | None,
 ) -> tuple[Encoder, dict[str, str]]:
     """The trained Raptor, and the folders of its trainings by what people call them."""
     own, folder = settings.distill, context.folder / name
@@ -213,11 +242,33 @@ def _train(
             seed=seed,
             remat=own.remat,
             pieces=own.pieces,
+            validation=validation,
         )
         raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
         where = folder / ("raptor" if number == len(objectives) else f"{stage}/raptor")
         context.save(raptor, where, {"partition": str(config.partition), "stage": number})
     return raptor, {f"k = {config.partition.k}, stage {number}": f"{name}/{stage}" for number, stage in enumerate(objectives, 1)}
+
+
+def _validation(context: Context, settings: Settings, teacher: Encoder, train: Source) -> Validation | None:
+    """What measures Raptors as they train; None where they are not to be, or on nothing."""
+    data, own = settings.data, settings.distill.validation
+    if not (data.eval and own.times):
+        return None
+    source = context.source(data.eval, data.data_dir, effect=False)
+
+    def batches() -> Iterable[dict]:
+        return context.measuring_batches(
+            source,
+            data.transform(data.eval_augment, teacher.preprocessing),
+            num_images=own.num_images,
+            batch_size=settings.distill.batch_size,
+            label="images to validate on",
+            seed=settings.seed,
+            threads=data.threads,
+        )
+
+    return Validation(teacher, batches, times=own.times, **classifier(teacher, train, source)._asdict())
 
 
 def _batches(context: Context, settings: Settings, source: Source, teacher: Encoder, seed: int):

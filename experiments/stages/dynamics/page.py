@@ -12,6 +12,7 @@ from brh_jax.report.style import TOKEN_NAMES
 from brh_jax.tokens import TokenLayout
 from experiments.interval import Interval
 from experiments.page import Page, of_photographs
+from experiments.results import read_arrays
 from experiments.stages.distill.run import DistillResult
 from experiments.stages.dynamics.results import JUMPS, DynamicsResult, ModelResult
 from experiments.stages.phases.run import PhasesResult
@@ -40,8 +41,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
 def _shown(page: Page, found: DynamicsResult) -> Shown:
     layout, distilled = page.result(TeacherResult).layout, page.results.get(DistillResult)
     phases, raptors = page.result(PhasesResult), distilled.raptors if distilled else {}
-    with np.load(page.workdir / "dynamics" / "arrays.npz") as file:
-        arrays = dict(file)
+    arrays = read_arrays(page.workdir / "dynamics" / "arrays.npz")
 
     def of(name: str) -> dict[str, np.ndarray]:
         return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}

@@ -11,6 +11,7 @@ from brh_jax.models import Encoder
 from brh_jax.probes import classification
 from brh_jax.types import Array, Features, Labels
 from experiments.data import AllImages
+from experiments.results import read_arrays
 from experiments.stage import Context
 from experiments.stages.accuracy.run import MeasuringSettings, own_head
 from experiments.stages.probes.linear import head_file
@@ -30,7 +31,7 @@ def find_head(
         return own, "the teacher's classifier"
     probes = context.results.get(ProbesResult)
     if probes is not None and probes.linear is not None:
-        probe = np.load(head_file(context.workdir / "probes", "teacher"))
+        probe = read_arrays(head_file(context.workdir / "probes", "teacher"))
         if tuple(probe["classes"]) == source.classes:
             return {"kernel": probe["kernel"], "bias": probe["bias"]}, "the linear probe"
     if train is None or train.classes != source.classes:

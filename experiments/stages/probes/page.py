@@ -3,11 +3,10 @@
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
-
 from brh_jax.report.html import FigureEntry, Table
 from experiments.interval import Interval
 from experiments.page import Page
+from experiments.results import read_arrays
 from experiments.stages.probes import figures
 from experiments.stages.probes.choice import Choice, ProbeSets
 from experiments.stages.probes.depth import DepthResult
@@ -130,9 +129,9 @@ def _examples(folder: pathlib.Path):
     path = folder / "examples.npz"
     if not path.exists():
         return None
-    with np.load(path) as arrays:
-        predictions = {name.partition("/")[2]: arrays[name] for name in arrays.files if name.startswith("predictions/")}
-        return arrays["images"], arrays["targets"], predictions
+    arrays = read_arrays(path)
+    predictions = {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith("predictions/")}
+    return arrays["images"], arrays["targets"], predictions
 
 
 def _trained(sets: ProbeSets) -> str:

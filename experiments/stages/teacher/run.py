@@ -171,15 +171,18 @@ def cost_of(encoder: Encoder) -> CostResult:
 
 
 def reads(settings: Settings) -> list[ImageSet]:
-    """What it is trained on, where it is trained here."""
+    """What it is trained on, where it is trained here. Raises UserError where no teacher is named."""
+    if not settings.teacher.source:
+        raise UserError(
+            "config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train, as in "
+            "--config.teacher.source=weights.safetensors"
+        )
     return settings.data.named("train", labelled=True) if settings.teacher.source == "train" else []
 
 
 def ready(settings: Settings) -> None:
     """Raises UserError where there are no weights, but for those that the hub has or has not."""
     source = settings.teacher.source
-    if not source:
-        raise UserError("config.teacher.source is empty: expected hf:organisation/model, a weight file or folder, or train")
     if source.startswith("random:"):
         architecture(source.removeprefix("random:"))
     elif source != "train" and not source.startswith("hf:") and not store.is_encoder_folder(source):
@@ -208,7 +211,7 @@ def run(context: Context, settings: Settings) -> TeacherResult:
 
 def _pretrained(context: Context, settings: Settings) -> tuple[Encoder, list[str]]:
     """Weights from anywhere, or a converted folder."""
-    source, arch, size = settings.teacher.source, settings.teacher.arch, settings.data.image_size or None
+    source, arch, size = _model_of(settings.teacher.source), settings.teacher.arch, settings.data.image_size or None
     if source.startswith("random:"):
         encoder = _untrained(architecture(source.removeprefix("random:")), size, settings.seed)
         return encoder, [f"randomly initialised, seed {settings.seed}: {source}"]
@@ -226,6 +229,12 @@ def _pretrained(context: Context, settings: Settings) -> tuple[Encoder, list[str
     notes = report.lines(encoder)
     print("\n".join(notes), flush=True)
     return encoder, notes
+
+
+def _model_of(source: str) -> str:
+    """Where the teacher of another run lies that is given by its folder; any other source as it is."""
+    place = pathlib.Path(source).expanduser() / "model"
+    return str(place) if store.is_encoder_folder(place) else source
 
 
 def _untrained(arch: Architecture, size: int | None, seed: int) -> Encoder:
