@@ -8,7 +8,7 @@
 
 Arguments, separated by commas:
     source=SOURCE   hf:organisation/model, a folder in the hub's layout or one written by weights_convert, a .safetensors, .pth or
-                    .onnx file: whatever brh_jax.load reads, of any family (README.md, "Weights"). --config.teacher.source does as
+                    .onnx file: whatever brh_jax.load reads, of any family (docs/weights.md). --config.teacher.source does as
                     well, and takes a name with commas.
     arch=NAME       refuse weights of another architecture, a name of brh_jax.models.ARCHITECTURES; by default what comes is taken
     k=3 | k=2+3     number of phases, several joined by + (default 2+3)
