@@ -3,6 +3,7 @@
 Versions, devices, folders of caches, compilers, and the environment variables that matter; the home folder is written as ~.
 """
 
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -43,7 +44,7 @@ def lines() -> Iterator[str]:
     yield f"optional: {', '.join(f'{name} {_version(name)}' for name in OPTIONAL)}"
     yield f"devices: {_said(_devices)}"
     yield f"NVIDIA: {_said(_nvidia)}"
-    yield f"compilers: {', '.join(f'{name} {_said(lambda name=name: _compiler(name))}' for name in COMPILERS)}"
+    yield f"compilers: {', '.join(f'{name} {_said(functools.partial(_compiler, name))}' for name in COMPILERS)}"
     yield f"conversions: {_said(lambda: _folder(cache_folder()))}"
     yield f"hub: {_said(_hub)}"
     yield f"compiled programs: {_said(_compiled)}"
@@ -114,7 +115,7 @@ def _hub() -> str:
 def _compiled() -> str:
     import jax
 
-    kept = jax.config.jax_compilation_cache_dir
+    kept = jax.config.read("jax_compilation_cache_dir")
     return _folder(pathlib.Path(kept)) if kept else "not kept between runs (JAX_COMPILATION_CACHE_DIR names a folder)"
 
 

@@ -205,3 +205,17 @@ def test_an_ordinary_image_is_whole():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 1999, 3), dtype=np.uint8))
     seen = Preprocessing((32, 3198), 32).resize_and_crop(image)
     np.testing.assert_array_equal(seen, np.asarray(image.resize((3198, 32), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.wrong_types
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Image.new("RGB", (8, 8)), r"takes several images, and was given one: preprocess\(\[image\]\)"),
+        ("cat.jpg", r"cat\.jpg is the name of a file: open it first, preprocess\(\[PIL\.Image\.open\('cat\.jpg'\)\]\)"),
+        (["cat.jpg"], r"cat\.jpg is the name of a file: open it first"),
+    ],
+)
+def test_preprocess_says_how_it_is_called(tiny_encoder, given, says):
+    with pytest.raises(UserError, match=says):
+        tiny_encoder.preprocess(given)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -131,7 +132,16 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         return self.config.layout(height, width)
 
     def preprocess(self, images: Sequence[Image.Image | np.ndarray]) -> np.ndarray:
-        """PIL images (or uint8 arrays `[height, width, 3]`) to float32 `[batch, height, width, 3]`."""
+        """PIL images (or uint8 arrays `[height, width, 3]`) to float32 `[batch, height, width, 3]`.
+
+        Raises:
+            UserError: one image instead of several, or names of files.
+        """
+        several = [images] if isinstance(images, Image.Image | str | os.PathLike) else images
+        if names := [str(one) for one in several if isinstance(one, str | os.PathLike)]:
+            raise UserError(f"{names[0]} is the name of a file: open it first, preprocess([PIL.Image.open({names[0]!r})])")
+        if isinstance(images, Image.Image):
+            raise UserError("preprocess takes several images, and was given one: preprocess([image])")
         return self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images]))
 
     def normalize_pixels(self, images: Array) -> Array:
