@@ -115,7 +115,7 @@ def _hub() -> str:
 def _compiled() -> str:
     import jax
 
-    kept = jax.config.read("jax_compilation_cache_dir")
+    kept = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     return _folder(pathlib.Path(kept)) if kept else "not kept between runs (JAX_COMPILATION_CACHE_DIR names a folder)"
 
 

@@ -53,7 +53,8 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # an assertion, where the platform is not even installed
-        asked, why = jax.config.read("jax_platforms"), (str(error).strip().splitlines() or ["its plugin is not installed"])[0]
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        why = (str(error).strip().splitlines() or ["its plugin is not installed"])[0]
         raise UserError(
             f"jax finds no device where JAX_PLATFORMS is {asked!r} ({why}): install JAX for it, pip install 'jax[cuda13]' for "
             "NVIDIA GPUs or 'jax[tpu]' for TPUs, or unset JAX_PLATFORMS to use what there is"
