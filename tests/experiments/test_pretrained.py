@@ -42,6 +42,18 @@ def test_budgets_are_those_of_dinov2():
     assert local == small
 
 
+def test_recipes_train_as_many_steps():
+    """One pass of joint training for the paper's two stages; the paper's recipe is what the settings say by themselves."""
+    joint, paper = (pretrained.get_config(f"budget=gpu,recipe={name}") for name in ("joint", "paper"))
+    assert joint.distill.stage1.steps == 0
+    assert joint.distill.stage2.steps == paper.distill.stage1.steps + paper.distill.stage2.steps
+    assert (joint.distill.stage2.optimizer, joint.distill.stage2.loss) == ("muon", "log")
+    assert pretrained.get_config("budget=paper").raptor == default.get_config().raptor == dinov2.get_config().raptor
+    assert dinov2.get_config("runlocal").distill == pretrained.get_config("recipe=joint").distill
+    with pytest.raises(UserError, match="recipe=fast is unknown: expected recipe=joint or recipe=paper"):
+        pretrained.get_config("recipe=fast")
+
+
 def test_studies_take_it_for_their_base():
     runs = sweep.runs_of("configs/controls.py:pretrained,source=weights.onnx,budget=gpu,ks=3,seeds=1")
     assert list(runs) == [f"{kind}-seed0" for kind in ("max-cut", "random-contiguous", "random-fragmented", "unshared-shallow")]
