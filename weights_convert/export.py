@@ -20,6 +20,7 @@ from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.types import PathLike
 from weights_convert import raptor
+from weights_convert.class_names import class_names
 from weights_convert.families import FAMILIES, clip, dinov2, dinov3, siglip, vit
 from weights_convert.families.rules import Family
 from weights_convert.preprocessing import FILTERS
@@ -89,6 +90,8 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
             "classifier.weight": np.asarray(encoder.head["kernel"]).T,
             "classifier.bias": np.asarray(encoder.head["bias"]),
         }
+    if encoder.classes:
+        about["id2label"] = {str(output): name for output, name in enumerate(encoder.classes)}
     about["brh_jax"] = {
         "version": store.VERSION,
         "name": encoder.name,
@@ -135,7 +138,8 @@ def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
         about=f"a Raptor of {config.partition}",
     )
     reads = about.get("head_reads", "")
-    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head, head_reads=reads)
+    classes = class_names(source, len(head["bias"])) if head else ()
+    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head, head_reads=reads, classes=classes)
 
 
 def _writer(config: ViTConfig) -> tuple[Family, dict]:

@@ -23,9 +23,8 @@ from brh_jax.train.loop import Run, accumulate, adamw, train
 def raptor_encoder(config: RaptorConfig, blocks: Any, teacher: Encoder, name: str) -> Encoder:
     """A Raptor of trained blocks between its teacher's embedding and norm, with the teacher's classifier."""
     params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
-    return Encoder(
-        config, params, teacher.preprocessing, name=name, head=teacher.head, head_reads=teacher.head_reads, dtype=teacher.dtype
-    )
+    head = {"head": teacher.head, "head_reads": teacher.head_reads, "classes": teacher.classes}
+    return Encoder(config, params, teacher.preprocessing, name=name, **head, dtype=teacher.dtype)
 
 
 def train_blocks(

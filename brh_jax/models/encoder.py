@@ -89,6 +89,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         name: what it is, for people.
         head: classifier weights {"kernel": [features, classes], "bias": [classes]}, where the source had one.
         head_reads: what it reads, one of `head.READS`; empty for what its width says, see `pooled_head`.
+        classes: what its outputs are called, synonyms separated by commas; empty where the source did not say.
         dtype: precision of the matrix products (None: that of the parameters).
     """
 
@@ -98,6 +99,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     name: str = flax.struct.field(pytree_node=False, default="encoder")
     head: Any = None
     head_reads: str = flax.struct.field(pytree_node=False, default="")
+    classes: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     dtype: Any = flax.struct.field(pytree_node=False, default=None)
 
     @property
