@@ -91,8 +91,9 @@ def _lines(axis: Axes, models: Measured, name: str, *, floor: float = -np.inf, d
             seen, values = np.array(points).reshape(-1, 2).T
             last = training == len(trainings) - 1
             drawn, shade, below = np.maximum(values, floor), colour(number), values < floor
-            axis.plot(seen, drawn, dashes[last], color=shade, lw=1.5, label=model if last else None)
-            axis.plot(seen[below], drawn[below], "v", color=shade, ms=5, clip_on=False)
+            axis.plot(seen, drawn, dashes[last], marker=".", ms=4, color=shade, lw=1.5, label=model if last else None)
+            if below.any():
+                axis.plot(seen[below], drawn[below], "v", color=shade, ms=5, clip_on=False)
     if np.isfinite(floor):
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_ylim(floor, 1.02)
