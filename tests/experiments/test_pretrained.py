@@ -45,6 +45,8 @@ def test_budgets_are_those_of_dinov2():
 def test_studies_take_it_for_their_base():
     runs = sweep.runs_of("configs/controls.py:pretrained,source=weights.onnx,budget=gpu,ks=3,seeds=1")
     assert list(runs) == [f"{kind}-seed0" for kind in ("max-cut", "random-contiguous", "random-fragmented", "unshared-shallow")]
+    runs = sweep.runs_of("configs/ablation.py:pretrained,source=weights.onnx,k=3,seeds=1")
+    assert "5-stage-2-seed0" in runs and not any("teacher.source" in changes for changes in runs.values())
     assert list(sweep.runs_of("configs/pretrained.py:source=weights.onnx")) == ["seed0", "seed1", "seed2"]
 
 
