@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, legend, log_scale, styled
 
@@ -78,6 +79,9 @@ def validation_curves(models: Measured, floor: float = -1.0) -> Figure:
     seen = [row["images"] for row in everything]
     if max(seen) >= 10 * min(seen):
         error.set_xscale("log")
+        error.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(seen) < 1000 * min(seen) else (1,)))
+        error.xaxis.set_minor_locator(NullLocator())
+    error.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.supxlabel("images seen", fontsize=9)
     legend(figure, axes[0][0])
     return figure
