@@ -57,6 +57,8 @@ def test_recipes_train_as_many_steps():
 def test_studies_take_it_for_their_base():
     runs = sweep.runs_of("configs/controls.py:pretrained,source=weights.onnx,budget=gpu,ks=3,seeds=1")
     assert list(runs) == [f"{kind}-seed0" for kind in ("max-cut", "random-contiguous", "random-fragmented", "unshared-shallow")]
+    runs = sweep.runs_of("configs/ablation.py:pretrained,source=weights.onnx,k=3,seeds=1")
+    assert "5-stage-2-seed0" in runs and not any("teacher.source" in changes for changes in runs.values())
     assert list(sweep.runs_of("configs/pretrained.py:source=weights.onnx")) == ["seed0", "seed1", "seed2"]
 
 
@@ -122,7 +124,7 @@ def test_a_teacher_with_a_classifier(tmp_path, capsys):
         assert [row["images"] for row in rows] == [16, 32]
         assert {"r2_cls", "r2_patches_last", "relative_error", "same_class", "accuracy", "teacher_accuracy"} < set(rows[0])
     # Nothing that comes out depends on what is measured on the way: other images, or none, and the distillation stays done.
-    assert not [what for what in read_record(tmp_path / "run/distill").outside if "test" in what]
+    assert list(read_record(tmp_path / "run/distill").outside) == [f"images {config.data.train}"]
     config = config.unlock()
     config.distill.validation.times, config.data.eval = 0, photographs(tmp_path / "unlabelled", ["a"], 12)
     again = pipeline.run(config, tmp_path / "run").get(AgreementResult).fits["k2"]

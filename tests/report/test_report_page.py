@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,10 @@ def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_clas
     assert [list(line.get_ydata()) for line in figure.axes[5].get_lines()][-1] == [0.8, 0.8]  # the teacher
     alone = validation_curves({"k2": [[{"step": 1, "images": 8, "r2_patches": 0.1, "relative_error": 1.0}]]})
     assert not alone.axes[-1].get_visible()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that does not work out
+        for drawn in (figure, alone):
+            drawn.draw_without_rendering()
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path):

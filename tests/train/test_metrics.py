@@ -27,5 +27,17 @@ def test_progress_says_step_rate_and_time_left(capsys):
     assert "took" in lines[-1]
 
 
+def test_what_is_done_aside_does_not_count_towards_the_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("brh_jax.train.metrics.time.monotonic", lambda: now[0])
+    progress = Progress("work", 9, per_step=10)
+    progress.update(1)
+    now[0] += 1
+    with progress.aside():
+        now[0] += 100
+    now[0] += 1
+    assert progress.update(3) == 10  # two steps of ten images in two seconds
+
+
 def test_clock():
     assert [clock(s) for s in (7, 750, 11_100)] == ["0:07", "12:30", "3:05:00"]
