@@ -8,6 +8,7 @@ import jax
 from brh_jax import distill
 from brh_jax.data.sources import Source
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, Validation
+from brh_jax.distill.objectives import Objective
 from brh_jax.distill.states import StatesBatches, open_states
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models import Encoder, RaptorConfig
@@ -223,7 +224,7 @@ def _train(
 ) -> tuple[Encoder, dict[str, str]]:
     """The trained Raptor, and the folders of its trainings by what people call them."""
     own, folder = settings.distill, context.folder / name
-    every = {"stage1": Blockwise(own.stage1), "stage2": Joint(own.stage2)}
+    every: dict[str, Objective] = {"stage1": Blockwise(own.stage1), "stage2": Joint(own.stage2)}
     objectives = {stage: objective for stage, objective in every.items() if objective.settings.steps}
     blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
     for number, stage in enumerate(every, 1):
