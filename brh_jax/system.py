@@ -76,6 +76,9 @@ class DepthSystem:
     def _partial(self) -> jax.tree_util.Partial:
         return self.step if isinstance(self.step, jax.tree_util.Partial) else jax.tree_util.Partial(self.step)
 
+    def __repr__(self) -> str:
+        return f"DepthSystem of {self.depth} layers on {self.layout}"
+
     def tree_flatten(self):
         return (self._partial,), (self.depth, self.layout)
 

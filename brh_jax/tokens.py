@@ -7,11 +7,13 @@ from typing import Generic, NamedTuple, TypeVar
 import jax.numpy as jnp
 
 from brh_jax.errors import UserError, expect, is_whole
+from brh_jax.readable import readable
 from brh_jax.types import Array
 
 T = TypeVar("T")
 
 
+@readable()
 class ByToken(NamedTuple, Generic[T]):
     """One value per token type; where a model lacks the type the value is empty (size 0) or None."""
 

@@ -11,11 +11,13 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import pooled_features
 from brh_jax.models.head import apply_head
+from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.vectors import cosine_distance, directed
 
 
+@readable(relative_error="of the norm", relative_error_all="of the norm")
 class ImageErrors(NamedTuple):
     """e of every image at a_1 ... a_L, `[depth, images]` each, `[0, images]` for token types that are not there.
 
@@ -33,6 +35,17 @@ class ImageErrors(NamedTuple):
     relative_error_all: np.ndarray
 
 
+@readable(
+    r2="R²",
+    r2_all="R²",
+    r2_one_mean="R²",
+    cosine="cosine",
+    relative_error="of the norm",
+    relative_error_all="of the norm",
+    final_cosine="cosine",
+    accuracy="share of images",
+    same_class="share of images",
+)
 class TrajectoryFit(NamedTuple):
     """Agreement with the teacher at a_1 ... a_L. Fields ByToken hold `[depth]` each, empty for types that are not there.
 
