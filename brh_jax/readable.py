@@ -14,8 +14,11 @@ def readable(**units: str) -> Callable[[C], C]:
     """Gives a NamedTuple a `__repr__` that can be read, `units` being those of its fields; "" or none for plain numbers."""
 
     def decorate(cls: C) -> C:
-        cls.units = units  # type: ignore[attr-defined]
-        cls.__repr__ = lambda self: described(cls.__name__, self._asdict(), units)  # type: ignore[method-assign]
+        def __repr__(self: Any) -> str:
+            return described(cls.__name__, self._asdict(), units)
+
+        for name, value in (("units", units), ("__repr__", __repr__)):
+            setattr(cls, name, value)
         return cls
 
     return decorate

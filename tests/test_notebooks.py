@@ -1,4 +1,4 @@
-"""The notebooks, top to bottom, from an empty folder and without the network; the tour of dynamics on a run made for the purpose."""
+"""The notebooks, top to bottom, in an empty folder and without the network; the tour of dynamics on a run made for it."""
 
 import os
 import pathlib
@@ -11,10 +11,10 @@ from nbclient import NotebookClient
 
 from experiments import pipeline
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "experiments"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "experiments"))
 import tiny
 
+ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"start": 3, "distil": 2, "own_model": 4, "dynamics": 5}  # figures; animations come on top
 

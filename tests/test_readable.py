@@ -27,8 +27,8 @@ def test_a_line_for_each_field():
     found = Found(speed, np.array([[1.0, np.nan, 3.0]]), np.array([3j, 4.0] * 10), "k = 2")
     assert repr(found).splitlines() == [
         "Found",
-        "  speed.cls      [2]      0.5 1.25                rad per layer",
-        "  speed.patches  [5, 10]  0 ... 2                 rad per layer",
+        "  speed.cls      [2]      0.5 1.25               rad per layer",
+        "  speed.patches  [5, 10]  0 ... 2                rad per layer",
         "  spread         [1, 3]   1 ... 3, 1 not finite",
         "  modes          [20]     modulus 3 ... 4",
         "  name                    k = 2",
@@ -50,7 +50,7 @@ def test_a_traced_result_can_be_printed():
 
 def test_nothing_prints_its_parameters(tiny_encoder):
     assert repr(tiny_encoder).splitlines() == [
-        "tiny: ViT, 6 layers of width 16, 2 heads, 14,032 parameters",
+        "tiny: ViT, 6 layers of width 16, 2 heads, 13,904 parameters",
         "  8 x 8 pixels = 1 cls + 2 registers + 4 x 4 patches of 2 pixels",
     ]
     head = {"kernel": np.zeros((32, 5)), "bias": np.zeros(5)}

@@ -127,7 +127,8 @@ class Embedding(nn.Module):
         if grid == self.table_grid:
             return self.patch_position
         table = self.patch_position.view(1, *self.table_grid, -1).permute(0, 3, 1, 2)
-        method, size = self.vit["position_resampling"], {"size": grid}
+        method = self.vit["position_resampling"]
+        size: dict[str, Any] = {"size": grid}
         if method == "cubic-offset":
             size = {"scale_factor": tuple((new + 0.1) / old for new, old in zip(grid, self.table_grid, strict=True))}
         mode = "bilinear" if method == "linear-antialias" else "bicubic"

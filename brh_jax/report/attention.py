@@ -21,12 +21,12 @@ def attention_grids(grids: Mapping[str, Sequence[np.ndarray]], layers: Sequence[
     lines, columns = len(grids), len(layers) + first
     figure = Figure(figsize=(1.55 * columns + 0.9, 1.6 * lines + 0.55), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
-    for line, (name, of_model) in zip(axes, grids.items(), strict=True):
+    for number, (line, (name, of_model)) in enumerate(zip(axes, grids.items(), strict=True)):
         if first:
             line[0].imshow(image)
         for axis, layer, weights in zip(line[first:], layers, of_model, strict=True):
             picture = axis.imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
-            if line is axes[0]:
+            if not number:
                 axis.set_title(f"layer {layer}")
             axis.set_xlabel(f"max {weights.max():.2g}", fontsize=7, labelpad=2)
         line[0].set_ylabel(name)

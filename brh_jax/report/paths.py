@@ -1,6 +1,7 @@
 """Figure of token paths through depth."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -24,6 +25,7 @@ def draw(paths: Mapping[str, ByToken], layout: TokenLayout, image: int, labels: 
     axes = figure.subplots(len(paths), len(kinds), squeeze=False)
     for line, (name, of_system) in zip(axes, paths.items(), strict=True):
         for axis, kind in zip(line, kinds, strict=True):
+            tints: Sequence[Any]
             if kind == "cls":
                 one, tints = of_system.cls[:, :, 0], image_colours(of_system.cls.shape[1], labels)
             else:

@@ -13,7 +13,8 @@ from brh_jax.types import Array
 @styled
 def heat_maps(matrix: Array, partitions: Sequence[Partition]) -> Figure:
     """Layer-layer dissimilarity `[depth, depth]`, once for each partition, its phases outlined; once where there is none."""
-    depth, panels = len(matrix), list(partitions) or [None]
+    depth = len(matrix)
+    panels: Sequence[Partition | None] = partitions or (None,)
     figure = Figure(figsize=(3.6 * len(panels) + 0.8, 3.7), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, partition in zip(axes, panels, strict=True):

@@ -42,7 +42,7 @@ def styled(function: Callable) -> Callable:
             figure = function(*args, **kwargs)
         if isinstance(figure, Figure):
             # What IPython asks for: without it only notebooks that said `%matplotlib inline` show a Figure.
-            figure._repr_png_ = lambda: png(figure)
+            vars(figure)["_repr_png_"] = lambda: png(figure)
         return figure
 
     draw.__name__, draw.__doc__ = function.__name__, function.__doc__

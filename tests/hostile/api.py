@@ -106,7 +106,9 @@ CASES = [
     Case("replace: True for a layer", lambda f: SYSTEM.replace(True, "cls", 0.0), "layer is True"),
     Case("replace: tokens that are not there", lambda f: SYSTEM.replace(0, "registers", 0.0), "no tokens 'registers'"),
     Case("replace: infinity", lambda f: SYSTEM.replace(0, "cls", np.inf), "is not finite"),
-    Case("replace: of another width", lambda f: SYSTEM.replace(0, 0, np.ones(4)).rollout(STATES[0]), r"shape \(4,\) does not fit"),
+    Case(
+        "replace: of another width", lambda f: SYSTEM.replace(0, 0, np.ones(4)).rollout(STATES[0]), r"shape \(4,\) does not fit"
+    ),
     Case("plot: phases of NaN", lambda f: phases.plot(np.full((3, 3), np.nan)), "finite numbers throughout"),
     Case("plot: phases of another model", lambda f: phases.plot(np.eye(4), Partition((1, 2))), "has 3 layers, the matrix 4"),
     Case("plot: a matrix of zeros", phases_of_a_constant_matrix),
