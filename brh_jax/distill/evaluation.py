@@ -2,19 +2,22 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect
 from brh_jax.models.encoder import pooled_features
 from brh_jax.models.head import apply_head
 from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.vectors import cosine_distance, directed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @readable(relative_error="of the norm", relative_error_all="of the norm")
@@ -84,6 +87,24 @@ class TrajectoryFit(NamedTuple):
     num_images: int
     photographs: np.ndarray
     images: ImageErrors
+
+    def plot(self, measure: str = "r2", label: str = "Raptor") -> "Figure":
+        """A measure layer by layer, one panel per token type; values below -1 are triangles on the axis.
+
+        Args:
+            measure: r2 or cosine.
+            label: of the line.
+
+        Raises:
+            UserError: another measure.
+        """
+        from brh_jax.report.agreement import per_layer
+        from brh_jax.report.style import colour
+
+        names = {"r2": "R²", "cosine": "cosine"}
+        expect(measure in names, "measure", measure, "r2 or cosine")
+        found = {token: values for token, values in getattr(self, measure)._asdict().items() if len(values)}
+        return per_layer({label: found}, {label: {"color": colour(0), "lw": 1.8, "label": label}}, names[measure], -1.0)
 
 
 def evaluate(
