@@ -1,12 +1,11 @@
 """How near a Raptor comes to its teacher, on a batch of images."""
 
-import jax
 import numpy as np
 
 from brh_jax.distill.evaluation import TrajectoryFit, evaluate
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
-from brh_jax.types import Images
+from brh_jax.types import Array, Images
 
 
 def agreement(teacher: Encoder, raptor: Encoder, images: Images) -> TrajectoryFit:
@@ -30,7 +29,7 @@ def agreement(teacher: Encoder, raptor: Encoder, images: Images) -> TrajectoryFi
     layout = teacher.layout_for(*np.shape(images)[1:3])
     batch = {"image": images, "valid": np.ones(len(images), bool), "label": np.full(len(images), -1)}
 
-    def roll(state: jax.Array) -> jax.Array:
+    def roll(state: Array) -> Array:
         return raptor.at_size(np.shape(images)[1:3]).rollout(state)
 
     return evaluate(teacher.trajectory, {"raptor": roll}, teacher.features, [batch], layout)["raptor"]
