@@ -11,6 +11,7 @@ from PIL import Image
 
 import brh_jax
 from brh_jax import dynamics, phases
+from brh_jax.distill import timed
 from brh_jax.models import Encoder, ViTConfig
 from brh_jax.models.encoder import init_params
 from brh_jax.partition import Partition
@@ -84,10 +85,11 @@ def a_hub_folder_without_its_section(folder: Path):
 
 
 def a_flat_picture(folder: Path):
-    """A folder with one picture is enough, whatever its mode."""
-    Image.new("LA", (5, 9), (100, 50)).save(folder / "one.png")
-    raptor = brh_jax.fit_raptor(encoder(), folder, steps=1, batch_size=8)
-    assert np.isfinite(np.asarray(raptor.trajectory(raptor.preprocess(PICTURES)))).all()
+    """A folder with one picture is enough, whatever its mode: transparency lies on white."""
+    Image.new("LA", (5, 9), (100, 0)).save(folder / "one.png")
+    source = timed.images_source(folder)
+    assert len(source) == 1
+    assert np.unique(encoder().preprocessing.resize_and_crop(source.read(0)["image"])).tolist() == [255]
 
 
 CASES = [
