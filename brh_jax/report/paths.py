@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
+from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 
-from brh_jax.report.style import BASELINE, colour, styled
+from brh_jax.report.style import BASELINE, COLOURS, colour, styled
 from brh_jax.tokens import ByToken, TokenLayout
 
 
@@ -45,7 +46,10 @@ def draw(paths: Mapping[str, ByToken], layout: TokenLayout, image: int, labels: 
 def image_colours(images: int, labels: Sequence[int] | np.ndarray | None) -> list[str]:
     """A colour for each image: that of its class where there are classes."""
     numbers = np.arange(images) if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
-    return [colour(int(number)) for number in numbers]
+    if labels is None or numbers.max() < len(COLOURS):
+        return [colour(int(number)) for number in numbers]
+    many = colormaps["tab10" if numbers.max() < 10 else "tab20"]  # twenty are as many as can be told apart
+    return [to_hex(many(int(number) % many.N)) for number in numbers]
 
 
 def patch_colours(grid: tuple[int, int]) -> list[tuple[float, float, float]]:
