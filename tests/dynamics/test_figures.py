@@ -128,6 +128,7 @@ def test_portraits_and_comparisons_draw_themselves():
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     curves = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
     assert [line.get_label() for line in curves] == ["teacher", "Raptor"]
+    assert both.first.plot(name="teacher").axes[0].get_lines()[-1].get_xdata()[0] == 2  # its own cut, in black
     drawn = both.first.plot("dynamics", "mine").axes[0].get_lines()
     assert drawn[0].get_label() == "mine"
     np.testing.assert_allclose(drawn[0].get_ydata(), both.first["directions"].convergence.cls.mean(-1), rtol=1e-6)
