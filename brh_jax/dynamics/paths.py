@@ -1,7 +1,7 @@
 """Every token's way through depth, on the two axes along which directions differ most: as a figure, and as an animation."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ class TokenPaths(NamedTuple):
     axes: np.ndarray
     layout: TokenLayout
 
-    def plot(self, **options) -> "Figure":
+    def plot(self, **options: Any) -> "Figure":
         """See `draw_paths`, whose options these are."""
         return draw_paths({"": self}, **options)
 
-    def animate(self, **options) -> "Animation":
+    def animate(self, **options: Any) -> "Animation":
         """See `animate_paths`, whose options these are."""
         return animate_paths({"": self}, **options)
 
