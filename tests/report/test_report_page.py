@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from brh_jax.curves import Band
-from brh_jax.phases import Partition
+from brh_jax.phases import Partition, plot
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.portrait import side_by_side
 from brh_jax.report.training import training_curves, validation_curves
 from experiments.stages.agreement.figures import error_per_layer, fit_per_layer
 from experiments.stages.agreement.run import Edges, Fit
-from experiments.stages.phases.figures import dissimilarity
 
 PARTITIONS = {"k2": Partition((4, 2)), "k3": Partition((2, 2, 2), (0, 1, 0))}
 
@@ -30,7 +29,7 @@ def fits(types=("cls", "registers", "patches")):
 
 
 def test_dissimilarity_draws_every_partition():
-    figure = dissimilarity(np.random.default_rng(0).random((6, 6)), list(PARTITIONS.values()))
+    figure = plot(np.random.default_rng(0).random((6, 6)), *PARTITIONS.values())
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:2] == ["k = 2:  1-4 | 5-6", "k = 2:  1-2,5-6 | 3-4"]
 
