@@ -47,8 +47,12 @@ def expect_whole(settings: Any, least: int, *names: str) -> None:
     """Raises UserError unless these fields of a settings dataclass are whole numbers of at least `least`."""
     for name in names:
         value = getattr(settings, name)
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        expect(whole and int(value) >= least, name, value, f"a whole number, {least} or more")
+        expect(is_whole(value) and int(value) >= least, name, value, f"a whole number, {least} or more")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, Python's or numpy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

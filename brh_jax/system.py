@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.errors import UserError, expect, is_whole
 from brh_jax.tokens import TokenLayout
 from brh_jax.types import Array, Layer, State, Trajectory
 
@@ -46,13 +47,67 @@ class DepthSystem:
         """Raises ValueError unless `layer` is one of the system's, counted from 0."""
         check_layer(layer, self.depth)
 
+    def replace(self, layer: int, token: int | str, value: Array | float | Callable[[Array], Array]) -> "DepthSystem":
+        """The same system with tokens of one layer's output changed: patched (by an array) or steered (by a function).
+
+        All later layers go on from the changed state: `system.replace(3, "cls", other[4, :, :1]).rollout(first)` puts the class
+        token that another image has after layer 3 there, `system.replace(3, "cls", lambda cls: cls + 5 * direction)` moves it.
+        Changes add up, `system.replace(...).replace(...)`. The first state is what `rollout` is given.
+
+        Args:
+            layer: from 0; a_{layer + 1}, entry `layer + 1` of the trajectory, is what changes.
+            token: one by its index, or all of a type, "cls", "registers" or "patches".
+            value: what they become, broadcast to `[batch, tokens, dim]`, tokens being the number of those named; or a function of
+                these. Equal systems are compiled once where the same function is handed in again.
+
+        Raises:
+            UserError: no such layer or token, or a value that is not finite; in a rollout, a value that does not fit.
+        """
+        expect(is_whole(layer) and 0 <= layer < self.depth, "layer", layer, f"one from 0 to {self.depth - 1}")
+        if not callable(value):
+            if not np.isfinite(np.asarray(value, np.float64)).all():
+                raise UserError(f"the value for {token!r} is not finite: a state with it has no direction")
+            value = jax.tree_util.Partial(_constant, jnp.asarray(value))
+        change = value if isinstance(value, jax.tree_util.Partial) else jax.tree_util.Partial(value)
+        changed = _Changed(int(layer), *self.layout.place(token))
+        return DepthSystem(jax.tree_util.Partial(changed, self._partial, change), self.depth, self.layout)
+
+    @property
+    def _partial(self) -> jax.tree_util.Partial:
+        return self.step if isinstance(self.step, jax.tree_util.Partial) else jax.tree_util.Partial(self.step)
+
+    def __repr__(self) -> str:
+        return f"DepthSystem of {self.depth} layers on {self.layout}"
+
     def tree_flatten(self):
-        step = self.step if isinstance(self.step, jax.tree_util.Partial) else jax.tree_util.Partial(self.step)
-        return (step,), (self.depth, self.layout)
+        return (self._partial,), (self.depth, self.layout)
 
     @classmethod
     def tree_unflatten(cls, static: tuple, children: tuple):
         return cls(children[0], *static)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Changed:
+    """A step whose output changes in one layer. Equal ones are compiled once."""
+
+    layer: int
+    start: int
+    stop: int
+
+    def __call__(self, step, change, state, layer):
+        state = step(state, layer)
+        tokens = state[:, self.start : self.stop]
+        try:
+            changed = jnp.broadcast_to(change(tokens), tokens.shape).astype(tokens.dtype)
+        except ValueError:
+            found = jnp.shape(change(tokens))
+            raise UserError(f"a value of shape {found} does not fit the tokens that it is for, {tokens.shape}") from None
+        return state.at[:, self.start : self.stop].set(jnp.where(layer == self.layer, changed, tokens))
+
+
+def _constant(value, tokens):
+    return value
 
 
 def check_layer(layer: Layer, depth: int) -> None:

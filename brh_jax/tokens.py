@@ -1,15 +1,19 @@
 """TokenLayout: which tokens of a state are cls, registers and patches."""
 
 import dataclasses
+import itertools
 from typing import Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 
+from brh_jax.errors import UserError, expect, is_whole
+from brh_jax.readable import readable
 from brh_jax.types import Array
 
 T = TypeVar("T")
 
 
+@readable()
 class ByToken(NamedTuple, Generic[T]):
     """One value per token type; where a model lacks the type the value is empty (size 0) or None."""
 
@@ -59,6 +63,23 @@ class TokenLayout:
             )
         patches = self.num_cls + self.num_registers
         return ByToken(states[..., : self.num_cls, :], states[..., self.num_cls : patches, :], states[..., patches:, :])
+
+    def place(self, token: int | str) -> tuple[int, int]:
+        """(first, behind the last) of the tokens named: one by its index, or all of a type, "cls", "registers" or "patches".
+
+        Raises:
+            UserError: the layout has no such token.
+        """
+        if isinstance(token, str):
+            expect(token in ByToken._fields, "token", token, f"one of {', '.join(ByToken._fields)}, or an index")
+            ends = (0, *itertools.accumulate(self.counts))
+            first, end = ends[ByToken._fields.index(token) :][:2]
+            if first == end:
+                raise UserError(f"there are no tokens {token!r}: the system has {self}")
+            return first, end
+        inside = is_whole(token) and 0 <= token < self.num_tokens
+        expect(inside, "token", token, f"one of cls, registers, patches, or an index from 0 to {self.num_tokens - 1}")
+        return int(token), int(token) + 1
 
 
 def check_trajectory(states: Array, layout: TokenLayout) -> None:

@@ -38,6 +38,8 @@ Size = int | tuple[int, int]  # of an image in pixels: of a square one, or (heig
 States = Float[Array, "*lead tokens dim"]
 Outputs = Float[Array, "depth batch tokens dim"]  # of the layers: a trajectory without a_0
 HeadTokens = Float[Array, "batch heads tokens head_dim"]  # queries, keys or values
+AttentionWeights = Float[Array, "batch heads tokens tokens"]  # row = query, column = key; rows sum to one
+AttentionMaps = Float[Array, "depth batch heads tokens tokens"]
 Turn = Float[Array, "patches head_dim"]
 Rotations = tuple[Turn, Turn]  # cosines and sines of the patches' angles
 Grid = tuple[int, int] | None  # (rows, columns) of patches; None for a square

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from brh_jax.dynamics import DepthSystem
+from brh_jax.errors import UserError
 from brh_jax.models import Encoder, Raptor, RaptorConfig
 from brh_jax.models.encoder import init_params
 from brh_jax.phases import Partition
@@ -118,3 +119,56 @@ def test_a_traced_layer_is_not_checked(encoder):
     state = jnp.ones((1, encoder.layout.num_tokens, encoder.dim))
     step = jax.jit(lambda system, layer: system.step(state, layer))
     assert step(encoder.system(), encoder.depth).shape == state.shape
+
+
+def test_a_replaced_token_is_what_later_layers_go_on_from(encoder, tiny_images):
+    """By hand: layers up to the change, the change, the layers after it."""
+    first, system, layer = encoder.embed(tiny_images), encoder.system(), 3
+    clean = system.rollout(first)
+    other = clean[layer + 1][::-1]  # of other images
+    expected = clean[layer + 1].at[:, :1].set(other[:, :1])
+    patched = system.replace(layer, "cls", other[:, :1]).rollout(first)
+    chex.assert_trees_all_close(patched[: layer + 1], clean[: layer + 1], atol=1e-6)
+    chex.assert_trees_all_close(patched[layer + 1], expected, atol=1e-6)
+    for later in range(layer + 1, encoder.depth):
+        expected = system.step(expected, later)
+        chex.assert_trees_all_close(patched[later + 1], expected, atol=1e-5, rtol=1e-5)
+    assert np.abs(patched[-1] - clean[-1]).max() > 1e-3
+
+
+def test_what_a_replaced_token_may_be():
+    layout = TokenLayout(1, 2, (1, 2))
+    system, first = DepthSystem(lambda state, layer: 2 * state, 3, layout), jnp.ones((2, 5, 4))
+    for token, places in (("cls", [0]), ("registers", [1, 2]), ("patches", [3, 4]), (4, [4]), (np.int64(1), [1])):
+        states = system.replace(1, token, 7.0).rollout(first)
+        expected = np.full((5,), 4.0)
+        expected[places] = 7.0
+        np.testing.assert_array_equal(states[2, 0, :, 0], expected)
+        np.testing.assert_array_equal(states[3, 0, :, 0], 2 * expected)
+    steered = system.replace(0, "cls", lambda cls: cls + jnp.arange(4.0)).replace(2, "cls", lambda cls: -cls).rollout(first)
+    np.testing.assert_array_equal(steered[1, 0, 0], 2 + np.arange(4))
+    np.testing.assert_array_equal(steered[3, 0, 0], -4 * (2 + np.arange(4)))
+
+
+def test_patched_systems_of_equal_shape_compile_once(traces):
+    system = DepthSystem(lambda state, layer: 2 * state, 3, ONE)
+    system.replace(1, "cls", np.ones(4)).rollout(jnp.ones((1, 1, 4)))
+    before = traces.count("_rollout")
+    system.replace(1, "cls", np.full(4, 2.0)).rollout(jnp.ones((1, 1, 4)))
+    assert traces.count("_rollout") == before
+
+
+def test_replace_says_what_is_wrong():
+    system, first = DepthSystem(lambda state, layer: state, 3, ONE), jnp.ones((2, 1, 4))
+    for layer, token, value, message in (
+        (3, "cls", 0.0, "layer is 3: expected one from 0 to 2"),
+        (-1, "cls", 0.0, "layer is -1"),
+        (0, "patches", 0.0, "there are no tokens 'patches'"),
+        (0, "class", 0.0, "token is 'class': expected one of cls, registers, patches, or an index"),
+        (0, 1, 0.0, "token is 1: expected one of cls, registers, patches, or an index from 0 to 0"),
+        (0, 0, np.nan, "not finite"),
+    ):
+        with pytest.raises(UserError, match=message):
+            system.replace(layer, token, value)
+    with pytest.raises(UserError, match=r"a value of shape \(5,\) does not fit the tokens that it is for, \(2, 1, 4\)"):
+        system.replace(0, 0, np.ones(5)).rollout(first)

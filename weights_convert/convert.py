@@ -15,6 +15,7 @@ from brh_jax.models.vit import ViTConfig
 from brh_jax.partition import Partition
 from brh_jax.types import Size
 from weights_convert import export, raptor
+from weights_convert.class_names import class_names
 from weights_convert.facts import Facts
 from weights_convert.families import FAMILIES
 from weights_convert.families.rules import Family
@@ -171,7 +172,9 @@ def _convert_vit(source: Source, arch, dtype, num_heads):
     # timm says what its classifiers read where that is not the class token; other layouts' widths tell.
     pooled = (source.timm or {}).get("global_pool") or ((source.timm or {}).get("model_args") or {}).get("global_pool")
     reads = about.get("head_reads", "") if about else {"token": "cls", "avg": "patches"}.get(str(pooled), "")
-    encoder = Encoder(config, tree, preprocessing, name=name, head=head, head_reads=reads if head else "")
+    encoder = Encoder(config, tree, preprocessing, name=name)
+    if head is not None:
+        encoder = encoder.replace(head=head, head_reads=reads, classes=class_names(source, len(head["bias"])))
     return encoder, family.name, unused, facts.assumed
 
 

@@ -1,8 +1,9 @@
 """Encoders as repositories of the hub: a torch-style state dict in safetensors, config.json, processor, model card.
 
-A ViT is written under the names of the transformers class that computes it, and both transformers and brh_jax load it. A
-Raptor is written under the names of the paper's authors, its teacher's embedding and norm under `teacher.`. The section
-`brh_jax` of config.json holds what transformers has no place for.
+A ViT is written under the names of the transformers class that computes it, and both transformers and brh_jax load it; where
+none does, under names of our own. A Raptor is written under the names of the paper's authors, its teacher's embedding and norm
+under `teacher.`. The section `brh_jax` of config.json holds what transformers has no place for. `brh_torch.py` beside them
+computes either in PyTorch alone.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from brh_jax.models.vit import ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.types import PathLike
 from weights_convert import raptor
-from weights_convert.families import FAMILIES, clip, dinov2, dinov3, siglip, vit
-from weights_convert.families.rules import Family
+from weights_convert.class_names import class_names
+from weights_convert.families import FAMILIES, clip, dinov2, dinov3, own, siglip, vit
+from weights_convert.families.rules import Family, Rule
 from weights_convert.preprocessing import FILTERS
 from weights_convert.sources import Source
 from weights_convert.table import empty, fill, wanted_shapes
@@ -30,6 +32,18 @@ TEACHER = "teacher."
 RAPTOR = "raptor"  # model_type
 # In the order in which they are asked whether they can express an architecture.
 WRITERS = (vit.FAMILY, dinov2.FAMILY, dinov3.FAMILY, clip.FAMILY, siglip.FAMILY)
+TORCH = pathlib.Path(__file__).with_name("brh_torch.py")
+# Parameters of the PyTorch module, by the leaf that they are; all others have the names of `families.own`.
+_TORCH_NAMES = {
+    "embedding/cls_token": "embedding.cls_token",
+    "embedding/register_tokens": "embedding.register_tokens",
+    "embedding/cls_position": "embedding.patch_position",  # one table, class tokens first
+    "embedding/patch_position": "embedding.patch_position",
+    "embedding/patch/kernel": "embedding.proj.weight",
+    "embedding/patch/bias": "embedding.proj.bias",
+    "embedding/pre_norm/scale": "embedding.pre_norm.weight",
+    "embedding/pre_norm/bias": "embedding.pre_norm.bias",
+}
 
 
 def section(source: Source) -> dict | None:
@@ -64,10 +78,10 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
     """Writes an encoder as a repository of the hub, whole or not at all.
 
     Raises:
-        UserError: something else is there, or no transformers class computes this ViT.
+        UserError: something else is there, or a Raptor has no embedding.
     """
+    family, about = _writer(encoder.config.vit)
     if encoder.config.kind == "vit":
-        family, about = _writer(encoder.config)
         tensors = _vit_tensors(encoder.params, encoder.config, family)
         about |= {
             "hidden_size": encoder.dim,
@@ -81,7 +95,6 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
     else:
         if "embedding" not in encoder.params:
             raise UserError(f"{encoder.name} has no embedding and norm: give it its teacher, load(..., teacher=...)")
-        family, about = _writer(encoder.config.teacher)
         tensors = _raptor_tensors(encoder, family)
         about = {"model_type": RAPTOR, "architectures": ["Raptor"]}
     if encoder.head is not None:
@@ -89,6 +102,8 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
             "classifier.weight": np.asarray(encoder.head["kernel"]).T,
             "classifier.bias": np.asarray(encoder.head["bias"]),
         }
+    if encoder.classes:
+        about["id2label"] = {str(output): name for output, name in enumerate(encoder.classes)}
     about["brh_jax"] = {
         "version": store.VERSION,
         "name": encoder.name,
@@ -96,11 +111,13 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
         "teacher_family": family.name,
         "config": dataclasses.asdict(encoder.config),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "tensors": _torch_tensors(tensors, encoder.config, family),
     }
     files = {
         "config.json": json.dumps(about, indent=2) + "\n",
         "preprocessor_config.json": json.dumps(_processor(encoder.preprocessing), indent=2) + "\n",
         "README.md": _card(encoder, about),
+        TORCH.name: TORCH.read_text(),
     }
     return store.write_folder(folder, tensors, files, metadata={"format": "pt"})
 
@@ -135,17 +152,15 @@ def _read_raptor(source: Source, about: dict, dtype) -> Encoder:
         about=f"a Raptor of {config.partition}",
     )
     reads = about.get("head_reads", "")
-    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head, head_reads=reads)
+    classes = class_names(source, len(head["bias"])) if head else ()
+    return Encoder(config, tree, preprocessing(about), name=about["name"], head=head, head_reads=reads, classes=classes)
 
 
 def _writer(config: ViTConfig) -> tuple[Family, dict]:
     for family in WRITERS:
         if (about := family.to_transformers(config)) is not None and _square(config):
             return family, dict(about)
-    raise UserError(
-        f"no class of transformers computes {config}: it cannot be written for the hub. The converted folder itself "
-        "(python -m weights_convert SOURCE TARGET) can be shared and loaded with brh_jax.load"
-    )
+    return own.FAMILY, dict(own.FAMILY.to_transformers(config) or {})
 
 
 def _square(config: ViTConfig) -> bool:
@@ -179,6 +194,26 @@ def _raptor_tensors(encoder: Encoder, family: Family) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
+def _torch_tensors(tensors: dict, config: Any, family: Family) -> dict[str, list[str]]:
+    """Parameter of `brh_torch.py` -> the tensors that make it up, one below the other; `{layer}` is the block's number."""
+    names = {place.path: rule.name for rule in (*raptor.RULES, *own.RULES) for place in rule.places} | _TORCH_NAMES
+    found: dict[str, list[str]] = {}
+
+    def add(rules: tuple[Rule, ...], prefix: str = "") -> None:
+        for rule in rules:
+            there = rule.name and f"{prefix}{rule.name.format(layer=0)}" in tensors
+            for parameter in dict.fromkeys(names[place.path] for place in rule.places) if there else ():
+                found.setdefault(parameter, []).append(f"{prefix}{rule.name}")
+
+    ours = tuple(rule for rule in family.rules if not any(place.path.startswith("head/") for place in rule.places))
+    if config.kind == "vit":
+        add(tuple(rule for rule in ours if rule.when(config)))
+    else:
+        add(raptor.RULES)
+        add(tuple(rule for rule in ours if "{layer}" not in rule.name), TEACHER)
+    return found
+
+
 def _processor(p: Preprocessing) -> dict:
     """As transformers' processors are configured."""
 
@@ -207,6 +242,7 @@ def _card(encoder: Encoder, about: dict) -> str:
     if c.kind == "vit":
         what = f"A vision transformer: {c.depth} layers, width {c.dim}, {c.num_heads} heads, patches of {c.patch_size} pixels."
         also = f"It is also a `{about['architectures'][0]}` of transformers: `AutoModel.from_pretrained(name)`.\n\n"
+        also = "" if about["model_type"] == own.MODEL_TYPE else also
     else:
         what = (
             f"A Raptor: {c.partition.k} shared blocks that stand for the {c.depth} layers {c.partition} of a vision transformer "
@@ -232,6 +268,14 @@ import brh_jax
 
 encoder = brh_jax.load("hf:ORGANISATION/NAME")  # or the path of this folder
 states = encoder.trajectory(encoder.preprocess([image]))  # [depth + 1, batch, tokens, dim]
+```
+
+In PyTorch, without JAX: `brh_torch.py` in this folder holds the module, `load` in it reads the weights beside it.
+
+```python
+from brh_torch import load
+
+states = load()(images)  # normalised [batch, channels, height, width] -> [depth + 1, batch, tokens, dim]
 ```
 
 {also}The weights are those of the model that this was converted or distilled from, and so is their licence: name it here before

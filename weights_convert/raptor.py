@@ -161,7 +161,7 @@ def with_teacher(encoder: Encoder, teacher: Encoder) -> Encoder:
     params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
     raptor: Any = encoder.config
     config = dataclasses.replace(raptor, teacher=teacher.config)
-    head = {"head": teacher.head, "head_reads": teacher.head_reads}
+    head = {"head": teacher.head, "head_reads": teacher.head_reads, "classes": teacher.classes}
     return encoder.replace(config=config, params=params, preprocessing=teacher.preprocessing, **head)
 
 

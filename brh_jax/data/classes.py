@@ -59,6 +59,32 @@ def matched(train: Source, evaluation: Source) -> Source:
     return OfClasses(evaluation, train.classes)
 
 
+def outputs_of(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Which output of a classifier each class is, by their names; None unless each is one, and no two are the same.
+
+    Args:
+        names: of the outputs, synonyms separated by commas: "n02123045, tabby, tabby cat" is known by any of these.
+        classes: of images, likewise; capitals, underscores and hyphens make no difference.
+    """
+    whole: dict[str, set[int]] = {}
+    parts: dict[str, set[int]] = {}
+    for output, name in enumerate(names):
+        whole.setdefault(_plain(name), set()).add(output)
+        for part in name.split(","):
+            parts.setdefault(_plain(part), set()).add(output)
+    found = []
+    for name in classes:
+        known = [whole.get(_plain(name), set()), *(parts.get(_plain(part), set()) for part in (name, *name.split(",")))]
+        if not (single := [outputs for outputs in known if len(outputs) == 1]):
+            return None
+        found += single[0]
+    return found if len(set(found)) == len(found) else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,5 +1,6 @@
 """Distilling a ViT into a Raptor, and measuring how well it went."""
 
+from brh_jax.distill.agreement import agreement
 from brh_jax.distill.baselines import BASELINES, fit_baselines
 from brh_jax.distill.evaluation import Classes, ImageErrors, TrajectoryFit, evaluate, repeat_state
 from brh_jax.distill.objectives import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks
@@ -16,6 +17,7 @@ __all__ = [
     "JointSettings",
     "TrajectoryFit",
     "Validation",
+    "agreement",
     "evaluate",
     "fit_baselines",
     "init_blocks",

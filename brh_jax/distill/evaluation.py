@@ -2,21 +2,26 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brh_jax.errors import UserError
+from brh_jax.errors import UserError, expect
 from brh_jax.models.encoder import pooled_features
 from brh_jax.models.head import apply_head
+from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array
 from brh_jax.vectors import cosine_distance, directed, length
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
+
+@readable(relative_error="of the norm", relative_error_all="of the norm")
 class ImageErrors(NamedTuple):
     """e of every image at a_1 ... a_L, `[depth, images]` each, `[0, images]` for token types that are not there.
 
@@ -72,6 +77,15 @@ class Classes(NamedTuple):
         return float(right.mean()) if len(right) else None
 
 
+@readable(
+    r2="R²",
+    r2_all="R²",
+    r2_one_mean="R²",
+    cosine="cosine",
+    relative_error="of the norm",
+    relative_error_all="of the norm",
+    final_cosine="cosine",
+)
 class TrajectoryFit(NamedTuple):
     """Agreement with the teacher at a_1 ... a_L. Fields ByToken hold `[depth]` each, empty for types that are not there.
 
@@ -108,6 +122,24 @@ class TrajectoryFit(NamedTuple):
     num_images: int
     photographs: np.ndarray
     images: ImageErrors
+
+    def plot(self, measure: str = "r2", label: str = "Raptor") -> "Figure":
+        """A measure layer by layer, one panel per token type; values below -1 are triangles on the axis.
+
+        Args:
+            measure: r2 or cosine.
+            label: of the line.
+
+        Raises:
+            UserError: another measure.
+        """
+        from brh_jax.report.agreement import per_layer
+        from brh_jax.report.style import colour
+
+        names = {"r2": "R²", "cosine": "cosine"}
+        expect(measure in names, "measure", measure, "r2 or cosine")
+        found = {token: values for token, values in getattr(self, measure)._asdict().items() if len(values)}
+        return per_layer({label: found}, {label: {"color": colour(0), "lw": 1.8, "label": label}}, names[measure], -1.0)
 
 
 def evaluate(

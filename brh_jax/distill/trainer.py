@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from brh_jax.distill.objectives import Objective, TrainingSettings
 from brh_jax.distill.states import StatesBatches
@@ -22,9 +23,8 @@ from brh_jax.train.loop import Run, accumulate, adamw, train
 def raptor_encoder(config: RaptorConfig, blocks: Any, teacher: Encoder, name: str) -> Encoder:
     """A Raptor of trained blocks between its teacher's embedding and norm, with the teacher's classifier."""
     params = {"embedding": teacher.params["embedding"], "blocks": blocks, "norm": teacher.params["norm"]}
-    return Encoder(
-        config, params, teacher.preprocessing, name=name, head=teacher.head, head_reads=teacher.head_reads, dtype=teacher.dtype
-    )
+    head = {"head": teacher.head, "head_reads": teacher.head_reads, "classes": teacher.classes}
+    return Encoder(config, params, teacher.preprocessing, name=name, **head, dtype=teacher.dtype)
 
 
 def train_blocks(
@@ -165,4 +165,18 @@ def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.Gradien
     """The names of the dimensions of a training state's arrays, see `train.parallel.shardings`."""
     state = jax.ShapeDtypeStruct((1, teacher.layout.num_tokens, config.dim), jnp.float32)
     boxed = boxed_params(Blocks(config), state, grid=teacher.layout.grid, method="rollout")
-    return nn.get_partition_spec({"params": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})
+    params, specs = nn.unbox(boxed), nn.get_partition_spec(boxed)
+
+    def masked(node) -> bool:
+        return isinstance(node, optax.MaskedNode)  # a parameter that another part of the optimiser has
+
+    # What the optimiser keeps of a parameter is split as the parameter; all else is whole on every device.
+    kept = optax.tree.map_params(
+        optimiser,
+        lambda leaf, spec: leaf if masked(leaf) else spec,
+        jax.eval_shape(optimiser.init, params),
+        specs,
+        transform_non_params=lambda leaf: PartitionSpec(),
+        is_leaf=masked,
+    )
+    return {"params": specs, "opt_state": kept}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.directions import over_batches
+from brh_jax.readable import readable
 from brh_jax.statistics import numbered_groups
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
@@ -19,6 +20,7 @@ from brh_jax.vectors import unit
 RESOLUTION = 1e-6
 
 
+@readable(within="rad", between="rad", accuracy="share of images", hits="0 ... 1")
 class AngularBasins(NamedTuple):
     """Classes of images on the sphere, per token type and depth; empty for a type that a model lacks.
 

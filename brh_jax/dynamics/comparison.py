@@ -1,16 +1,18 @@
-"""A portrait as curves, and a surrogate beside the system that it stands for (paper, section 8)."""
+"""A surrogate beside the system that it stands for (paper, section 8)."""
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from brh_jax.curves import Curve
-from brh_jax.dynamics.measures import MEASURES
+from brh_jax.dynamics.drawing import curves, drawn
 from brh_jax.dynamics.portrait import FirstStates, Portrait, portraits
 from brh_jax.system import DepthSystem
 from brh_jax.types import RandomKey
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,25 @@ class Comparison(NamedTuple):
     first: Portrait
     second: Portrait
     distance: dict[str, Distance]
+
+    def plot(self, figure: str = "summary", names: tuple[str, str] = ("teacher", "Raptor")) -> "Figure":
+        """Both in one figure, the first in black, with the phases of the second: by default all of the dynamics, see `draw`.
+
+        Raises:
+            ValueError: no figure of that name, or nothing measured that it shows.
+        """
+        both = dict(zip(names, (self.first, self.second), strict=True))
+        return drawn(figure, both, {names[1]: self.second.partition})
+
+    def __repr__(self) -> str:
+        """How far apart, curve by curve."""
+        width = max(map(len, self.distance), default=0)
+        lines = [
+            f"{name.ljust(width)}  {100 * one.relative:5.1f} %  ({one.absolute:.3g} root mean square, in the curve's unit)"
+            for name, one in self.distance.items()
+        ]
+        title = f"Comparison over {self.first.num_images} images: distance of the second system's mean curve from the first's"
+        return "\n  ".join([title, *lines])
 
 
 def compare(
@@ -57,16 +78,6 @@ def distance(first: Portrait, second: Portrait) -> dict[str, Distance]:
     ours, theirs = curves(first), curves(second)
     common = [name for name in ours if name in theirs and len(ours[name].values) == len(theirs[name].values)]
     return {name: _distance(ours[name].mean, theirs[name].mean) for name in common}
-
-
-def curves(portrait: Portrait) -> dict[str, Curve]:
-    """A portrait as curves, measure by measure: name -> Curve.
-
-    Names have the token type behind where there is one: `speed_cls`, `stable_rank_patches`, `uncentred_stable_rank_patches`,
-    `raw_stable_rank_patches` (of raw updates), `token_stable_rank_patches` (over the tokens of each image). What a curve is
-    of says the file of its measure.
-    """
-    return {name: curve for m, result in portrait.results.items() for name, curve in MEASURES[m].curves(result).items()}
 
 
 def _distance(first, second) -> Distance:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.readable import readable
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.parallel import to_host
@@ -18,6 +19,7 @@ from brh_jax.types import Array, Trajectory, TrajectoryBatch
 from brh_jax.vectors import angle, directed, length, mean_where, unit
 
 
+@readable(convergence="cosine", speed="rad per layer", acceleration="rad per layer²", coherence="cosine")
 class Directions(NamedTuple):
     """What trajectories do on the sphere, image by image; per token type, and empty (size 0) for a type that a model lacks.
 

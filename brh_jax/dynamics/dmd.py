@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.least_squares import NEGLIGIBLE, LeastSquares, least_squares
+from brh_jax.readable import readable
 from brh_jax.system import check_values
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.float64 import float64
@@ -25,6 +26,7 @@ from brh_jax.vectors import cosine_distance, directed, length, mean_where
 _TINY = np.finfo(np.float64).tiny
 
 
+@readable(eigenvalues="per layer", residual="of the norm", span="layers")
 class DMD(NamedTuple):
     """The linear map y - mean[1] = K (x - mean[0]) of a span of layers, of rank r, as numpy arrays in double precision.
 
@@ -67,6 +69,7 @@ class DMD(NamedTuple):
         return self.lift @ self.basis.T
 
 
+@readable(cosine="cosine", relative_error="of the norm")
 class Fidelity(NamedTuple):
     """Agreement of predicted with true states.
 
@@ -79,6 +82,7 @@ class Fidelity(NamedTuple):
     relative_error: np.ndarray
 
 
+@readable(steps="layers ahead")
 class Horizon(NamedTuple):
     """How far ahead a span is linear: predictions a_l -> a_{l+p} of held-out images.
 

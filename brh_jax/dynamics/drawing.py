@@ -1,23 +1,51 @@
-"""Figures of portraits by name, and all of them in one."""
+"""Portraits as curves and as figures: each by its name, and all of them in one."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import numpy as np
 
-from brh_jax.curves import band
-from brh_jax.dynamics.comparison import curves
+from brh_jax.curves import Curve, band
 from brh_jax.dynamics.measure import Picture, Shown, styled
 from brh_jax.dynamics.measures import MEASURES
-from brh_jax.dynamics.portrait import Portrait
 from brh_jax.partition import Partition
+from brh_jax.tokens import TokenLayout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def shown(portraits: Mapping[str, Portrait], partitions: Mapping[str, Partition] | None = None) -> Shown:
+class Measured(Protocol):
+    """What there are figures of: a `Portrait`, whose attributes these are."""
+
+    @property
+    def results(self) -> dict[str, Any]: ...
+    @property
+    def layout(self) -> TokenLayout: ...
+    @property
+    def partition(self) -> Partition: ...
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def tangent_images(self) -> int: ...
+    @property
+    def photographs(self) -> np.ndarray: ...
+    @property
+    def num_photographs(self) -> int: ...
+
+
+def curves(portrait: Measured) -> dict[str, Curve]:
+    """A portrait as curves, measure by measure: name -> Curve.
+
+    Names have the token type behind where there is one: `speed_cls`, `stable_rank_patches`, `uncentred_stable_rank_patches`,
+    `raw_stable_rank_patches` (of raw updates), `token_stable_rank_patches` (over the tokens of each image). What a curve is
+    of says the file of its measure.
+    """
+    return {name: curve for m, result in portrait.results.items() for name, curve in MEASURES[m].curves(result).items()}
+
+
+def shown(portraits: Mapping[str, Measured], partitions: Mapping[str, Partition] | None = None) -> Shown:
     """Portraits as figures take them.
 
     Args:
@@ -32,7 +60,7 @@ def shown(portraits: Mapping[str, Portrait], partitions: Mapping[str, Partition]
     return Shown(bands, arrays, partitions, first.layout, first.num_images, first.num_photographs, first.tangent_images)
 
 
-def arrays_of(portrait: Portrait) -> dict[str, np.ndarray]:
+def arrays_of(portrait: Measured) -> dict[str, np.ndarray]:
     """What figures take besides curves: `measure/array` -> array."""
     found = {name: MEASURES[name].arrays(result) for name, result in portrait.results.items()}
     return {f"{measure}/{name}": array for measure, arrays in found.items() for name, array in arrays.items()}
@@ -46,7 +74,7 @@ def pictures() -> Iterator[Picture]:
 
 
 def draw(
-    name: str, portraits: Mapping[str, Portrait] | Shown, partitions: Mapping[str, Partition] | None = None
+    name: str, portraits: Mapping[str, Measured] | Shown, partitions: Mapping[str, Partition] | None = None
 ) -> Optional["Figure"]:
     """A figure by its name: `draw("summary", {"teacher": ..., "raptor": ...})`.
 
@@ -64,6 +92,15 @@ def draw(
     if name not in known:
         raise ValueError(f"no figure {name!r}: expected one of {', '.join(known)}")
     return known[name].draw(portraits if isinstance(portraits, Shown) else shown(portraits, partitions))
+
+
+def drawn(name: str, portraits: Mapping[str, Measured], partitions: Mapping[str, Partition] | None = None) -> Any:
+    """`draw`, where there is something to show. Raises ValueError where there is not."""
+    figure = draw(name, portraits, partitions)
+    if figure is None:
+        measured = ", ".join(next(iter(portraits.values())).results)
+        raise ValueError(f"nothing that the figure {name!r} shows was measured: there are {measured}, see PortraitSettings")
+    return figure
 
 
 @styled

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from brh_jax.readable import readable
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import ByToken, mean_by_type
 from brh_jax.types import State
@@ -14,6 +15,14 @@ from brh_jax.vectors import angle, directed, length, unit
 FATES = ("fixed point", "cycle", "leaves", "vanishes", "wanders")
 
 
+@readable(
+    speed="rad per step",
+    norm_growth="per step",
+    fate="index into FATES",
+    period="steps",
+    direction_fate="index into FATES",
+    direction_period="steps",
+)
 class Extrapolation(NamedTuple):
     """Where the iterates x_0 ... x_n of one layer's map end, for each image.
 

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from brh_jax.dynamics.jacobian import check_span, chunk_size, jacobian_block, linearize_span, token_range
 from brh_jax.dynamics.sphere import tangential
+from brh_jax.readable import readable
 from brh_jax.system import DepthSystem
 from brh_jax.types import Array, RandomKey, State
 
 
+@readable()
 class JacobianStructure(NamedTuple):
     """Frobenius norms of each image's Jacobian and of its parts, each `[batch]`.
 

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.dynamics.sphere import sphere_linearize
+from brh_jax.readable import readable
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Array, RandomKey, State, TokenState
 
 
+@readable()
 class SingularValues(NamedTuple):
     """Leading singular triplets, J v = s u and J^T u = s v, of each image.
 
@@ -38,6 +40,7 @@ class SingularValues(NamedTuple):
     residual: jax.Array
 
 
+@readable()
 class Eigenvalues(NamedTuple):
     """Leading eigenvalues of each image.
 

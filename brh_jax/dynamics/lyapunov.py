@@ -10,10 +10,12 @@ import numpy as np
 
 from brh_jax.dynamics.sphere import sphere_linearize, tangential
 from brh_jax.partition import Partition
+from brh_jax.readable import readable
 from brh_jax.system import DepthSystem, check_state
 from brh_jax.types import RandomKey, State
 
 
+@readable(exponents="per layer, natural logarithm", growth="natural logarithm")
 class Lyapunov(NamedTuple):
     """Growth of tangent vectors along depth, natural logarithms.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from brh_jax.readable import readable
 from brh_jax.system import DepthSystem, check_state, check_values
 from brh_jax.tokens import ByToken, TokenLayout, mean_by_type
 from brh_jax.types import RandomKey, State
@@ -16,6 +17,7 @@ from brh_jax.vectors import angle, directed, length, unit
 KINDS = ("isotropic", "along", "towards")
 
 
+@readable(angle="rad", distance="of the norm", recovery="of the injected angle")
 class PerturbationGrowth(NamedTuple):
     """How far perturbed states are from the clean ones, from the state that was perturbed on.
 

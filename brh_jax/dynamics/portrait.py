@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brh_jax.dynamics.drawing import drawn
 from brh_jax.dynamics.measure import Measure, PortraitSettings, Seen
 from brh_jax.dynamics.measures import MEASURES
 from brh_jax.partition import Partition
@@ -16,6 +17,9 @@ from brh_jax.system import DepthSystem
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import LabelBatch, Labels, RandomKey, State, StateBatch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FirstStates = StateBatch | tuple[StateBatch, LabelBatch] | tuple[StateBatch, LabelBatch, np.ndarray]
 
@@ -47,6 +51,27 @@ class Portrait:
 
     def __getitem__(self, measure: str) -> Any:
         return self.results[measure]
+
+    def plot(self, figure: str = "summary", name: str = "system") -> "Figure":
+        """A figure of it, by default all of the dynamics in one, with its phases; see `dynamics.draw` for what there is.
+
+        Args:
+            figure: summary, dynamics, coherence, ranks, basins, projections, ...
+            name: of the system, in the legend; "teacher" is drawn in black.
+
+        Raises:
+            ValueError: no figure of that name, or nothing measured that it shows.
+        """
+        return drawn(figure, {name: self}, {name: self.partition})
+
+    def __repr__(self) -> str:
+        """What was measured of how many images; `portrait["directions"]` says it with numbers and units."""
+        views = "" if self.num_photographs == self.num_images else f" (views of {self.num_photographs} photographs)"
+        tangent = f", perturbations and derivatives of {self.tangent_images}" if self.tangent_images else ""
+        fields = {f'["{name}"]': ", ".join(getattr(result, "_fields", ())) for name, result in self.results.items()}
+        width = max(map(len, fields), default=0)
+        title = f"Portrait of {self.num_images} images{views}{tangent}: {self.partition.depth} layers, {self.partition}"
+        return "\n  ".join([title, *(f"{name.ljust(width)}  {found}".rstrip() for name, found in fields.items())])
 
 
 def portrait(system: DepthSystem, first_states: Iterable[FirstStates], *, key: RandomKey, **options) -> Portrait:

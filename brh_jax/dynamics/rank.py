@@ -22,12 +22,14 @@ import scipy.linalg
 import threadpoolctl
 
 from brh_jax.dynamics.directions import checked
+from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Trajectory, TrajectoryBatch
 
 
+@readable(stable="directions", effective="directions", participation="directions")
 class UpdateRank(NamedTuple):
     """Ranks of each layer's updates U with singular values sigma_i; all are r where r of them are equal and the others zero.
 

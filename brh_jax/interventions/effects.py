@@ -69,7 +69,7 @@ def apply_plans(
             f"the head reads {head['kernel'].shape[0]} features, {encoder.name} has {width}: expected a head on [cls, mean patch]"
         )
     # What an encoder is called, and a head that is not asked, are no reason to compile again.
-    bare = encoder.replace(name="", head=None, head_reads="")
+    bare = encoder.replace(name="", head=None, head_reads="", classes=())
     return _run(bare, head, system, start, begins, ends, orders)
 
 

@@ -16,19 +16,32 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
-from brh_jax.models.head import on_pooled
+from brh_jax.models.head import apply_head, on_pooled
 from brh_jax.models.raptor import Raptor
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem, check_layer
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import shard
-from brh_jax.types import Array, State, States, Trajectory
+from brh_jax.types import Array, AttentionMaps, State, States, Trajectory
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method", "grid"))
 def _apply(module, params, x, *, method, **grid):
     return module.apply({"params": params}, x, method=method, **grid)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "grid"))
+def _attention(module, params, states, grid):
+    config = module.config
+    entered = list(range(config.depth))
+    if getattr(config, "once", False):  # a block is applied to the state before its phase alone
+        entered = [run.start for run in config.partition.runs for _ in range(run.start, run.stop)]
+
+    def of_layer(layer):
+        return module.apply({"params": params}, states[jnp.asarray(entered)[layer]], layer, grid, method="attention")
+
+    return jax.lax.map(of_layer, jnp.arange(config.depth))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +103,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         name: what it is, for people.
         head: classifier weights {"kernel": [features, classes], "bias": [classes]}, where the source had one.
         head_reads: what it reads, one of `head.READS`; empty for what its width says, see `pooled_head`.
+        classes: what its outputs are called, synonyms separated by commas; empty where the source did not say.
         dtype: precision of the matrix products (None: that of the parameters).
     """
 
@@ -99,7 +113,21 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     name: str = flax.struct.field(pytree_node=False, default="encoder")
     head: Any = None
     head_reads: str = flax.struct.field(pytree_node=False, default="")
+    classes: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
     dtype: Any = flax.struct.field(pytree_node=False, default=None)
+
+    def __repr__(self) -> str:
+        """What it is, in two lines; the parameters are not printed."""
+        config, vit, tokens = self.config, self.config.vit, self.layout
+        kind = "ViT" if config.kind == "vit" else f"Raptor {config.partition}"
+        (height, width), (rows, columns) = self.preprocessing.crop, tokens.grid
+        return (
+            f"{self.name}: {kind}, {self.depth} layers of width {self.dim}, {vit.num_heads} heads, "
+            f"{count_params(self.params):,} parameters\n"
+            f"  {height} x {width} pixels = {tokens.num_cls} cls + {tokens.num_registers} registers + "
+            f"{rows} x {columns} patches of {vit.patch_size} pixels"
+            + ("" if self.head is None else f"; a classifier of {len(self.head['bias'])} classes")
+        )
 
     @property
     def module(self) -> ViT | Raptor:
@@ -165,10 +193,39 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         grid = self.layout.grid if state.shape[-2] == self.layout.num_tokens else None
         return _apply(self.module, self.params, state, method="rollout", grid=grid)
 
+    def attention(self, images: Array) -> AttentionMaps:
+        """Attention weights of every layer, `[batch, height, width, 3] -> [depth, batch, heads, tokens, tokens]`.
+
+        Of preprocessed images. Row = query, column = key, rows sum to one; of a Raptor those along its own trajectory. They are
+        tokens² numbers for each head, layer and image: 38 MB an image of a ViT-B with 257 tokens.
+        """
+        states = self.trajectory(images)
+        return _attention(self.module, self.params, states, self.layout_for(*jnp.shape(images)[1:3]).grid)
+
     def features(self, states: States) -> States:
         """States after the final LayerNorm, of any leading shape."""
         self._need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
+
+    def logits(self, images: Array) -> jax.Array:
+        """What the classifier gives for preprocessed images, `[batch, height, width, 3] -> [batch, classes]`.
+
+        It reads the normalised last state: the class token, the mean patch or both, see `pooled_head`.
+
+        Raises:
+            UserError: there is no classifier, or one that reads something else.
+        """
+        if self.head is None:
+            raise UserError(f"{self.name} has no classifier: load weights that have one, or train one, see brh_jax.probes")
+        head = self.pooled_head
+        if head is None:
+            raise UserError(
+                f"the classifier of {self.name} reads {len(self.head['kernel'])} features, which are not those of its class "
+                "token, its mean patch or both"
+            )
+        images = self._check(images)
+        layout = self.layout_for(images.shape[1], images.shape[2])
+        return apply_head(head, pooled_features(self.features(self.trajectory(images)[-1]), layout))
 
     def system(self, *, sublayers: bool = False) -> DepthSystem:
         """Depth as a dynamical system: one step per layer; its `step` raises ValueError for a layer that is not there.

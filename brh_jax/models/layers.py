@@ -82,6 +82,8 @@ class Attention(nn.Module):
             axes = "bhkq" if jax.default_backend() == "cpu" else "bhqk"
             logits = jnp.einsum(f"bhqd,bhkd->{axes}", q * head_dim**-0.5, k, preferred_element_type=x.dtype)
             weights = nn.softmax(logits, axis=axes.index("k")).astype(v.dtype)
+            if self.is_mutable_collection("intermediates"):
+                self.sow("intermediates", "weights", weights if axes == "bhqk" else jnp.swapaxes(weights, -1, -2))
             out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v)
         kernel_init = named(_KERNEL, "heads", None, "embed")
         return Dense(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))

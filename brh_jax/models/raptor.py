@@ -15,7 +15,7 @@ from brh_jax.models.vit import Embedding, ViTConfig
 from brh_jax.partition import Partition, Run
 from brh_jax.system import check_layer
 from brh_jax.tokens import TokenLayout
-from brh_jax.types import Array, Grid, Images, Layer, Outputs, RandomKey, Rotations, State, States, Trajectory
+from brh_jax.types import Array, AttentionWeights, Grid, Images, Layer, Outputs, RandomKey, Rotations, State, States, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +216,10 @@ class Raptor(nn.Module):
         `ViT.step`."""
         return self.blocks.step(state, layer, grid, part)
 
+    def attention(self, state: State, layer: Layer, grid: Grid = None) -> AttentionWeights:
+        """See `ViT.attention` and `Blocks.attention`."""
+        return self.blocks.attention(state, layer, grid)
+
     def normalize(self, states: States) -> States:
         """The final LayerNorm (the teacher's), on states of any leading shape."""
         return self.norm(states)
@@ -308,14 +312,8 @@ class Blocks(nn.Module):
     def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
         """Layer `layer` (from 0, may be traced) applied to a state; `part` and what is raised as in `ViT.step`."""
         check_layer(layer, self.config.depth)
-        params = self.variables["params"]
-        rotations = self.config.teacher.rotations(state.shape[-2], grid)
-        block = RaptorBlock(self.config, self.dtype, parent=None)
-
-        def apply(phase):
-            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations, part)
-
         partition = self.config.partition
+        apply = self._appliers(state, grid, part)
         if self.config.once:
             starts = {run.start: run for run in partition.runs}
             chosen = [starts[i].phase if i in starts else partition.k for i in range(partition.depth)]
@@ -324,6 +322,28 @@ class Blocks(nn.Module):
             return jax.lax.switch(jnp.asarray(chosen)[layer], branches, state, jnp.asarray(ends)[layer])
         phase = jnp.asarray(partition.labels)[layer]
         return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
+
+    def attention(self, state: State, layer: Layer, grid: Grid = None) -> AttentionWeights:
+        """See `ViT.attention`. With `once` the state is the one before the layer's phase, whose block is applied to it alone."""
+        check_layer(layer, self.config.depth)
+        partition = self.config.partition
+        apply = self._appliers(state, grid, "attention", mutable=["intermediates"])
+        stops = [run.stop for run in partition.runs for _ in range(run.start, run.stop)]
+        depth = jnp.asarray(stops)[layer] if self.config.once else layer + 1
+        phase = jnp.asarray(partition.labels)[layer]
+        _, seen = jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, depth)
+        return seen["intermediates"]["attn"]["weights"][0]
+
+    def _appliers(self, state, grid, part, **options):
+        """phase -> function of a state and a depth, its block applied once."""
+        params = self.variables["params"]
+        rotations = self.config.teacher.rotations(state.shape[-2], grid)
+        block = RaptorBlock(self.config, self.dtype, parent=None)
+
+        def apply(phase):
+            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations, part, **options)
+
+        return apply
 
 
 def depths(run: Run) -> jax.Array:

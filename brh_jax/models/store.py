@@ -60,6 +60,7 @@ def save(encoder: Encoder, folder: str | os.PathLike, notes: dict | None = None)
         "kind": encoder.config.kind,
         "name": encoder.name,
         "head_reads": encoder.head_reads,
+        "classes": encoder.classes,
         "config": dataclasses.asdict(encoder.config),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "notes": notes or {},
@@ -207,7 +208,10 @@ def _read(folder: pathlib.Path, about: dict) -> Encoder:
         tensors |= load_file(plain_file(folder / file))
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     told = config_of(about["config"]), tree["params"], Preprocessing(**about["preprocessing"]), about["name"], tree.get("head")
-    return Encoder(*told, head_reads=about.get("head_reads", ""))
+    classes = about.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("config.json has classes that are no list of names")
+    return Encoder(*told, head_reads=about.get("head_reads", ""), classes=tuple(classes))
 
 
 def _check_shapes(encoder: Encoder) -> None:

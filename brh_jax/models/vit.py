@@ -13,7 +13,7 @@ from brh_jax.models import layers, position, rotary
 from brh_jax.models.remat import rematerialize
 from brh_jax.system import check_layer
 from brh_jax.tokens import TokenLayout
-from brh_jax.types import Grid, Images, Layer, Rotations, State, States, Trajectory
+from brh_jax.types import AttentionWeights, Grid, Images, Layer, Rotations, State, States, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,11 +283,22 @@ class ViT(nn.Module):
         Raises:
             ValueError: no such layer. A traced one is not checked: jax takes the nearest that there is.
         """
+        return self._layer(state, layer, grid, part)
+
+    def attention(self, state: State, layer: Layer, grid: Grid = None) -> AttentionWeights:
+        """Attention weights of layer `layer` in the state that enters it, `[batch, heads, tokens, tokens]`.
+
+        Arguments and errors as of `step`.
+        """
+        _, seen = self._layer(state, layer, grid, "attention", mutable=["intermediates"])
+        return seen["intermediates"]["attn"]["weights"][0]
+
+    def _layer(self, state, layer, grid, part, **options):
         check_layer(layer, self.config.depth)
         params = jax.tree.map(lambda p: p[layer], self.variables["params"]["blocks"])
         rotations = self.config.rotations(state.shape[-2], grid)
         block: Any = Block(self.config, self.dtype, parent=None)
-        return block.apply({"params": params}, state, rotations=rotations, part=part)
+        return block.apply({"params": params}, state, rotations=rotations, part=part, **options)
 
     def normalize(self, states: States) -> States:
         """The final LayerNorm, on states of any leading shape."""

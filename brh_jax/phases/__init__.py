@@ -13,6 +13,7 @@ from brh_jax.phases.cuts import (
     random_fragmented,
     recursive_bisection,
 )
+from brh_jax.phases.drawing import plot
 from brh_jax.phases.random_cuts import RandomCuts, random_cuts
 from brh_jax.phases.similarity import layer_dissimilarity, layer_similarity, streaming_dissimilarity
 from brh_jax.phases.structure import PhaseStructure, phase_structure
@@ -35,6 +36,7 @@ __all__ = [
     "layer_similarity",
     "max_cut",
     "phase_structure",
+    "plot",
     "random_contiguous",
     "random_cuts",
     "random_fragmented",

@@ -12,6 +12,7 @@ from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cka import alignment, hsic
 from brh_jax.phases.similarity import image_dissimilarity, token_vectors
+from brh_jax.readable import readable
 from brh_jax.statistics import bootstrap_counts, num_groups, numbered_groups
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
@@ -142,6 +143,7 @@ class _Units:
                 self.sets.append(number)
 
 
+@readable(boundary_frequency="share of resamples", frequencies="of resamples")
 class Stability(NamedTuple):
     """How partitions of resampled images agree.
 

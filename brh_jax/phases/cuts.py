@@ -11,6 +11,7 @@ import numpy as np
 
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
+from brh_jax.readable import readable
 from brh_jax.types import Array
 
 
@@ -81,6 +82,7 @@ def contrast_cut(dissimilarity: Array, k: int, min_length: int = 1) -> Partition
     return Partition(tuple(np.diff(edges[::-1])))
 
 
+@readable(depth="layers", min_length="layers", cuts="layers above", thresholds="share of the dissimilarity")
 class Bisection(NamedTuple):
     """The cuts of a recursive bisection, in the order in which a falling threshold makes them.
 

@@ -7,9 +7,11 @@ import numpy as np
 
 from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous, random_fragmented
+from brh_jax.readable import readable
 from brh_jax.types import Array
 
 
+@readable(weight="share of the dissimilarity", contiguous="share of the dissimilarity", fragmented="share of the dissimilarity")
 class RandomCuts(NamedTuple):
     """Cut weights of a partition and of random ones.
 

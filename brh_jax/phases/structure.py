@@ -8,11 +8,21 @@ import numpy as np
 from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.phases.cuts import all_contiguous, cut_weight, random_contiguous
+from brh_jax.readable import readable
 from brh_jax.types import Array
 
 _ALL_UP_TO = 5000  # partitions; beyond, so many random ones stand for all
 
 
+@readable(
+    mean_similarity="cosine",
+    within="cosine",
+    across="cosine",
+    contrast="cosine",
+    matched_contrast="cosine",
+    gain="share of the dissimilarity",
+    z="standard deviations",
+)
 class PhaseStructure(NamedTuple):
     """Phase structure of a similarity matrix S under a partition, over pairs of different layers; None where there are no such
     pairs.

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from brh_jax.curves import AXES, Band
 from brh_jax.partition import Partition
-from brh_jax.report.style import TOKEN_NAMES, legend, line_styles, log_scale, styled, ticks
+from brh_jax.report.style import TOKEN_NAMES, legend, line_styles, log_scale, order_of, styled, ticks
 
 Bands = Mapping[
     str, Mapping[str, Band]
@@ -86,7 +86,7 @@ def draw_curve(
             axis.fill_between(band.positions, band.low, band.high, color=styles[system]["color"], alpha=0.12, lw=0)
         for cut in (partitions or {})[system].boundaries if depth is not None and system in (partitions or {}) else ():
             # Raptors' lines are set apart where they share a cut.
-            shift = 0.06 * sorted(set(bands) - {"teacher"}).index(system)
+            shift = 0.06 * order_of(bands).get(system, 0)
             axis.axvline(cut + between + shift, color=styles[system]["color"], lw=0.9, ls=":", zorder=1)
     axis.set_xlabel(kind.label)
     if depth is not None:

@@ -1,5 +1,6 @@
 """What all figures share: colours, fonts, legends, scales."""
 
+import io
 from collections.abc import Callable, Iterable
 
 from matplotlib import rc_context
@@ -34,14 +35,25 @@ def colour(index: int) -> str:
 
 
 def styled(function: Callable) -> Callable:
-    """Draws in the style of this package without touching the user's."""
+    """Draws in the style of this package without touching the user's, and so that any notebook shows the figure."""
 
     def draw(*args, **kwargs):
         with rc_context(_STYLE):
-            return function(*args, **kwargs)
+            figure = function(*args, **kwargs)
+        if isinstance(figure, Figure):
+            # What IPython asks for: without it only notebooks that said `%matplotlib inline` show a Figure.
+            vars(figure)["_repr_png_"] = lambda: png(figure)
+        return figure
 
     draw.__name__, draw.__doc__ = function.__name__, function.__doc__
     return draw
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """A figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def log_scale(axis: Axes) -> None:

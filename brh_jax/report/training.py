@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, legend, log_scale, styled
 
@@ -78,6 +79,9 @@ def validation_curves(models: Measured, floor: float = -1.0) -> Figure:
     seen = [row["images"] for row in everything]
     if max(seen) >= 10 * min(seen):
         error.set_xscale("log")
+        error.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(seen) < 1000 * min(seen) else (1,)))
+        error.xaxis.set_minor_locator(NullLocator())
+    error.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.supxlabel("images seen", fontsize=9)
     legend(figure, axes[0][0])
     return figure
@@ -91,8 +95,9 @@ def _lines(axis: Axes, models: Measured, name: str, *, floor: float = -np.inf, d
             seen, values = np.array(points).reshape(-1, 2).T
             last = training == len(trainings) - 1
             drawn, shade, below = np.maximum(values, floor), colour(number), values < floor
-            axis.plot(seen, drawn, dashes[last], color=shade, lw=1.5, label=model if last else None)
-            axis.plot(seen[below], drawn[below], "v", color=shade, ms=5, clip_on=False)
+            axis.plot(seen, drawn, dashes[last], marker=".", ms=4, color=shade, lw=1.5, label=model if last else None)
+            if below.any():
+                axis.plot(seen[below], drawn[below], "v", color=shade, ms=5, clip_on=False)
     if np.isfinite(floor):
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_ylim(floor, 1.02)

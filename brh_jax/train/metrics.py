@@ -72,7 +72,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 class Progress:
     """A line that says what runs, how far it is, at what rate, and how long it will take.
 
-    On a terminal one line is rewritten; in a log file a new line comes every `interval` seconds.
+    On a terminal and in a notebook one line is rewritten, with a bar; in a log file a new line comes every `interval` seconds.
 
     Args:
         label: what runs.
@@ -108,11 +108,12 @@ class Progress:
             elapsed, steps = now - self._first[0], step - self._first[1]
             rate = self.per_step * steps / elapsed if elapsed > 0 and steps else None
         done = step >= self.total
-        tty = sys.stdout.isatty()
+        tty = sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
         if not (tty or done or now - self._shown >= self.interval):
             return rate
         self._shown = now
-        parts = [f"{self.label:<24} {step:>{len(str(self.total))}}/{self.total}", text]
+        bar = f" {_bar(step / max(self.total, 1))}" if tty else ""
+        parts = [f"{self.label:<24}{bar} {step:>{len(str(self.total))}}/{self.total}", text]
         if rate:
             parts.append(f"{rate:,.1f} {self.unit}/s")
             if not done:
@@ -127,6 +128,12 @@ class Progress:
             flush=True,
         )
         return rate
+
+
+def _bar(share: float) -> str:
+    """Twenty places, as many of them full as is done."""
+    full = min(20, int(20 * share))
+    return f"[{'#' * full}{'.' * (20 - full)}]"
 
 
 def clock(seconds: float) -> str:

@@ -8,6 +8,7 @@
 Arguments, separated by commas:
     quickstart     the base configuration: digits and a ViT trained here once, by the run "teacher" (default)
     dinov2         configs/dinov2.py, which the other arguments go to; whose probe starts from Meta's published head
+    pretrained     configs/pretrained.py, which the other arguments go to; the teacher's own classifier is read off the Raptors
     seeds=3        how many of each
 
 Rows 1 to 5 add one part after the other: teacher forcing alone, autoregression that it gives way to, depth scaling, the last
@@ -23,8 +24,9 @@ Expect, by the paper, for k = 3 on ImageNet-1k: 3.9, 72.7, 75.2, 76.7, 82.4 % wi
 
 from ml_collections import ConfigDict
 
-from experiments.configs import check_items, dinov2, number, quickstart, split_argument
+from experiments.configs import check_items, dinov2, number, pretrained, quickstart, split_argument
 
+_BASES = {"quickstart": quickstart, "dinov2": dinov2, "pretrained": pretrained}
 # Settings that a row changes of the row before it; the first of the whole.
 WITHOUT = {
     "distill.stage1.teacher_forcing": "throughout",
@@ -38,7 +40,7 @@ _PARTS = ("1-teacher-forcing", "2-autoregression", "3-depth-scaling", "4-token-w
 def get_config(arg: str = "") -> ConfigDict:
     """The whole: every part on, the base configuration's settings."""
     base, rest, _ = _options(arg)
-    config = (dinov2.get_config(rest) if base == "dinov2" else quickstart.get_config()).unlock()
+    config = _BASES[base].get_config(rest).unlock()
     config.stages = ("teacher", "phases", "distill", "probes")
     if base == "quickstart":
         config.phases.k = (3,)
@@ -80,7 +82,7 @@ def rows(config: ConfigDict) -> dict[str, dict]:
 def _options(arg: str) -> tuple[str, str, int]:
     """Base configuration, its own argument, number of seeds."""
     found, items = split_argument(arg, seeds="3")
-    base = items.pop(0) if items and items[0] in ("quickstart", "dinov2") else "quickstart"
+    base = items.pop(0) if items and items[0] in _BASES else "quickstart"
     if base == "quickstart":
-        check_items("ablation.py", items, (), "quickstart or dinov2 first, and seeds=NUMBER")
+        check_items("ablation.py", items, (), f"{', '.join(_BASES)} first, and seeds=NUMBER")
     return base, ",".join(items), number("seeds", found["seeds"], "seeds")

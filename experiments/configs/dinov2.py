@@ -10,6 +10,7 @@
 Arguments, separated by commas:
     arch=NAME   vits14, vitb14, vitl14, vitg14, each also with _reg (default vitb14_reg); weights come from the hub
     k=3 | k=2+3 number of phases, several joined by +
+    recipe=joint | recipe=paper   how the blocks are trained, see configs/pretrained.py; the paper's way unless runlocal
     runlocal    random crops at 112 px, few steps: a real teacher on a folder of images in about a quarter of an hour on 2 CPU
                 cores, k = 2 and 3 unless given; budget=laptop of configs/pretrained.py, which is for any teacher. Give the images
                 as in the third command, and the weights where there is no hub.
@@ -36,9 +37,9 @@ from weights_convert.heads import published_head
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration for an argument such as `arch=vits14,k=2`."""
-    options, items = split_argument(arg, arch="vitb14_reg", k="")
+    options, items = split_argument(arg, arch="vitb14_reg", k="", recipe="")
     local = "runlocal" in items
-    check_items("dinov2.py", items, ("runlocal",), "arch=NAME, k=NUMBER or runlocal")
+    check_items("dinov2.py", items, ("runlocal",), "arch=NAME, k=NUMBER, recipe=NAME or runlocal")
     arch = architecture(options["arch"])
     config = default.get_config().unlock()
     config.teacher.update({"source": f"hf:{arch.hub_id}", "arch": options["arch"]})
@@ -51,6 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
         pretrained.laptop(config)
         # ImageNet is not at hand: no probe, unless the command line names labelled images.
         config.probe.update({"train": "", "eval": "", "head": ""})
+    pretrained.use_recipe(config, options["recipe"] or ("joint" if local else "paper"))
     return config.lock()
 
 

@@ -17,6 +17,10 @@ Arguments, separated by commas:
                     crops make a bad Raptor; they show that the way is whole, and what a longer run would measure
         gpu         the teacher's own image size, bfloat16, 78,000 steps of 64: 5 million random crops
         paper       the paper's schedule as configs/dinov2.py has it, 625,000 steps of 64 centre crops in float32
+    recipe=NAME     how the blocks are trained, in as many steps:
+        joint       as a whole from the first step, by the logarithm of each layer's error, with Muon, the rollouts growing from
+                    restarts at the teacher's states (the default; docs/experiments.md has what led to it)
+        paper       stage 1, each block on its own phase, then stage 2, joined, by squared errors and AdamW (of budget=paper)
 
 Images are given on the command line; those to train on need no labels. Where the teacher has a linear classifier, its accuracy,
 what a Raptor keeps of it and how often the two decide alike are measured, on the way and in the end. Accuracy wants images of the
@@ -42,8 +46,8 @@ _FLAGSHIP = architecture("vitb14_reg").hub_id  # the paper's teacher
 
 def get_config(arg: str = "") -> ConfigDict:
     """The configuration for an argument such as `source=weights.safetensors,k=2,budget=laptop`."""
-    options, items = split_argument(arg, source="", arch="", k="2+3", budget="laptop")
-    check_items("pretrained.py", items, (), "source=SOURCE (without commas), arch=NAME, k=NUMBER or budget=NAME")
+    options, items = split_argument(arg, source="", arch="", k="2+3", budget="laptop", recipe="")
+    check_items("pretrained.py", items, (), "source=SOURCE (without commas), arch=NAME, k=NUMBER, budget=NAME or recipe=NAME")
     if options["budget"] not in BUDGETS:
         raise UserError(f"budget={options['budget']} is unknown: expected budget={', '.join(BUDGETS)}")
     if options["arch"]:
@@ -54,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
         authors_phases(config)
     config.phases.k = numbers("k", options["k"], "phases")
     BUDGETS[options["budget"]](config)
+    use_recipe(config, options["recipe"] or ("paper" if options["budget"] == "paper" else "joint"))
     return config.lock()
 
 
@@ -61,6 +66,19 @@ def sweep(arg: str = "") -> dict[str, dict]:
     """Three seeds; the argument is `get_config`'s."""
     get_config(arg)
     return {f"seed{seed}": {"seed": seed} for seed in range(3)}
+
+
+def use_recipe(config: ConfigDict, name: str) -> None:
+    """Sets how the blocks are trained, in the steps that the configuration has so far."""
+    if name not in ("joint", "paper"):
+        raise UserError(f"recipe={name} is unknown: expected recipe=joint or recipe=paper")
+    if name == "joint":
+        steps = config.distill.stage1.steps + config.distill.stage2.steps
+        config.distill.stage1.steps = 0
+        config.distill.stage2.update({"steps": steps, "warmup_steps": max(steps // 50, 10), "restarts": 0.3, "loss": "log"})
+        config.distill.stage2.update({"optimizer": "muon", "learning_rate": 0.03, "final_learning_rate": 3e-4})
+        config.distill.stage2.update({"weight_decay": 0.0, "token_weights": (0.4, 0.2, 0.4)})
+        config.raptor.update({"mlp": "gelu", "layer_scale_init": 0.3})
 
 
 def authors_phases(config: ConfigDict) -> None:

@@ -98,6 +98,7 @@ def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:
     splits = ("digits:train", "digits:test") if data == "digits" else (f"idx:{folder}/train", f"idx:{folder}/t10k")
     config.data.update({"train": splits[0], "eval": splits[1], "image_size": size, "crop_scale": (0.9, 1.0), "flip": False})
     config.distill.update({"batch_size": 32, "remat": "none"})
+    config.distill.validation.times = 0  # of many short trainings; it would cost a third of each
     config.loop.update({"log_every": 50, "save_every": 1000})
     config.distill.stage1.update({"steps": 100, "learning_rate": 2e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 10})

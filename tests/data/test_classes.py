@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brh_jax.data.classes import OfClasses, balanced, check_labels, draw_classes, matched
+from brh_jax.data.classes import OfClasses, balanced, check_labels, draw_classes, matched, outputs_of
 from brh_jax.data.sources import ArraySource, ImageFolder, Selection
 from brh_jax.errors import UserError
 
@@ -31,6 +31,17 @@ def test_classes_are_matched_by_name_or_named():
     many = [f"c{i:02}" for i in range(12)]
     with pytest.raises(UserError, match="no c00, c01, c02, c03, c04 and 7 more in a; no x, y, z in b"):
         matched(train, labelled(range(12), many, "b"))
+
+
+def test_outputs_are_told_by_their_names():
+    outputs = ("n02, tabby, tabby cat", "n01, tiger", "n03, tiger cat, crane", "n04, crane")
+    assert outputs_of(outputs, ("n01", "n02", "n03", "n04")) == [1, 0, 2, 3]
+    assert outputs_of(outputs, ("Tabby_Cat", "tiger-cat", "tiger")) == [0, 2, 1]
+    assert outputs_of(outputs, ("tabby, n02", "n02, tabby, tabby cat")) is None  # twice the same
+    assert outputs_of(outputs, ("tiger", "crane")) is None  # one of two
+    assert outputs_of(outputs, ("tiger", "dog")) is None
+    assert outputs_of(("tiger", "cat, tiger"), ("tiger", "cat")) == [0, 1]  # a whole name goes before a synonym
+    assert outputs_of((), ("tiger",)) is None
 
 
 def test_folders_of_other_names_in_the_same_places(tmp_path):

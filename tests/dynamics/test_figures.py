@@ -1,11 +1,15 @@
+import jax
 import numpy as np
 import pytest
 
 from brh_jax.curves import Band
+from brh_jax.dynamics import DepthSystem, PortraitSettings, compare
 from brh_jax.dynamics.drawing import draw, pictures
 from brh_jax.dynamics.measure import Shown
 from brh_jax.dynamics.measures.basins import projections
+from brh_jax.errors import UserError
 from brh_jax.partition import Partition
+from brh_jax.phases import plot
 from brh_jax.report.html import save_figure
 from brh_jax.tokens import TokenLayout
 
@@ -112,3 +116,38 @@ def test_every_figure_has_a_name_of_its_own_a_title_and_a_caption():
     assert draw("dynamics", shown()).axes[0].get_title() == "cls"
     bare = Shown({"teacher": {}}, {"teacher": {}}, {}, LAYOUT, 1, 1, 0)
     assert all(picture.draw(bare) is None for picture in found if picture.name != "summary")
+
+
+def test_portraits_and_comparisons_draw_themselves():
+    layout = TokenLayout(1, 0, (1, 2))
+    systems = [DepthSystem(lambda state, layer, rate=rate: rate * state + layer, 3, layout) for rate in (0.5, 0.25)]
+    state = jax.random.normal(jax.random.key(0), (4, 3, 8))
+    settings = PortraitSettings(tangent_images=0, linear_images=0)
+    both = compare(*systems, [state], key=jax.random.key(1), partition=Partition((2, 1)), settings=settings)
+    figure = both.plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    curves = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in curves] == ["teacher", "Raptor"]
+    assert both.first.plot(name="teacher").axes[0].get_lines()[-1].get_xdata()[0] == 2  # its own cut, in black
+    drawn = both.first.plot("dynamics", "mine").axes[0].get_lines()
+    assert drawn[0].get_label() == "mine"
+    np.testing.assert_allclose(drawn[0].get_ydata(), both.first["directions"].convergence.cls.mean(-1), rtol=1e-6)
+    assert [line.get_xdata()[0] for line in drawn[1:]] == [2.5 - 0.5]  # the cut after layer 2, at state 2
+    with pytest.raises(ValueError, match="nothing that the figure 'jacobians' shows was measured: there are directions"):
+        both.plot("jacobians")
+    with pytest.raises(ValueError, match="no figure 'sumary'"):
+        both.first.plot("sumary")
+
+
+def test_phases_in_one_line():
+    D = 1 - np.eye(4)
+    figure = plot(D, Partition((1, 3)), Partition((2, 2)))
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["k = 2:  1 | 2-4", "k = 2:  1-2 | 3-4"]
+    boxes = [line.get_xdata()[[0, 1]].tolist() for line in figure.axes[0].get_lines()]
+    assert boxes == [[0.5, 1.5], [1.5, 4.5]]
+    assert len(plot(D).axes[0].get_lines()) == 0
+    for wrong in (np.ones((2, 3)), np.full((2, 2), np.nan)):
+        with pytest.raises(UserError, match=r"expected \[depth, depth\]"):
+            plot(wrong)
+    with pytest.raises(UserError, match="the partition 1-2 | 3 has 3 layers, the matrix 4"):
+        plot(D, Partition((2, 1)))

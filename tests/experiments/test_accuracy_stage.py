@@ -15,7 +15,7 @@ from brh_jax.train.parallel import make_mesh
 from experiments import pipeline
 from experiments.results import Results
 from experiments.stage import Context
-from experiments.stages.accuracy.run import own_head, run
+from experiments.stages.accuracy.run import head_for, own_head, run
 from experiments.stages.teacher.run import LayoutResult, TeacherResult, cost_of
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -81,3 +81,26 @@ def test_classes_are_compared_by_their_names(context, tiny_encoder, tmp_path, so
     assert own_head(encoder, train, train) is not None and own_head(encoder, train, fewer) is None
     if source == "train":  # every image is a cat to this classifier, the third class trained on and one of the two tested
         assert run(context, settings_of(**folders, data__eval=f"folder:{tmp_path}/fewer")).teacher.test == 0.5
+
+
+def test_outputs_with_names_are_told_by_them(context, tiny_encoder, tmp_path, capsys):
+    """In order `wasp` would be a cat; and sets that are called otherwise than each other both have these classes."""
+    for part, names in (("train", ("n01", "n02", "n03")), ("eval", ("ant", "cat", "wasp")), ("odd", ("x", "y", "z"))):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
+    head = {"kernel": np.zeros((32, 3), np.float32), "bias": np.array([0, 1, 2], np.float32)}
+    encoder = tiny_encoder.replace(head=head, classes=("n02, cat", "n03, bee, wasp", "n01, ant"))
+    sources = {part: open_source(f"folder:{tmp_path}/{part}") for part in ("train", "eval", "odd")}
+    assert head_for(encoder, sources["eval"])["bias"].tolist() == [2, 0, 1]
+    assert own_head(encoder, sources["train"], sources["eval"])["bias"].tolist() == [2, 0, 1]
+    assert not capsys.readouterr().out
+    assert head_for(encoder, sources["odd"])["bias"].tolist() == [0, 1, 2]
+    said = "odd: tiny's outputs (n02, cat, ...) have other names than its classes (x, ...): they are taken for them in order"
+    assert said in capsys.readouterr().out
+    assert own_head(encoder, sources["train"], sources["odd"]) is None
+    context.save(encoder, context.workdir / "teacher" / "model", {})
+    folders = {f"data__{part}": f"folder:{tmp_path}/{part}" for part in ("train", "eval")}
+    found = run(context, settings_of(**folders, teacher__source="somewhere.pth")).teacher
+    assert found.test == found.train == pytest.approx(1 / 3)
+    assert "in order" not in capsys.readouterr().out

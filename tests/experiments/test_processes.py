@@ -66,6 +66,10 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     assert "8 cpu device(s) of 2 processes" in first and "\ndistill: " in first
     assert "\ndistill: " not in second  # only the first prints
     same_losses(tmp_path / "two", tmp_path / "one", STAGES, 1e-5)
+    one, two = (read_metrics(tmp_path / run / STAGES[2] / "validation/metrics.jsonl") for run in ("one", "two"))
+    assert [row["step"] for row in one] == [10, 20]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
     one, two = ((folder / "distill/k2/raptor/config.json").read_text() for folder in (tmp_path / "one", tmp_path / "two"))
     assert one == two
 

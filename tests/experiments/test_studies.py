@@ -288,7 +288,8 @@ def test_modes(tmp_path, capsys):
         pipeline.run(config, tmp_path / "run", mode="eval")
     first = pipeline.run(config, tmp_path / "run", profile=(2, 3))
     assert list((tmp_path / "run/distill/k2/stage1/profile").rglob("*.pb"))
-    assert list((tmp_path / "run/distill/k2/stage2/tensorboard").glob("events*"))
+    for folder in ("stage2", "stage2/validation"):
+        assert list((tmp_path / "run/distill/k2" / folder / "tensorboard").glob("events*"))
     model = (tmp_path / "run/distill/k2/raptor/model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run/distill/k2/stage1/checkpoints")  # eval needs none
     shutil.rmtree(tmp_path / "run/distill/k2/stage2/checkpoints")

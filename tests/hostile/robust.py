@@ -55,6 +55,15 @@ def bomb_of_arrays(folder):
     read_arrays(folder / "arrays.npz")
 
 
+def classes_that_are_no_names(folder):
+    tensors = {"params/norm/scale": np.zeros(16, np.float32)}
+    config = {"dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 4, "position_grid": None}
+    about = {"format": store.FORMAT, "config": config, "preprocessing": {"crop": [8, 8]}, "name": "it", "classes": {"0": 3}}
+    (folder / "config.json").write_text(json.dumps(about))
+    save_file(tensors, folder / "model.safetensors")
+    brh_jax.load(folder)
+
+
 def other_arrays(folder):
     """Those of another model under a configuration, without the sums that would tell."""
     config = {"dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 4, "position_grid": None}
@@ -65,6 +74,7 @@ def other_arrays(folder):
 
 
 CASES = [
+    Case("classes of a model that are no names", classes_that_are_no_names, "config.json has classes that are no list of names"),
     Case("arrays of another model", other_arrays, r"its arrays are not those of its config.json: .*; convert it again"),
     Case("a depth map of petabytes", depth_map(npy((2**25, 2**25), bytes(9))), r"1\.npy: its header says .* and 9 are there"),
     Case("a depth map cut short", depth_map(npy((12, 16), bytes(500))), "1.npy: .* is 768 bytes, and 500 are there"),

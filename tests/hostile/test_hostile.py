@@ -3,13 +3,13 @@
 import re
 
 import pytest
-from hostile import docs, fidelity, images, pretrained, probes, robust, running, weights
+from hostile import api, docs, fidelity, images, pretrained, probes, robust, running, weights
 
 from brh_jax.errors import UserError
 
 CASES = [
     pytest.param(case, id=f"{topic.__name__.rpartition('.')[-1]}: {case.name}")
-    for topic in (weights, images, running, probes, fidelity, pretrained, robust, docs)
+    for topic in (weights, images, running, probes, fidelity, pretrained, robust, api, docs)
     for case in topic.CASES
 ]
 

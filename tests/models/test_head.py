@@ -45,8 +45,8 @@ def test_what_reads_something_else_is_none(layout, width, reads):
 
 
 def test_what_it_reads_is_kept_with_it(tiny_encoder, tmp_path):
-    encoder = tiny_encoder.replace(head=head_of(tiny_encoder.dim), head_reads="patches")
+    encoder = tiny_encoder.replace(head=head_of(tiny_encoder.dim), head_reads="patches", classes=("ant", "bee, wasp"))
     again = store.read(store.save(encoder, tmp_path / "encoder"))
-    assert again.head_reads == "patches" and tiny_encoder.pooled_head is None
+    assert again.head_reads == "patches" and tiny_encoder.pooled_head is None and again.classes == ("ant", "bee, wasp")
     np.testing.assert_array_equal(again.pooled_head["kernel"][tiny_encoder.dim :], encoder.head["kernel"])
     assert not np.any(again.pooled_head["kernel"][: tiny_encoder.dim])

@@ -1,14 +1,15 @@
+import warnings
+
 import numpy as np
 import pytest
 
 from brh_jax.curves import Band
-from brh_jax.phases import Partition
+from brh_jax.phases import Partition, plot
 from brh_jax.report.html import FigureEntry, Table, render, save_figure
 from brh_jax.report.portrait import side_by_side
 from brh_jax.report.training import training_curves, validation_curves
 from experiments.stages.agreement.figures import error_per_layer, fit_per_layer
 from experiments.stages.agreement.run import Edges, Fit
-from experiments.stages.phases.figures import dissimilarity
 
 PARTITIONS = {"k2": Partition((4, 2)), "k3": Partition((2, 2, 2), (0, 1, 0))}
 
@@ -28,7 +29,7 @@ def fits(types=("cls", "registers", "patches")):
 
 
 def test_dissimilarity_draws_every_partition():
-    figure = dissimilarity(np.random.default_rng(0).random((6, 6)), list(PARTITIONS.values()))
+    figure = plot(np.random.default_rng(0).random((6, 6)), *PARTITIONS.values())
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:2] == ["k = 2:  1-4 | 5-6", "k = 2:  1-2,5-6 | 3-4"]
 
@@ -80,6 +81,10 @@ def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_clas
     assert [list(line.get_ydata()) for line in figure.axes[5].get_lines()][-1] == [0.8, 0.8]  # the teacher
     alone = validation_curves({"k2": [[{"step": 1, "images": 8, "r2_patches": 0.1, "relative_error": 1.0}]]})
     assert not alone.axes[-1].get_visible()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that does not work out
+        for drawn in (figure, alone):
+            drawn.draw_without_rendering()
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path):

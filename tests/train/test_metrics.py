@@ -1,3 +1,6 @@
+import io
+import sys
+
 from brh_jax.train.metrics import MetricsFile, Progress, clock, read_metrics
 
 
@@ -27,5 +30,33 @@ def test_progress_says_step_rate_and_time_left(capsys):
     assert "took" in lines[-1]
 
 
+def test_what_is_done_aside_does_not_count_towards_the_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("brh_jax.train.metrics.time.monotonic", lambda: now[0])
+    progress = Progress("work", 9, per_step=10)
+    progress.update(1)
+    now[0] += 1
+    with progress.aside():
+        now[0] += 100
+    now[0] += 1
+    assert progress.update(3) == 10  # two steps of ten images in two seconds
+
+
 def test_clock():
     assert [clock(s) for s in (7, 750, 11_100)] == ["0:07", "12:30", "3:05:00"]
+
+
+def test_a_notebook_has_one_line_with_a_bar(monkeypatch):
+    """Its standard output is of ipykernel's, which says that it is no terminal."""
+
+    class Stream(io.StringIO):
+        pass
+
+    Stream.__module__ = "ipykernel.iostream"
+    monkeypatch.setattr(sys, "stdout", stream := Stream())
+    progress = Progress("work", 4)
+    for step in range(1, 5):
+        progress.update(step)
+    lines = stream.getvalue().split("\r")
+    assert [line.split("]")[0].split("[")[1] for line in lines[1:]] == ["#" * n + "." * (20 - n) for n in (5, 10, 15, 20)]
+    assert stream.getvalue().count("\n") == 1

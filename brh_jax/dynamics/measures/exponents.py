@@ -7,9 +7,11 @@ import numpy as np
 from brh_jax.curves import Curve
 from brh_jax.dynamics.lyapunov import Lyapunov, exponents_by_phase, lyapunov_exponents
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, styled
+from brh_jax.readable import readable
 from brh_jax.train.parallel import to_host
 
 
+@readable(by_phase="per layer, natural logarithm")
 class Exponents(NamedTuple):
     """Of each tangent image.
 

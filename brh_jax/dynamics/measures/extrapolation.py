@@ -6,10 +6,12 @@ import numpy as np
 
 from brh_jax.dynamics.extrapolation import Extrapolation, extrapolated_depth
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, styled
+from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout
 from brh_jax.train.parallel import to_host
 
 
+@readable(speed="rad per step")
 class IteratedBlocks(NamedTuple):
     """Of each run of the partition.
 

@@ -7,11 +7,13 @@ import numpy as np
 
 from brh_jax.dynamics.influence import token_influence
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, styled
+from brh_jax.readable import readable
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.parallel import to_host
 from brh_jax.types import TokenMatrix
 
 
+@readable(layers="from 1")
 class Influence(NamedTuple):
     """Of one image.
 

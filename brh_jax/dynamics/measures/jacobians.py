@@ -10,10 +10,12 @@ from brh_jax.curves import Curve
 from brh_jax.dynamics.influence import JacobianStructure, jacobian_structure
 from brh_jax.dynamics.jacobian import Eigenvalues, jacobian_eigenvalues, jacobian_singular_values
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, side_by_side, styled
+from brh_jax.readable import readable
 from brh_jax.train.parallel import to_host
 from brh_jax.types import LayerSpectra
 
 
+@readable()
 class Jacobians(NamedTuple):
     """Of each layer at each tangent image.
 

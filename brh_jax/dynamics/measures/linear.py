@@ -7,6 +7,7 @@ import numpy as np
 from brh_jax.curves import Curve
 from brh_jax.dynamics.dmd import DMD, Horizon, dmd, dmd_horizon
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, styled
+from brh_jax.readable import readable
 from brh_jax.statistics import numbered_groups
 from brh_jax.tokens import ByToken
 
@@ -16,6 +17,7 @@ _HORIZON, _RIDGE = (1, 2, 3, 4), 1e-3
 _PREDICTORS = {"dmd": ("-", "one linear map"), "linear": ("--", "free linear maps"), "identity": (":", "no change")}
 
 
+@readable(tested="numbers of images")
 class LinearModels(NamedTuple):
     """Of each phase of the finest partition, so that systems compare.
 

@@ -8,9 +8,11 @@ import numpy as np
 from brh_jax.curves import Curve, by_token
 from brh_jax.dynamics.measure import Measure, Picture, Seen, Shown, along_depth, styled
 from brh_jax.dynamics.perturbation import PerturbationGrowth, perturbation_growth
+from brh_jax.readable import readable
 from brh_jax.train.parallel import to_host
 
 
+@readable(total="rad")
 class Perturbations(NamedTuple):
     """What becomes of perturbations, by what is perturbed: every token by a random vector (`isotropic`), by its own update
     (`along`), towards the next image's (`towards`, of two images or more); by random vectors the class tokens (`cls`), the

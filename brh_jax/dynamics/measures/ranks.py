@@ -18,9 +18,11 @@ from brh_jax.dynamics.rank import (
     update_grams,
     update_rank,
 )
+from brh_jax.readable import readable
 from brh_jax.tokens import ByToken
 
 
+@readable(turn="rad")
 class Ranks(NamedTuple):
     """Ranks of updates.
 

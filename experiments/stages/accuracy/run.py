@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brh_jax.data.classes import matched
+from brh_jax.data.classes import matched, outputs_of
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.errors import UserError, expect_positive
@@ -97,7 +97,7 @@ def _measure(context: Context, settings: Settings, encoder: Encoder) -> Accuracy
 
 def _named_alike(settings: Settings, encoder: Encoder, train: Source, test: Source) -> Source:
     """The images to test on, classes numbered as in training: by their names, or the classifier's outputs would mean other
-    classes.
+    classes. Where the outputs themselves have these names the numbers are no matter.
 
     Raises:
         UserError: the classifier has an output for each class of both, and they are not the same ones; or the teacher was trained
@@ -105,6 +105,8 @@ def _named_alike(settings: Settings, encoder: Encoder, train: Source, test: Sour
     """
     outputs, counts = len(encoder.head["bias"]), [len(source.classes) for source in (train, test)]
     if min(counts) < 2 or (counts != [outputs] * 2 and settings.teacher.source != "train"):
+        return test
+    if outputs_of(encoder.classes, test.classes) is not None:
         return test
     try:
         return matched(train, test)
@@ -124,31 +126,58 @@ def classifier(teacher: Encoder, train: Source | None, source: Source) -> Classi
     head = teacher.pooled_head
     if head is None or len(head["bias"]) < 2:
         return Classifier(None, False)
-    return Classifier(head, own_head(teacher, train, source) is not None)
+    own = own_head(teacher, train, source)
+    return Classifier(head if own is None else own, own is not None)
+
+
+def _of_as_many(encoder: Encoder, source: Source) -> dict[str, Any] | None:
+    head = encoder.pooled_head
+    return head if head and 2 <= len(source.classes) == len(head["bias"]) else None
+
+
+def head_for(encoder: Encoder, source: Source) -> dict[str, Any] | None:
+    """An encoder's classifier on [cls, mean patch] with its outputs in the order of a source's classes; None where it has not as
+    many.
+
+    They are told by their names where the encoder knows them. Where it does not, or they have others, they come as they are; the
+    latter is said.
+    """
+    head = _of_as_many(encoder, source)
+    if head is None or not encoder.classes:
+        return head
+    if (order := outputs_of(encoder.classes, source.classes)) is None:
+        ours, theirs = encoder.classes[0], source.classes[0]
+        print(
+            f"{source.name}: {encoder.name}'s outputs ({ours}, ...) have other names than its classes ({theirs}, ...): "
+            "they are taken for them in order",
+            flush=True,
+        )
+        return head
+    return {"kernel": head["kernel"][:, np.array(order)], "bias": head["bias"][np.array(order)]}
 
 
 def own_head(teacher: Encoder, train: Source | None, source: Source) -> dict[str, Any] | None:
     """The teacher's classifier on [cls, mean patch], where it has an output for each class of a source; None where it has not.
 
-    Outputs have no names: where as many classes were trained on, they are of these, and a source that calls its own otherwise has
-        others.
+    Outputs that are not called as the source's classes are of those that as many were trained on, and a source that calls its own
+    otherwise has others.
     """
-    head = teacher.pooled_head
-    if head is None or len(source.classes) < 2 or len(head["bias"]) != len(source.classes):
+    if _of_as_many(teacher, source) is None:
         return None
-    if train is not None and len(train.classes) == len(source.classes) and train.classes != source.classes:
+    by_name = outputs_of(teacher.classes, source.classes) is not None
+    if not by_name and train is not None and len(train.classes) == len(source.classes) and train.classes != source.classes:
         print(f"{source.name} has other classes than {train.name}: the teacher's classifier is not of them", flush=True)
         return None
-    return head
+    return head_for(teacher, source)
 
 
 def _share(context: Context, settings: Settings, encoder: Encoder, source: Source, label: str) -> float | None:
-    head = encoder.pooled_head
-    if head is None or len(head["bias"]) != len(source.classes):
+    head = head_for(encoder, source)
+    if head is None:
         reads, outputs = np.shape(encoder.head["kernel"])
         why = (
             f"{outputs} outputs for {len(source.classes)} classes"
-            if head
+            if encoder.pooled_head
             else f"it reads {reads} features, not of [cls, mean patch]"
         )
         print(f"accuracy: {label} left out on {source.name}: {encoder.name}'s classifier has {why}", flush=True)

@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, legend, log_scale, order_of, styled, ticks
+from brh_jax.report.agreement import per_layer
+from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, legend, log_scale, order_of, styled
 from experiments.stages.agreement.run import ALL, Fit
 
 # How a prediction is drawn: width and dashes by what it is; baselines are told apart by their dashes, in grey.
@@ -26,7 +27,6 @@ def _styles(fits: dict[str, Fit]) -> dict[str, dict]:
     return styles
 
 
-@styled
 def fit_per_layer(fits: dict[str, Fit], measure: str, label: str, floor: float | None = None) -> Figure:
     """A measure of agreement with the teacher per layer, one panel per token type.
 
@@ -34,26 +34,7 @@ def fit_per_layer(fits: dict[str, Fit], measure: str, label: str, floor: float |
         measure: r2 or cosine.
         floor: the axis ends here; lower values are drawn as triangles on it.
     """
-    types = [t for t in TOKEN_NAMES if t in getattr(next(iter(fits.values())), measure)]
-    figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
-    axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
-    for axis, token in zip(axes, types, strict=True):
-        for name, style in _styles(fits).items():
-            values = np.asarray(getattr(fits[name], measure)[token])
-            layers = np.arange(1, len(values) + 1)
-            drawn = values if floor is None else np.maximum(values, floor)
-            axis.plot(layers, drawn, **style)
-            if floor is not None and (values < floor).any():
-                axis.plot(layers[values < floor], drawn[values < floor], "v", color=style["color"], ms=5, clip_on=False)
-        axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
-        axis.set_title(TOKEN_NAMES[token])
-        axis.set_xlabel("layer")
-        axis.set_xticks(ticks(1, len(values)))
-    if floor is not None:
-        axes[0].set_ylim(floor, 1.02)
-    axes[0].set_ylabel(label)
-    legend(figure, axes[0])
-    return figure
+    return per_layer({name: getattr(fit, measure) for name, fit in fits.items()}, _styles(fits), label, floor)
 
 
 @styled

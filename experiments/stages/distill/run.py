@@ -8,6 +8,7 @@ import jax
 from brh_jax import distill
 from brh_jax.data.sources import Source
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, Validation
+from brh_jax.distill.objectives import Objective
 from brh_jax.distill.states import StatesBatches, open_states
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models import Encoder, RaptorConfig
@@ -92,7 +93,7 @@ class DistillSettings:
         batch_size: images of a step.
         remat: what the backward pass keeps of a block: none (everything), dots, full (nothing).
         pieces: parts that a batch goes through in, gradients accumulated.
-        stage1: each block on its own phase, from the teacher's states.
+        stage1: each block on its own phase, from the teacher's states; 0 steps leave it out.
         stage2: the blocks joined, rolled out from the first state; 0 steps leave it out.
     """
 
@@ -107,8 +108,8 @@ class DistillSettings:
         expect_positive(self, "batch_size", "pieces")
         expect_one_of(self, "remat", tuple(POLICIES))
         expect(self.batch_size % self.pieces == 0, "pieces", self.pieces, f"a divisor of the batch, {self.batch_size}")
-        expect(self.stage1.steps > 0, "stage1.steps", self.stage1.steps, "a positive number")
-        expect(self.stage2.steps >= 0, "stage2.steps", self.stage2.steps, "0 (no stage 2) or more")
+        steps = self.stage1.steps + self.stage2.steps
+        expect(steps > 0, "stage1.steps", self.stage1.steps, "a positive number, where stage2.steps is 0 as well")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +185,8 @@ def read_raptors(context: Context, compute_dtype: str = "float32") -> dict[str, 
 
 def read_blockwise(context: Context, name: str, compute_dtype: str = "float32") -> Encoder | None:
     """A Raptor as it was before its blocks were joined; None where they never were."""
-    if f"{name}/stage2" not in context.result(DistillResult, "distill").raptors[name].trainings.values():
+    trainings = context.result(DistillResult, "distill").raptors[name].trainings.values()
+    if not {f"{name}/stage1", f"{name}/stage2"} <= set(trainings):
         return None
     return context.encoder(context.workdir / "distill" / name / "stage1" / "raptor", "distill", compute_dtype)
 
@@ -223,16 +225,19 @@ def _train(
 ) -> tuple[Encoder, dict[str, str]]:
     """The trained Raptor, and the folders of its trainings by what people call them."""
     own, folder = settings.distill, context.folder / name
-    objectives = {"stage1": Blockwise(own.stage1)} | ({"stage2": Joint(own.stage2)} if own.stage2.steps else {})
+    every: dict[str, Objective] = {"stage1": Blockwise(own.stage1), "stage2": Joint(own.stage2)}
+    objectives = {stage: objective for stage, objective in every.items() if objective.settings.steps}
     blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
-    for number, (stage, objective) in enumerate(objectives.items(), 1):
+    for number, stage in enumerate(every, 1):
+        if stage not in objectives:
+            continue
         # The second sees other crops in another order than the first.
         seed = 2 * settings.seed + number
         identity = flat(settings.raptor) | flat(getattr(own, stage))
         identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
         label = f"distill k={config.partition.k} stage {number}"
         blocks = distill.train_blocks(
-            objective,
+            objectives[stage],
             teacher,
             config,
             blocks,
@@ -245,9 +250,9 @@ def _train(
             validation=validation,
         )
         raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
-        where = folder / ("raptor" if number == len(objectives) else f"{stage}/raptor")
+        where = folder / ("raptor" if stage == list(objectives)[-1] else f"{stage}/raptor")
         context.save(raptor, where, {"partition": str(config.partition), "stage": number})
-    return raptor, {f"k = {config.partition.k}, stage {number}": f"{name}/{stage}" for number, stage in enumerate(objectives, 1)}
+    return raptor, {f"k = {config.partition.k}, stage {stage[-1]}": f"{name}/{stage}" for stage in objectives}
 
 
 def _validation(context: Context, settings: Settings, teacher: Encoder, train: Source) -> Validation | None:

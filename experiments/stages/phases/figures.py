@@ -4,39 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from brh_jax.partition import Partition
-from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled, ticks
-from brh_jax.types import Dissimilarity
+from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
 from experiments.stages.phases.run import RandomComparison, StabilityResult
-
-
-@styled
-def dissimilarity(matrix: Dissimilarity | list[list[float]], partitions: list[Partition]) -> Figure:
-    """Layer-layer dissimilarity `[depth, depth]`, once for each partition, its phases outlined."""
-    matrix = np.asarray(matrix)
-    depth = len(matrix)
-    figure = Figure(figsize=(3.6 * max(len(partitions), 1) + 0.8, 3.7), layout="constrained")
-    axes = figure.subplots(1, max(len(partitions), 1), squeeze=False)[0]
-    for axis, partition in zip(axes, partitions, strict=True):
-        image = axis.imshow(matrix, cmap="magma_r", extent=(0.5, depth + 0.5, depth + 0.5, 0.5), vmin=0)
-        for run in partition.runs:
-            corner, side = run.start + 0.5, run.stop - run.start
-            axis.plot(
-                corner + np.array([0, side, side, 0, 0]),
-                corner + np.array([0, 0, side, side, 0]),
-                color="#0072b2",
-                lw=2,
-                clip_on=False,
-            )
-        axis.set_title(f"k = {partition.k}:  {partition}")
-        axis.set_xlabel("layer")
-        axis.set_xticks(ticks(1, depth))
-        axis.set_yticks(ticks(1, depth))
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    axes[0].set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label="1 - cosine", shrink=0.85)
-    return figure
 
 
 @styled

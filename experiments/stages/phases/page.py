@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from brh_jax.phases import plot
 from brh_jax.report.html import FigureEntry, Table
 from experiments.page import Page, of_photographs
 from experiments.stages.phases import figures
@@ -12,7 +13,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
     """Yields the dissimilarity with the phases, how sure these are, and random partitions beside them."""
     phases = page.result(PhasesResult)
     yield page.figure(
-        figures.dissimilarity(phases.dissimilarity, [cut.partition for cut in phases.partitions.values()]),
+        plot(phases.dissimilarity, *(cut.partition for cut in phases.partitions.values())),
         "dissimilarity",
         "Phases of depth",
         f"1 - cosine between the outputs of two layers, cls and mean patch, mean over "

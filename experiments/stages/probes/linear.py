@@ -18,6 +18,7 @@ from brh_jax.train.loop import Run
 from brh_jax.types import Features, Labels
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
+from experiments.stages.accuracy.run import head_for
 from experiments.stages.probes.choice import (
     Choice,
     LabelledImages,
@@ -120,7 +121,7 @@ def _start(context: Context, own: LinearProbeSettings, encoder: Encoder, train: 
         path = find_linear_head(own.head)
         context.outside(f"weights {path}", fingerprint(path))
         return read_linear_head(path, *shape)
-    head = encoder.pooled_head
+    head = head_for(encoder, train)
     if head is None or np.shape(head["kernel"]) != shape:
         raise UserError(
             f"config.probe.head is teacher, but {encoder.name} has no classifier for the {len(train.classes)} classes of "

@@ -1,0 +1,167 @@
+"""Distilling on images of one's own in a given time: what `brh_jax.fit_raptor` does.
+
+The same training as a run's: the blocks side by side from the teacher's states, then joined.
+"""
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brh_jax.data.lists import ImageList
+from brh_jax.data.pipeline import measuring_batches, training_batches
+from brh_jax.data.sources import ArraySource, ImageFolder, Source, open_source
+from brh_jax.data.transforms import CenterCrop, RandomResizedCrop, Transform
+from brh_jax.distill.objectives import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks
+from brh_jax.distill.trainer import make_update, train_blocks
+from brh_jax.errors import UserError
+from brh_jax.models.encoder import Encoder
+from brh_jax.models.raptor import RaptorConfig
+from brh_jax.partition import Partition
+from brh_jax.phases import bisection, streaming_dissimilarity
+from brh_jax.train.loop import LoopSettings, Run
+from brh_jax.train.parallel import make_mesh, shard, shard_batch, to_host
+
+PHASE_IMAGES = 128  # that phases are found on
+_KINDS = ("tfds:", "folder:", "idx:", "digits:")
+_FEWEST = 10  # steps of a stage
+_SHARE = 0.95  # of the time, so that a slower moment is no overrun
+
+
+def images_source(images: Any) -> Source:
+    """A source of what a user has: a folder, an array of pixels, a list of images; see `brh_jax.fit_raptor`.
+
+    Raises:
+        UserError: none of these, or no images.
+    """
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str | os.PathLike):
+        name = os.fspath(images)
+        return open_source(name) if name.startswith(_KINDS) else ImageFolder(name)
+    if isinstance(images, np.ndarray | jax.Array):
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f"images are {images.dtype}: expected pixels as they are, uint8; the teacher's preprocessing comes after"
+            )
+        return ArraySource(np.asarray(images))
+    if isinstance(images, Sequence):
+        return ImageList(images)
+    raise UserError(f"images are a {type(images).__name__}: expected a folder, an array of pixels or a list of images")
+
+
+def found_phases(teacher: Encoder, source: Source, k: int, batch_size: int) -> Partition:
+    """Depth in k phases by the authors' recursive bisection (paper, section 2), on up to PHASE_IMAGES images.
+
+    Raises:
+        UserError: the bisection has no k phases.
+    """
+    batches = measuring_batches(source, CenterCrop(teacher.preprocessing), batch_size, num_images=PHASE_IMAGES)
+    trajectories = ((teacher.trajectory(teacher.normalize_pixels(batch["image"])), batch["valid"]) for batch in batches)
+    dissimilarity, _ = streaming_dissimilarity(trajectories, teacher.layout)
+    return bisection(dissimilarity).partition(k)
+
+
+class Pace(NamedTuple):
+    """Seconds that compiling takes, and a step with its images."""
+
+    compiling: float
+    step: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Both stages: timed on their first steps, then trained for as many as fit; or for so many.
+
+    Attributes:
+        teacher: the ViT.
+        config: of the Raptor.
+        source: of the images.
+        batch_size: images of a step.
+        augment: whether training sees random crops or always the centre.
+        learning_rates: the largest of each stage.
+        seed: of the blocks, the order of images and the crops.
+        folder: for what the training loop leaves.
+    """
+
+    teacher: Encoder
+    config: RaptorConfig
+    source: Any
+    batch_size: int
+    augment: bool
+    learning_rates: tuple[float, ...]
+    seed: int
+    folder: pathlib.Path
+
+    def of(self, steps: int) -> Any:
+        """The blocks after so many steps of each stage."""
+        return self._train(1, steps, self._train(0, steps, self._fresh(), None), None)
+
+    def within(self, deadline: float, minutes: float) -> Any:
+        """The trained blocks. Raises UserError where the time is too short."""
+        blocks = self._fresh()
+        apart, joined = self._objective(0, 1000), self._objective(1, 1000)
+        forced, alone = self._pace(apart, blocks, True), self._pace(apart, blocks, False)
+        rolled = self._pace(joined, blocks, False)
+        annealed = apart.settings.annealed
+        both = annealed * forced.step + (1 - annealed) * alone.step + rolled.step
+        left = _SHARE * (deadline - time.monotonic()) - forced.compiling - alone.compiling - rolled.compiling
+        steps = int(left / both)
+        if steps < _FEWEST:
+            spent = minutes - (deadline - time.monotonic()) / 60
+            needed = spent + (forced.compiling + alone.compiling + rolled.compiling + _FEWEST * both) / 60 / _SHARE
+            raise UserError(
+                f"minutes is {minutes:g}: a step of each stage takes {both:.2g} s here, so ten of each need {needed:.2g} minutes "
+                "with phases and compiling; give more, a smaller batch_size, or a teacher at a smaller image size (at_size)"
+            )
+        print(f"{steps} steps of each of two stages fit into {minutes:g} minutes, {both:.2g} s for one of each", flush=True)
+        blocks = self._train(0, steps, blocks, alone.step)
+        left = _SHARE * (deadline - time.monotonic()) - rolled.compiling
+        return self._train(1, max(_FEWEST, int(left / rolled.step)), blocks, rolled.step)
+
+    def _fresh(self) -> Any:
+        return to_host(init_blocks(self.config, self.teacher.layout, jax.random.key(self.seed)))
+
+    def _objective(self, stage: int, steps: int) -> Any:
+        options: dict[str, Any] = {"learning_rate": self.learning_rates[stage], "warmup_steps": max(1, steps // 20)}
+        if stage == 0:
+            return Blockwise(BlockwiseSettings(steps=steps, **options))
+        return Joint(JointSettings(steps=steps, **options))
+
+    def _batches(self, stage: int) -> Any:
+        seen = self.teacher.preprocessing
+        crops = RandomResizedCrop(seen.crop, interpolation=seen.interpolation)
+        transform: Transform = crops if self.augment else CenterCrop(seen)
+        return training_batches(self.source, transform, self.batch_size, seed=2 * self.seed + stage)
+
+    def _pace(self, objective: Any, blocks: Any, variant: bool) -> Pace:
+        """Of an objective's first steps, on a copy of the blocks."""
+        mesh = make_mesh()
+        update, optimiser = make_update(objective, self.teacher, self.config, seed=self.seed)
+        params = self.teacher.on(mesh).params
+        state = shard(jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)}), mesh)
+        batches, times = self._batches(0), list[float]()
+        next(batches)  # threads that read ahead have begun
+        while len(times) < 2 or (len(times) < 5 and sum(times[1:]) < 3):
+            begun = time.monotonic()
+            with jax.numpy_dtype_promotion("standard"):  # optax knows no other
+                state, metrics = update(state, params, shard_batch(next(batches), mesh), len(times), variant)
+            jax.block_until_ready((state, metrics))
+            times.append(time.monotonic() - begun)
+        step = sum(times[1:]) / len(times[1:])
+        return Pace(max(0.0, times[0] - step), step)
+
+    def _train(self, stage: int, steps: int, blocks: Any, seconds: float | None) -> Any:
+        every = 10 if seconds is None else max(1, round(1 / max(seconds, 1e-3)))
+        loop = LoopSettings(log_every=every, save_every=10 * steps, keep_best=0)
+        label = f"stage {stage + 1} of 2: blocks {('apart', 'joined')[stage]}"
+        run = Run(self.folder / str(stage), {"stage": stage}, make_mesh(), label, loop)
+        objective, batches = self._objective(stage, steps), self._batches(stage)
+        size, seed = self.batch_size, 2 * self.seed + stage
+        return to_host(train_blocks(objective, self.teacher, self.config, blocks, batches, run, batch_size=size, seed=seed))

@@ -1,0 +1,44 @@
+"""Figure of agreement with a teacher, layer by layer. Layers are counted from 1."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from brh_jax.report.style import TOKEN_NAMES, legend, styled, ticks
+
+
+@styled
+def per_layer(
+    values: Mapping[str, Mapping[str, ArrayLike]], styles: Mapping[str, dict[str, Any]], label: str, floor: float | None = None
+) -> Figure:
+    """A measure per layer, one panel per token type, a line for each prediction.
+
+    Args:
+        values: prediction -> token type -> `[depth]`; the first says which types there are.
+        styles: prediction -> options of its line, its `label` among them.
+        label: of the measure.
+        floor: the axis ends here; lower values are drawn as triangles on it.
+    """
+    types = [t for t in TOKEN_NAMES if t in next(iter(values.values()))]
+    figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
+    axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
+    for axis, token in zip(axes, types, strict=True):
+        for name, style in styles.items():
+            found = np.asarray(values[name][token])
+            layers = np.arange(1, len(found) + 1)
+            drawn = found if floor is None else np.maximum(found, floor)
+            axis.plot(layers, drawn, **style)
+            if floor is not None and (found < floor).any():
+                axis.plot(layers[found < floor], drawn[found < floor], "v", color=style["color"], ms=5, clip_on=False)
+        axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
+        axis.set_title(TOKEN_NAMES[token])
+        axis.set_xlabel("layer")
+        axis.set_xticks(ticks(1, len(found)))
+    if floor is not None:
+        axes[0].set_ylim(floor, 1.02)
+    axes[0].set_ylabel(label)
+    legend(figure, axes[0])
+    return figure
