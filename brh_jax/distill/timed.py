@@ -1,6 +1,6 @@
 """Distilling on images of one's own in a given time: what `brh_jax.fit_raptor` does.
 
-The same training as a run's: the blocks side by side from the teacher's states, then joined.
+The same training as a run's, by the recipe for few images.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from brh_jax.data.lists import ImageList
 from brh_jax.data.pipeline import measuring_batches, training_batches
 from brh_jax.data.sources import ArraySource, ImageFolder, Source, open_source
 from brh_jax.data.transforms import CenterCrop, RandomResizedCrop, Transform
-from brh_jax.distill.objectives import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks
+from brh_jax.distill.objectives import Joint, init_blocks
+from brh_jax.distill.recipe import joint_recipe
 from brh_jax.distill.trainer import make_update, train_blocks
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
@@ -30,7 +31,7 @@ from brh_jax.train.parallel import make_mesh, shard, shard_batch, to_host
 
 PHASE_IMAGES = 128  # that phases are found on
 _KINDS = ("tfds:", "folder:", "idx:", "digits:")
-_FEWEST = 10  # steps of a stage
+_FEWEST = 10  # steps
 _SHARE = 0.95  # of the time, so that a slower moment is no overrun
 
 
@@ -77,7 +78,7 @@ class Pace(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Both stages: timed on their first steps, then trained for as many as fit; or for so many.
+    """A training, timed on its first steps and then of as many as fit; or of so many.
 
     Attributes:
         teacher: the ViT.
@@ -85,7 +86,7 @@ class Training:
         source: of the images.
         batch_size: images of a step.
         augment: whether training sees random crops or always the centre.
-        learning_rates: the largest of each stage.
+        learning_rate: the largest.
         seed: of the blocks, the order of images and the crops.
         folder: for what the training loop leaves.
     """
@@ -95,73 +96,62 @@ class Training:
     source: Any
     batch_size: int
     augment: bool
-    learning_rates: tuple[float, ...]
+    learning_rate: float
     seed: int
     folder: pathlib.Path
 
     def of(self, steps: int) -> Any:
-        """The blocks after so many steps of each stage."""
-        return self._train(1, steps, self._train(0, steps, self._fresh(), None), None)
+        """The blocks after so many steps."""
+        return self._train(steps, None)
 
     def within(self, deadline: float, minutes: float) -> Any:
         """The trained blocks. Raises UserError where the time is too short."""
-        blocks = self._fresh()
-        apart, joined = self._objective(0, 1000), self._objective(1, 1000)
-        forced, alone = self._pace(apart, blocks, True), self._pace(apart, blocks, False)
-        rolled = self._pace(joined, blocks, False)
-        annealed = apart.settings.annealed
-        both = annealed * forced.step + (1 - annealed) * alone.step + rolled.step
-        left = _SHARE * (deadline - time.monotonic()) - forced.compiling - alone.compiling - rolled.compiling
-        steps = int(left / both)
+        pace = self._pace()
+        # The same once more for the training, and about as much for its steps without restarts.
+        left = _SHARE * (deadline - time.monotonic()) - 2 * pace.compiling
+        steps = int(left / pace.step)
         if steps < _FEWEST:
             spent = minutes - (deadline - time.monotonic()) / 60
-            needed = spent + (forced.compiling + alone.compiling + rolled.compiling + _FEWEST * both) / 60 / _SHARE
+            needed = spent + (2 * pace.compiling + _FEWEST * pace.step) / 60 / _SHARE
             raise UserError(
-                f"minutes is {minutes:g}: a step of each stage takes {both:.2g} s here, so ten of each need {needed:.2g} minutes "
+                f"minutes is {minutes:g}: a step takes {pace.step:.2g} s here, so {_FEWEST} of them need {needed:.2g} minutes "
                 "with phases and compiling; give more, a smaller batch_size, or a teacher at a smaller image size (at_size)"
             )
-        print(f"{steps} steps of each of two stages fit into {minutes:g} minutes, {both:.2g} s for one of each", flush=True)
-        blocks = self._train(0, steps, blocks, alone.step)
-        left = _SHARE * (deadline - time.monotonic()) - rolled.compiling
-        return self._train(1, max(_FEWEST, int(left / rolled.step)), blocks, rolled.step)
+        print(f"{steps} steps of {pace.step:.2g} s fit into {minutes:g} minutes", flush=True)
+        return self._train(steps, pace.step)
 
     def _fresh(self) -> Any:
         return to_host(init_blocks(self.config, self.teacher.layout, jax.random.key(self.seed)))
 
-    def _objective(self, stage: int, steps: int) -> Any:
-        options: dict[str, Any] = {"learning_rate": self.learning_rates[stage], "warmup_steps": max(1, steps // 20)}
-        if stage == 0:
-            return Blockwise(BlockwiseSettings(steps=steps, **options))
-        return Joint(JointSettings(steps=steps, **options))
+    def _objective(self, steps: int) -> Joint:
+        return Joint(dataclasses.replace(joint_recipe(steps), learning_rate=self.learning_rate))
 
-    def _batches(self, stage: int) -> Any:
+    def _batches(self) -> Any:
         seen = self.teacher.preprocessing
         crops = RandomResizedCrop(seen.crop, interpolation=seen.interpolation)
         transform: Transform = crops if self.augment else CenterCrop(seen)
-        return training_batches(self.source, transform, self.batch_size, seed=2 * self.seed + stage)
+        return training_batches(self.source, transform, self.batch_size, seed=self.seed)
 
-    def _pace(self, objective: Any, blocks: Any, variant: bool) -> Pace:
-        """Of an objective's first steps, on a copy of the blocks."""
-        mesh = make_mesh()
+    def _pace(self) -> Pace:
+        """Of the first steps, on blocks of their own."""
+        mesh, objective = make_mesh(), self._objective(1000)
         update, optimiser = make_update(objective, self.teacher, self.config, seed=self.seed)
-        params = self.teacher.on(mesh).params
-        state = shard(jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)}), mesh)
-        batches, times = self._batches(0), list[float]()
+        params, blocks = self.teacher.on(mesh).params, self._fresh()
+        state = shard({"params": blocks, "opt_state": optimiser.init(blocks)}, mesh)
+        batches, times = self._batches(), list[float]()
         next(batches)  # threads that read ahead have begun
         while len(times) < 2 or (len(times) < 5 and sum(times[1:]) < 3):
             begun = time.monotonic()
             with jax.numpy_dtype_promotion("standard"):  # optax knows no other
-                state, metrics = update(state, params, shard_batch(next(batches), mesh), len(times), variant)
+                state, metrics = update(state, params, shard_batch(next(batches), mesh), len(times), True)
             jax.block_until_ready((state, metrics))
             times.append(time.monotonic() - begun)
         step = sum(times[1:]) / len(times[1:])
         return Pace(max(0.0, times[0] - step), step)
 
-    def _train(self, stage: int, steps: int, blocks: Any, seconds: float | None) -> Any:
+    def _train(self, steps: int, seconds: float | None) -> Any:
         every = 10 if seconds is None else max(1, round(1 / max(seconds, 1e-3)))
         loop = LoopSettings(log_every=every, save_every=10 * steps, keep_best=0)
-        label = f"stage {stage + 1} of 2: blocks {('apart', 'joined')[stage]}"
-        run = Run(self.folder / str(stage), {"stage": stage}, make_mesh(), label, loop)
-        objective, batches = self._objective(stage, steps), self._batches(stage)
-        size, seed = self.batch_size, 2 * self.seed + stage
-        return to_host(train_blocks(objective, self.teacher, self.config, blocks, batches, run, batch_size=size, seed=seed))
+        run = Run(self.folder, {}, make_mesh(), "fit a Raptor", loop)
+        arguments = (self._objective(steps), self.teacher, self.config, self._fresh(), self._batches(), run)
+        return to_host(train_blocks(*arguments, batch_size=self.batch_size, seed=self.seed))

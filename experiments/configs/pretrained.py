@@ -33,10 +33,12 @@ configs/dinov2.py. A teacher whose patches do not divide 112 px takes another --
 Hardware: laptop 2 CPU cores; gpu one accelerator, its time has not been measured here; paper see docs/running.md, "Cost".
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from brh_jax.distill.recipe import BLOCK, joint_recipe
 from brh_jax.errors import UserError
 from brh_jax.models.registry import architecture
 from experiments.configs import check_items, default, numbers, split_argument
@@ -75,10 +77,8 @@ def use_recipe(config: ConfigDict, name: str) -> None:
     if name == "joint":
         steps = config.distill.stage1.steps + config.distill.stage2.steps
         config.distill.stage1.steps = 0
-        config.distill.stage2.update({"steps": steps, "warmup_steps": max(steps // 50, 10), "restarts": 0.3, "loss": "log"})
-        config.distill.stage2.update({"optimizer": "muon", "learning_rate": 0.03, "final_learning_rate": 3e-4})
-        config.distill.stage2.update({"weight_decay": 0.0, "token_weights": (0.4, 0.2, 0.4)})
-        config.raptor.update({"mlp": "gelu", "layer_scale_init": 0.3})
+        config.distill.stage2.update(dataclasses.asdict(joint_recipe(steps)))
+        config.raptor.update(BLOCK)
 
 
 def authors_phases(config: ConfigDict) -> None:
