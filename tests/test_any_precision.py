@@ -11,7 +11,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [{"JAX_ENABLE_X64": "1"}, {"JAX_NUMPY_DTYPE_PROMOTION": "strict"}], ids=["x64", "strict"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param({"JAX_ENABLE_X64": "1"}, id="x64"),
+        pytest.param({"JAX_NUMPY_DTYPE_PROMOTION": "strict"}, id="strict", marks=pytest.mark.long),
+    ],
+)
 def test_models_training_and_measures(setting):
     environment = os.environ | setting | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests/any_precision.py")]

@@ -19,8 +19,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"start": 3, "distil": 3, "own_model": 4, "dynamics": 5}  # figures; animations come on top
 
 
+LONG = {"dynamics"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem in LONG else []) for path in NOTEBOOKS]
+)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     """BRH_JAX_NOTEBOOK_RUN names a run to take instead, the quickstart's say."""
     if path.stem == "dynamics" and "BRH_JAX_NOTEBOOK_RUN" not in os.environ:

@@ -58,6 +58,7 @@ def same_losses(a, b, stages, rtol):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     more = ["--config.loop.log_every=1", "--config.distill.stage1.steps=20", "--config.distill.stage2.steps=20"]
     more += ["--config.stages=('teacher','phases','distill','report')"]
@@ -164,6 +165,7 @@ def wait_for_rows(processes, metrics, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_one_of_two_stops_both_and_one_process_goes_on(tmp_path):
     """Stopped with two processes, ended with one of as many devices: the losses of a run that was never stopped."""
     more = ["--config.loop.log_every=1", "--config.loop.save_every=1000", "--config.stages=('teacher','phases','distill')"]
@@ -201,6 +203,7 @@ def test_a_killed_process_ends_the_other(tmp_path, killed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_and_started_again_ends_the_same(tmp_path):
     """BRH_JAX_TEST_KILLS says how often; kill -9 strikes in both stages of distillation and while checkpoints are written."""
     more = ["--config.loop.save_every=2", "--config.loop.log_every=1", "--config.stages=('teacher','phases','distill')"]

@@ -143,6 +143,7 @@ def test_the_runs_of_the_ablation():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_study_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device: compiles faster
     config, runs = tmp_path / "study.py", tmp_path / "runs"
