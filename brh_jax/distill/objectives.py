@@ -192,10 +192,14 @@ class Joint:
         """Whether any layer starts from the teacher's state."""
         return step < self.settings.restarts * self.settings.steps
 
+    def share(self, step: Step) -> jax.Array:
+        """How probable a layer's start from the teacher's state is."""
+        own = self.settings
+        return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(own.restarts * own.steps, 1e-9), 0.0, 1.0)
+
     def restarts(self, states: Trajectory, step: Step, key: jax.Array) -> Restarts:
         """Which layers start from the teacher's states at this step."""
-        probability = jnp.clip(1.0 - step / (self.settings.restarts * self.settings.steps), 0.0, 1.0)
-        return Restarts(states, jax.random.bernoulli(key, probability, (len(states) - 1, states.shape[1])))
+        return Restarts(states, jax.random.bernoulli(key, self.share(step), (len(states) - 1, states.shape[1])))
 
     def loss(
         self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
@@ -207,7 +211,8 @@ class Joint:
         weights = token_weights(layout, self.settings.token_weights)
         losses = LOSSES[self.settings.loss](predicted, states[1:], weights, layout)
         loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
-        return loss, {"loss": loss}
+        forced = {"teacher_forcing": self.share(step)} if self.settings.restarts else {}
+        return loss, {"loss": loss, **forced}
 
 
 def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.Array:

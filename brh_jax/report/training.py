@@ -32,7 +32,9 @@ def training_curves(runs: dict[str, list[dict]], columns: int = 2) -> Figure:
         annealed = [r["step"] for r in rows if r.get("teacher_forcing", 0) > 0]
         if annealed:
             axis.axvspan(0, max(annealed), color="#eeeeee", lw=0, label="teacher\nforcing\nannealed")
-        log_scale(axis)
+        if all(value > 0 for r in rows for key, value in r.items() if key.startswith("loss")):
+            log_scale(axis)
+        # A logarithm of errors falls below zero, and is on such a scale already.
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylabel("loss")

@@ -62,6 +62,14 @@ def test_training_curves_show_every_block():
     assert labels[:3] == ["block 1", "block 2", "mean"]
 
 
+def test_losses_below_zero_are_drawn_too():
+    falling = [{"step": step, "loss": 0.5 - step} for step in range(5)]
+    below, above = training_curves({"log": falling, "mse": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}).axes
+    assert (below.get_yscale(), above.get_yscale()) == ("linear", "log")
+    low, high = below.get_ylim()
+    assert low < -3.5 and high > 0.5
+
+
 def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_classifier():
     def rows(*images):
         return [
