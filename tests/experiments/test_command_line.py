@@ -29,7 +29,7 @@ def command(*arguments, cwd, **variables):
     ("arguments", "message"),
     [
         ([], "no configuration: give --config"),
-        (["--config=configs/nothing.py"], "configs/default.py, configs/dinov2.py, configs/quickstart.py"),
+        (["--config=configs/nothing.py"], "configs/dinov2.py, configs/pretrained.py, configs/quickstart.py"),
         (["--config=configs/quickstart.py", "--config.distill.batch_sise=3"], "did you mean config.distill.batch_size? "),
         (["--config=configs/quickstart.py", "--config.seed=-1"], "config.seed is -1: expected 0 or more"),
         (["--config=configs/quickstart.py", "--config.distill.batch_size=many"], "batch_size"),
