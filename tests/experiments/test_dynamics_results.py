@@ -1,6 +1,7 @@
 """The dynamics of a model whose registers begin as zero, as transformers initialises them, down to the file that scripts read."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 from brh_jax import dynamics
+from brh_jax.data.sources import ArraySource
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from experiments.results import to_json
 from experiments.stages.dynamics.results import model_result
+from experiments.stages.dynamics.run import Settings, _of_classes
 
 LAYOUT = TokenLayout(1, 3, (2, 2))
 
@@ -44,3 +47,15 @@ def test_registers_that_begin_as_zero():
     registers = result.tokens["registers"]
     assert registers.speed[0] is None and registers.speed[1] > 0 and all(v is not None for v in registers.stable_rank[1:])
     assert result.tokens["patches"].speed[0] > 0
+
+
+def test_classes_of_one_image_each_are_no_classes(tiny_encoder, capsys):
+    """A thousand images of ImageNet, one of each class: basins are of clusters, and are not called those of classes."""
+    pixels = np.zeros((40, 8, 8, 3), np.uint8)
+    context = types.SimpleNamespace(measuring_batches=lambda source, transform, **options: iter(()), mesh=None)
+    settings = Settings()
+    single = ArraySource(pixels, np.arange(40), "single")
+    assert _of_classes(context, settings, tiny_encoder, single) is None
+    assert "class basins left out: of the 10 classes drawn from single no two have two images" in capsys.readouterr().out
+    several = ArraySource(pixels, np.arange(40) // 4, "several")
+    assert _of_classes(context, settings, tiny_encoder, several) is not None

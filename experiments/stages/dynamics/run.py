@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brh_jax.data.classes import balanced, draw_classes
 from brh_jax.data.sources import Source
@@ -71,11 +72,12 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
+    of_classes = _of_classes(context, settings, models["teacher"], source)
     measured = portraits(
         {name: encoder.system() for name, encoder in models.items()},
         states,
         key=jax.random.key(settings.seed),
-        of_classes=_of_classes(context, settings, models["teacher"], source),
+        of_classes=of_classes,
         partition={"teacher": phases.finest} | raptors,
         settings=settings.dynamics,
         sublayers={name: encoder.system(sublayers=True) for name, encoder in models.items()},
@@ -86,16 +88,24 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     arrays |= {f"{name}/{curve}": c.values for name, one in measured.items() for curve, c in curves(one).items()}
     context.save_arrays(context.folder / "arrays.npz", **arrays)
     teacher = measured["teacher"]
-    results = {name: model_result(portrait, teacher, len(source.classes) > 1) for name, portrait in measured.items()}
+    results = {name: model_result(portrait, teacher, of_classes is not None) for name, portrait in measured.items()}
     return DynamicsResult(teacher.num_images, teacher.num_photographs, teacher.tangent_images, results)
 
 
 def _of_classes(context: Context, settings: Settings, teacher: Encoder, source: Source) -> Iterator[FirstStates] | None:
-    """Images of some classes, as many of each; None where images have no classes."""
+    """Images of some classes, as many of each; None where images have no classes, or no two of these have two images."""
     own = settings.dynamics
     if len(source.classes) < 2:
         return None
     some = balanced(source, draw_classes(source, own.classes, settings.seed), own.per_class, settings.seed)
+    sizes = np.unique([some.label(index) for index in range(len(some))], return_counts=True)[1]
+    if np.count_nonzero(sizes > 1) < 2:
+        print(
+            f"class basins left out: of the {len(sizes)} classes drawn from {source.name} no two have two images; basins are of "
+            "clusters",
+            flush=True,
+        )
+        return None
     return _first_states(context, settings, teacher, some, len(some), "class basins")
 
 
