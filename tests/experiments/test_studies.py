@@ -22,9 +22,9 @@ import made_up
 import tiny
 
 STUDY = """
-from ml_collections import ConfigDict
+from experiments.configs import default
 def get_config(arg=""):
-    return ConfigDict({})
+    return default.get_config()
 def sweep(arg="2"):
     return {f"k{k}-seed{s}": {"phases.k": (k,), "seed": s} for k in (2, 3)[: int(arg)] for s in (0, 1)}
 """
