@@ -168,9 +168,9 @@ def ratio(
         raise ValueError(f"numerator {above.shape} and denominator {below.shape}: expected one value of each for every image")
     if not below.sum():
         raise ValueError("the denominator is 0 in sum: there is no quotient")
-    counts = np.stack(list(bootstrap_counts(len(above), num_resamples, seed, groups)))
-    sums = counts @ below
-    drawn = (counts @ above)[sums != 0] / sums[sums != 0]
+    both = np.stack([above, below], axis=1)
+    over, under = np.array([counts @ both for counts in bootstrap_counts(len(above), num_resamples, seed, groups)]).T
+    drawn = over[under != 0] / under[under != 0]
     value = float(above.sum() / below.sum())
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2)) if len(drawn) else (value, value)
     return Ratio(value, float(low), float(high))

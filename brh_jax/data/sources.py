@@ -362,6 +362,11 @@ def name_and_split(rest: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", rest)
 
 
+# What a description begins with, but for TFDS: who opens the rest.
+_MAKERS = {"folder": ImageFolder, "idx": idx, "digits": digits}
+KINDS = ("tfds", *_MAKERS)
+
+
 def open_source(spec: str, data_dir: str = "") -> Source:
     """A source from its description.
 
@@ -376,8 +381,7 @@ def open_source(spec: str, data_dir: str = "") -> Source:
     name, split = name_and_split(rest)
     if kind == "tfds" and name:
         return TfdsSource(name, split, data_dir)
-    makers = {"folder": ImageFolder, "idx": idx, "digits": digits}
-    if kind in makers and rest:
-        return makers[kind](rest)
-    hint = f"did you mean folder:{spec}? " if pathlib.Path(spec).expanduser().is_dir() else did_you_mean(kind, (*makers, "tfds"))
+    if kind in _MAKERS and rest:
+        return _MAKERS[kind](rest)
+    hint = f"did you mean folder:{spec}? " if pathlib.Path(spec).expanduser().is_dir() else did_you_mean(kind, KINDS)
     raise UserError(f"unknown data {spec!r}: {hint}expected tfds:NAME:SPLIT, folder:PATH, idx:PATH, digits:train or digits:test")

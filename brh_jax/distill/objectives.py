@@ -121,6 +121,11 @@ class Objective(Protocol):
         """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
 
 
+def _left(step: Step, share: float, steps: int) -> jax.Array:
+    """What is left of something that falls linearly from 1 to 0 over a share of the steps."""
+    return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(share * steps, 1.0), 0.0, 1.0)
+
+
 def _noise(size: float, key: jax.Array) -> Noise | None:
     return Noise(size, key) if size else None
 
@@ -145,7 +150,7 @@ class Blockwise:
         """The weight of teacher forcing: falls linearly from 1 to 0 over the first `annealed` (a share) of the steps."""
         if self.settings.teacher_forcing == "throughout":
             return jnp.ones((), jnp.float32)
-        return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(self.settings.annealed * self.settings.steps, 1.0), 0.0, 1.0)
+        return _left(step, self.settings.annealed, self.settings.steps)
 
     def losses(
         self,
@@ -194,8 +199,7 @@ class Joint:
 
     def share(self, step: Step) -> jax.Array:
         """How probable a layer's start from the teacher's state is."""
-        own = self.settings
-        return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(own.restarts * own.steps, 1e-9), 0.0, 1.0)
+        return _left(step, self.settings.restarts, self.settings.steps)
 
     def restarts(self, states: Trajectory, step: Step, key: jax.Array) -> Restarts:
         """Which layers start from the teacher's states at this step."""
@@ -206,7 +210,7 @@ class Joint:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses."""
         noise = _noise(self.settings.noise, key)
-        restarts = self.restarts(states, step, jax.random.fold_in(key, 0)) if variant and self.settings.restarts else None
+        restarts = self.restarts(states, step, jax.random.fold_in(key, 0)) if variant else None
         predicted = module.apply({"params": params}, states[0], layout.grid, noise, restarts, method="rollout")[1:]
         weights = token_weights(layout, self.settings.token_weights)
         losses = LOSSES[self.settings.loss](predicted, states[1:], weights, layout)

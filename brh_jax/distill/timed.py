@@ -16,7 +16,7 @@ import numpy as np
 
 from brh_jax.data.lists import ImageList
 from brh_jax.data.pipeline import measuring_batches, training_batches
-from brh_jax.data.sources import ArraySource, ImageFolder, Source, open_source
+from brh_jax.data.sources import KINDS, ArraySource, ImageFolder, Source, open_source
 from brh_jax.data.transforms import CenterCrop, RandomResizedCrop, Transform
 from brh_jax.distill.objectives import Joint, init_blocks
 from brh_jax.distill.recipe import joint_recipe
@@ -30,7 +30,6 @@ from brh_jax.train.loop import LoopSettings, Run
 from brh_jax.train.parallel import make_mesh, shard, shard_batch, to_host
 
 PHASE_IMAGES = 128  # that phases are found on
-_KINDS = ("tfds:", "folder:", "idx:", "digits:")
 _FEWEST = 10  # steps
 _SHARE = 0.95  # of the time, so that a slower moment is no overrun
 
@@ -45,7 +44,7 @@ def images_source(images: Any) -> Source:
         return images
     if isinstance(images, str | os.PathLike):
         name = os.fspath(images)
-        return open_source(name) if name.startswith(_KINDS) else ImageFolder(name)
+        return open_source(name) if name.partition(":")[0] in KINDS else ImageFolder(name)
     if isinstance(images, np.ndarray | jax.Array):
         if jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(

@@ -141,7 +141,7 @@ def muon(schedule: optax.Schedule, settings: TrainingSettings) -> optax.Gradient
     ratio = settings.vector_learning_rate / settings.learning_rate
 
     def axes(params):
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix_axes(jax.tree_util.keystr(path)), params)
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix_axes(path), params)
 
     return optax.contrib.muon(
         schedule,
@@ -153,12 +153,10 @@ def muon(schedule: optax.Schedule, settings: TrainingSettings) -> optax.Gradient
     )
 
 
-def _matrix_axes(path: str) -> Any:
-    """Which axes of a kernel are its inputs and its outputs; queries, keys and values, gates and values are matrices each."""
-    for name, (inputs, outputs) in KERNELS.items():
-        if all(part in path for part in name):
-            return optax.contrib.MuonDimensionNumbers(inputs, outputs)
-    return None
+def _matrix_axes(path: tuple) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of the kernel at that path are its inputs and its outputs; None for what is no kernel of a block's layer."""
+    axes = KERNELS.get(tuple(key.key for key in path[-3:]))
+    return optax.contrib.MuonDimensionNumbers(*axes) if axes else None
 
 
 def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.GradientTransformation) -> Any:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from brh_jax.distill.evaluation import Classes, TrajectoryFit, evaluate
@@ -12,14 +11,13 @@ from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.train.loop import Run
 from brh_jax.train.metrics import MetricsFile
-from brh_jax.train.parallel import OffDevice
 
 
 class Validation:
     """Blocks rolled out from the teacher's first states, and compared with its trajectories.
 
-    The teacher is asked once, when it is first needed; its states wait in the host's memory, 4 (depth + 1) tokens dim bytes an
-    image.
+    The images are read once, and stay on the devices as pixels; the teacher sees them each time, since its states would take
+    dozens of times the room.
 
     Args:
         teacher: on the mesh.
@@ -42,21 +40,17 @@ class Validation:
 
     @functools.cached_property
     def _batches(self) -> list[dict]:
-        """The batches with the teacher's states in place of images."""
-        kept = []
-        for batch in self._images():
-            states = jnp.asarray(self._teacher.trajectory(self._teacher.normalize_pixels(batch["image"])))
-            told = {name: batch[name] for name in ("label", "valid", "photograph") if name in batch}
-            kept.append({"image": OffDevice(states), **told})
-        return kept
+        """Read when they are first needed."""
+        return list(self._images())
 
     def measure(self, config: RaptorConfig, blocks: Any) -> TrajectoryFit:
         """How well the blocks of a Raptor reproduce the teacher."""
-        raptor = self._teacher.replace(config=config, params={"blocks": blocks})
-        teacher = self._teacher
-        fits = evaluate(
-            OffDevice.put_back, {"raptor": raptor.rollout}, teacher.features, self._batches, teacher.layout, **self._classifier
-        )
+        teacher, raptor = self._teacher, self._teacher.replace(config=config, params={"blocks": blocks})
+
+        def states(pixels):
+            return teacher.trajectory(teacher.normalize_pixels(pixels))
+
+        fits = evaluate(states, {"raptor": raptor.rollout}, teacher.features, self._batches, teacher.layout, **self._classifier)
         return fits["raptor"]
 
     def visits(self, config: RaptorConfig, run: Run, num_steps: int, batch_size: int) -> dict[int, Callable[[Any], None]]:

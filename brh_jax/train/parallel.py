@@ -106,18 +106,6 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
-class OffDevice:
-    """An array in the host's memory, laid out as it was over the devices: every process keeps its own part."""
-
-    def __init__(self, array: jax.Array):
-        self._shape, self._sharding = array.shape, array.sharding
-        self._parts = {str(shard.index): np.asarray(shard.data) for shard in array.addressable_shards}
-
-    def put_back(self) -> jax.Array:
-        """Gives the array on its devices; all processes must come together."""
-        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: self._parts[str(index)])
-
-
 def to_host(tree: Any) -> Any:
     """numpy arrays of all values, also of what other processes hold; all processes must ask together."""
 

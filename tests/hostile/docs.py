@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from hostile.case import Case
+from hostile.case import Case, change
 from PIL import Image
 
 import brh_jax
@@ -30,13 +30,7 @@ def run(**changes):
     def act(folder):
         photographs(folder)
         config = quickstart.get_config().unlock()
-        for name, value in changes.items():
-            *sections, field = name.split("__")
-            place = config
-            for section in sections:
-                place = place[section]
-            with place.ignore_type():
-                place[field] = value
+        change(config, changes)
         try:
             pipeline.run(config, folder / "run")
         finally:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from hostile.case import Case
+from hostile.case import Case, change
 from ml_collections import ConfigDict
 
 from brh_jax.train.metrics import read_metrics
@@ -29,13 +29,7 @@ def settings(**changes):
 
     def act(folder):
         config = quickstart.get_config().unlock()
-        for name, value in changes.items():
-            *sections, field = name.split("__")
-            place = config
-            for section in sections:
-                place = place[section]
-            with place.ignore_type():
-                place[field] = value
+        change(config, changes)
         return pipeline.read_settings(config)
 
     return act

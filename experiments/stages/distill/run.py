@@ -225,19 +225,18 @@ def _train(
 ) -> tuple[Encoder, dict[str, str]]:
     """The trained Raptor, and the folders of its trainings by what people call them."""
     own, folder = settings.distill, context.folder / name
-    every: dict[str, Objective] = {"stage1": Blockwise(own.stage1), "stage2": Joint(own.stage2)}
-    objectives = {stage: objective for stage, objective in every.items() if objective.settings.steps}
+    every: dict[int, Objective] = {1: Blockwise(own.stage1), 2: Joint(own.stage2)}
+    objectives = {number: objective for number, objective in every.items() if objective.settings.steps}
     blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
-    for number, stage in enumerate(every, 1):
-        if stage not in objectives:
-            continue
+    for number, objective in objectives.items():
+        stage = f"stage{number}"
         # The second sees other crops in another order than the first.
         seed = 2 * settings.seed + number
         identity = flat(settings.raptor) | flat(getattr(own, stage))
         identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
         label = f"distill k={config.partition.k} stage {number}"
         blocks = distill.train_blocks(
-            objectives[stage],
+            objective,
             teacher,
             config,
             blocks,
@@ -250,9 +249,9 @@ def _train(
             validation=validation,
         )
         raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
-        where = folder / ("raptor" if stage == list(objectives)[-1] else f"{stage}/raptor")
+        where = folder / ("raptor" if number == max(objectives) else f"{stage}/raptor")
         context.save(raptor, where, {"partition": str(config.partition), "stage": number})
-    return raptor, {f"k = {config.partition.k}, stage {stage[-1]}": f"{name}/{stage}" for stage in objectives}
+    return raptor, {f"k = {config.partition.k}, stage {number}": f"{name}/stage{number}" for number in objectives}
 
 
 def _validation(context: Context, settings: Settings, teacher: Encoder, train: Source) -> Validation | None:

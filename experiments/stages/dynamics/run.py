@@ -101,8 +101,8 @@ def _of_classes(context: Context, settings: Settings, teacher: Encoder, source: 
     sizes = np.unique([some.label(index) for index in range(len(some))], return_counts=True)[1]
     if np.count_nonzero(sizes > 1) < 2:
         print(
-            f"class basins left out: of the {len(sizes)} classes drawn from {source.name} no two have two images; basins are of "
-            "clusters",
+            f"class basins left out: of the {len(sizes)} classes drawn from {source.name} no two have two images, so basins are "
+            "of clusters; for basins of classes name images with more of each by config.data.eval",
             flush=True,
         )
         return None
