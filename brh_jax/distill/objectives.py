@@ -122,7 +122,9 @@ class Objective(Protocol):
 
 
 def _left(step: Step, share: float, steps: int) -> jax.Array:
-    """What is left of something that falls linearly from 1 to 0 over a share of the steps."""
+    """What is left of something that falls linearly from 1 to 0 over a share of the steps; nothing where the share is 0."""
+    if not share:
+        return jnp.zeros((), jnp.float32)
     return jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / max(share * steps, 1.0), 0.0, 1.0)
 
 
