@@ -7,6 +7,7 @@ COMMANDS = {
     "experiments.tables": "tables and figures of runs",
     "experiments.study": "the page of a small-scale study",
     "experiments.report": "the page of finished runs again",
+    "experiments.publish": "a Raptor of a run for the hub, with a model card of what was measured",
     "experiments.plan": "what a run will take, before any machine is rented",
     "experiments.runs": "the JSON schema of results.json",
     "experiments.dense_samples": "small sets with masks and depths, to see those probes run",

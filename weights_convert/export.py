@@ -74,8 +74,11 @@ def preprocessing(about: dict) -> Preprocessing:
     return Preprocessing(**about["preprocessing"])
 
 
-def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
+def write(encoder: Encoder, folder: PathLike, measured: str = "") -> pathlib.Path:
     """Writes an encoder as a repository of the hub, whole or not at all.
+
+    Args:
+        measured: a part of the model card, in Markdown: what is known of the model.
 
     Raises:
         UserError: something else is there, or a Raptor has no embedding.
@@ -116,7 +119,7 @@ def write(encoder: Encoder, folder: PathLike) -> pathlib.Path:
     files = {
         "config.json": json.dumps(about, indent=2) + "\n",
         "preprocessor_config.json": json.dumps(_processor(encoder.preprocessing), indent=2) + "\n",
-        "README.md": _card(encoder, about),
+        "README.md": _card(encoder, about, measured),
         TORCH.name: TORCH.read_text(),
     }
     return store.write_folder(folder, tensors, files, metadata={"format": "pt"})
@@ -236,7 +239,7 @@ def _processor(p: Preprocessing) -> dict:
     return about | ({"crop_size": pair(p.crop)} if p.resize is not None else {})
 
 
-def _card(encoder: Encoder, about: dict) -> str:
+def _card(encoder: Encoder, about: dict, measured: str) -> str:
     """The model card."""
     c = encoder.config
     if c.kind == "vit":
@@ -251,6 +254,7 @@ def _card(encoder: Encoder, about: dict) -> str:
         )
         also = ""
     height, width = encoder.preprocessing.crop
+    measured = measured and f"{measured}\n\n## Licence\n\n"
     tags = "block-recurrence\n- vision-transformer\n- jax"
     return f"""---
 library_name: brh_jax
@@ -278,6 +282,6 @@ from brh_torch import load
 states = load()(images)  # normalised [batch, channels, height, width] -> [depth + 1, batch, tokens, dim]
 ```
 
-{also}The weights are those of the model that this was converted or distilled from, and so is their licence: name it here before
-you publish them.
+{also}{measured}The weights are those of the model that this was converted or distilled from, and so is their licence: name it
+here before you publish them.
 """

@@ -14,7 +14,7 @@ import brh_jax
 from brh_jax import distill
 from brh_jax.errors import UserError
 from brh_jax.models import store
-from experiments import pipeline
+from experiments import pipeline, publish
 from experiments.configs import default
 from experiments.records import read_record
 from experiments.stages import STAGES
@@ -43,6 +43,28 @@ def complete():
 def done(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, pipeline.run(complete(), workdir, command=["python -m experiments.main", "--config=tiny.py"])
+
+
+def test_a_raptor_is_published_with_what_was_measured(done, tmp_path):
+    workdir, results = done
+    assert publish.main([str(workdir), str(tmp_path / "raptor"), "--k=2"]) == 0
+    card = (tmp_path / "raptor" / "README.md").read_text()
+    fit = results.get(AgreementResult).fits["k2"]
+    cells = (f"{np.mean(values):.3f} / {values[-1]:.3f}" for values in fit.r2.values())
+    assert f"| **this Raptor** | {' | '.join(cells)} |" in card and "| mean state | " in card
+    assert "stage1" not in card and str(workdir) not in card and "digits:train" in card
+    states = np.zeros((1, 8, 8, 3), np.float32)
+    chex.assert_trees_all_close(
+        brh_jax.load(tmp_path / "raptor").trajectory(states), brh_jax.load(workdir, k=2).trajectory(states)
+    )
+
+
+def test_what_cannot_be_published_is_said(done, tmp_path, capsys):
+    workdir, _ = done
+    assert publish.main([str(workdir), str(tmp_path / "raptor"), "--k=5"]) == 2
+    assert "has no Raptor with k = 5: expected --k=2, --k=3" in capsys.readouterr().err
+    assert publish.main([str(tmp_path), str(tmp_path / "raptor")]) == 2
+    assert f"no results.json in {tmp_path}" in capsys.readouterr().err and not (tmp_path / "raptor").exists()
 
 
 def test_results_hold_every_figure(done):
