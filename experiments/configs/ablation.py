@@ -38,9 +38,9 @@ _PARTS = ("1-teacher-forcing", "2-autoregression", "3-depth-scaling", "4-token-w
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The whole: every part on, the base configuration's settings."""
+    """The whole: every part on, the base configuration's settings, by the paper's recipe, whose parts are in question."""
     base, rest, _ = _options(arg)
-    config = _BASES[base].get_config(rest).unlock()
+    config = _BASES[base].get_config(rest if "recipe=" in rest else ",".join(filter(None, (rest, "recipe=paper")))).unlock()
     config.stages = ("teacher", "phases", "distill", "probes")
     if base == "quickstart":
         config.phases.k = (3,)

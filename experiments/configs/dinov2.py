@@ -11,9 +11,9 @@ Arguments, separated by commas:
     arch=NAME   vits14, vitb14, vitl14, vitg14, each also with _reg (default vitb14_reg); weights come from the hub
     k=3 | k=2+3 number of phases, several joined by +
     recipe=joint | recipe=paper   how the blocks are trained, see configs/pretrained.py; the paper's way unless runlocal
-    runlocal    random crops at 112 px, few steps: a real teacher on a folder of images in about a quarter of an hour on 2 CPU
-                cores, k = 2 and 3 unless given; budget=laptop of configs/pretrained.py, which is for any teacher. Give the images
-                as in the third command, and the weights where there is no hub.
+    runlocal    random crops at 112 px, few steps: a real teacher on a folder of images on 2 CPU cores, k = 2 and 3 unless given;
+                budget=laptop of configs/pretrained.py, which is for any teacher. Give the images as in the third command, and the
+                weights where there is no hub.
 
 The probe starts from Meta's classifier, as the paper's does: dinov2_vitb14_reg4_linear_head.pth is looked for in the current
 directory, in ~/.cache/brh_jax/heads ($BRH_JAX_CACHE/heads) and where torch.hub keeps downloads; a run that lacks it says at once
@@ -25,7 +25,7 @@ that gives k of them; `--config.phases.method=max_cut` or `contrast_cut` cut oth
 Expect, by the paper, for k = 3: 83.0 % on ImageNet-1k by a linear probe (teacher 84.5 %), phases 1-7 | 8-10 | 11-12 (at a
 threshold of 0.10; the exact max cut of the authors' matrix is 1-5 | 6-9 | 10-12), R² about 0.73, of the last layer about
 one mean of all numbers (`r2_one_mean` of the stage agreement).
-runlocal: about 12 minutes on 2 CPU cores; README.md, "Measured", says what it reached on 34 photographs.
+runlocal: docs/experiments.md has what recipe=paper reached with it on 34 photographs; too few steps for a good Raptor.
 """
 
 from ml_collections import ConfigDict

@@ -13,8 +13,8 @@ Arguments, separated by commas:
     arch=NAME       refuse weights of another architecture, a name of brh_jax.models.ARCHITECTURES; by default what comes is taken
     k=3 | k=2+3     number of phases, several joined by + (default 2+3)
     budget=NAME     how long, and at what size of images:
-        laptop      random crops at 112 px, 180 steps of 16: a quarter of an hour on 2 CPU cores for a ViT-S (the default). So few
-                    crops make a bad Raptor; they show that the way is whole, and what a longer run would measure
+        laptop      random crops at 112 px, 360 steps of 8: some minutes on 2 CPU cores for a ViT-Ti (the default). So few crops
+                    make a bad Raptor; they show that the way is whole, and what a longer run would measure
         gpu         the teacher's own image size, bfloat16, 78,000 steps of 64: 5 million random crops
         paper       the paper's schedule as configs/dinov2.py has it, 625,000 steps of 64 centre crops in float32
     recipe=NAME     how the blocks are trained, in as many steps:
@@ -91,10 +91,10 @@ def laptop(config: ConfigDict) -> None:
     crops = "random_resized_crop"
     config.data.update({"image_size": 112, "augment": crops, "eval_augment": crops, "threads": 2})
     config.phases.update({"num_images": 128, "batch_size": 16})
-    config.distill.batch_size = 16
-    config.loop.update({"log_every": 10, "save_every": 50})
-    config.distill.stage1.update({"steps": 120, "learning_rate": 1e-3, "warmup_steps": 10})
-    config.distill.stage2.update({"steps": 60, "learning_rate": 3e-4, "warmup_steps": 5})
+    config.distill.batch_size = 8  # of as many crops, more steps are better (docs/experiments.md)
+    config.loop.update({"log_every": 20, "save_every": 100})
+    config.distill.stage1.update({"steps": 240, "learning_rate": 1e-3, "warmup_steps": 20})
+    config.distill.stage2.update({"steps": 120, "learning_rate": 3e-4, "warmup_steps": 10})
     config.distill.validation.update({"times": 5, "num_images": 64})
     config.eval.update({"num_images": 128, "batch_size": 16, "baseline_images": 128})
     config.interventions.update({"num_images": 48, "batch_size": 16})

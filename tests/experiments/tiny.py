@@ -7,7 +7,7 @@ from experiments.configs import quickstart
 
 
 def get_config(arg=""):
-    config = quickstart.get_config().unlock()
+    config = quickstart.get_config("recipe=paper").unlock()
     config.teacher.vit.update({"dim": 16, "depth": 4, "mlp_dim": 32, "num_registers": 1})
     config.teacher.train.update({"steps": 10, "warmup_steps": 2, "batch_size": 32})
     config.phases.update({"num_images": 32, "batch_size": 16, "bootstrap": 0})
