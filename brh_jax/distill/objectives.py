@@ -196,8 +196,9 @@ class Joint:
     per_block = False
 
     def variant(self, step: int) -> bool:
-        """Whether any layer starts from the teacher's state."""
-        return step < self.settings.restarts * self.settings.steps
+        """Whether layers ever start from the teacher's state: one program for all steps, as choosing between states costs less than
+        compiling another."""
+        return self.settings.restarts > 0
 
     def share(self, step: Step) -> jax.Array:
         """How probable a layer's start from the teacher's state is."""

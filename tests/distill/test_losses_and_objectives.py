@@ -216,9 +216,10 @@ def test_restarts_turn_a_rollout_into_teacher_forcing(blocks):
 
 def test_restarts_give_way_over_their_share_of_the_steps():
     objective, target = Joint(JointSettings(steps=100, restarts=0.5)), jnp.zeros((7, 4000, 1, 1))
-    assert [objective.variant(step) for step in (0, 49, 50, 99)] == [True, True, False, False]
-    shares = [float(objective.restarts(target, step, jax.random.key(0)).where.mean()) for step in (0, 25, 49)]
-    np.testing.assert_allclose(shares, [1.0, 0.5, 0.02], atol=0.02)
+    assert [objective.variant(step) for step in (0, 99)] == [True, True] and not Joint().variant(0)
+    shares = [float(objective.restarts(target, step, jax.random.key(0)).where.mean()) for step in (0, 25, 49, 50, 99)]
+    np.testing.assert_allclose(shares, [1.0, 0.5, 0.02, 0.0, 0.0], atol=0.02)
+    assert shares[-2:] == [0.0, 0.0]
 
 
 def test_muon_moves_every_matrix_by_an_orthogonal_step(blocks):
