@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from matplotlib.figure import Figure
 
-from brh_jax.report.html import FigureEntry, save_figure
+from brh_jax.report.html import FigureEntry, figure_entry
 from experiments.results import Results
 
 R = TypeVar("R")
@@ -33,8 +33,8 @@ class Page:
         return result
 
     def figure(self, figure: Figure, name: str, title: str, caption: str) -> FigureEntry:
-        """Saves a figure as NAME.png and NAME.svg; it is shown with its title and caption."""
-        return FigureEntry(save_figure(figure, self.folder, name), title, caption)
+        """Saves a figure as NAME.png and NAME.svg and its values as NAME.csv; it is shown with its title and caption."""
+        return figure_entry(figure, self.folder, name, title, caption)
 
 
 def of_photographs(images: int, photographs: int) -> str:
