@@ -1,4 +1,4 @@
-"""Runs side by side on one page: their cards, settings that differ, figures of merit, phases, fidelity, and what was reached on the way.
+"""Runs side by side on one page: cards, settings that differ, figures of merit, phases, fidelity, what was reached on the way.
 
 `python -m experiments.report RUN RUN` is the command that makes it. A run has one colour everywhere.
 """
@@ -81,7 +81,7 @@ def _phases(runs: Runs, folder: pathlib.Path) -> Iterator[FigureEntry]:
     for number, (name, (_, results)) in enumerate(runs.items()):
         if phases := results.get(PhasesResult):
             figure = plot(phases.dissimilarity, *(cut.partition for cut in phases.partitions.values()))
-            caption = "Boxes at the same places are the same phases. 1 - cosine between the outputs of two layers, as on the run's page."
+            caption = "Boxes at the same places are the same phases. 1 - cosine between the outputs of two layers."
             yield figure_entry(figure, folder, f"dissimilarity{number}", name, caption)
 
 
@@ -109,8 +109,8 @@ def _on_the_way(runs: Runs, folder: pathlib.Path) -> Iterator[FigureEntry]:
         rows = {name: _validations(*run, raptor) for name, run in runs.items()}
         if any(row for trainings in rows.values() for training in trainings for row in training):
             caption = (
-                "The line that rises further to the left learns with fewer images. Stage 1 is dashed; images that are not trained "
-                "on, always the same of a run; R² below -1 is marked by triangles."
+                "The line that rises further to the left learns with fewer images. Stage 1 is dashed; images that are not "
+                "trained on, always the same of a run; R² below -1 is marked by triangles."
             )
             yield figure_entry(validation_curves(rows), folder, f"validation_{raptor}", f"{raptor} on the way", caption)
 

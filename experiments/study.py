@@ -21,8 +21,8 @@ from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
 from brh_jax.report.html import Chapter, FigureEntry, Listing, Table, figure_entry, render
-from brh_jax.report.values import csv_text
 from brh_jax.report.run_statistics import Correlation, correlation
+from brh_jax.report.values import csv_text
 from experiments.results import Results
 from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit
@@ -178,8 +178,9 @@ def figure_entries(runs: Sequence[Run], found: Correlations, folder: pathlib.Pat
             folder,
             "stochastic_depth",
             "Stochastic depth",
-            "A trend along p that the spread over seeds does not cover is an effect of it. ViTs trained to the end; similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on "
-            f"test images, mean over layers. {_DOTS}",
+            "A trend along p that the spread over seeds does not cover is an effect of it. ViTs trained to the end; "
+            "similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on test images, mean over "
+            f"layers. {_DOTS}",
         )
     if len({run.kind for run in runs} - {""}) > 1:
         yield _kinds(runs, folder)
@@ -206,7 +207,8 @@ def _kinds(runs: Sequence[Run], folder: pathlib.Path) -> FigureEntry:
         folder,
         "kinds",
         "Untrained, trained, over-fitted",
-        f"Groups whose intervals lie apart differ by more than seeds do. Over-fitted: trained on few images for longer. p = {', '.join(f'{p:g}' for p in sorted(shared))}. {_DOTS}",
+        "Groups whose intervals lie apart differ by more than seeds do. Over-fitted: trained on few images for longer. p = "
+        f"{', '.join(f'{p:g}' for p in sorted(shared))}. {_DOTS}",
     )
 
 
@@ -227,7 +229,8 @@ def _along_training(runs: Sequence[Run], chosen: Sequence[Run], group: str, fold
         folder,
         f"along_training_{group}".replace("-", ""),
         f"Along training: {group}",
-        f"Where the lines rise is when in training it comes about. The ViT as it was after some steps of training, with a Raptor of its own each time. {_DOTS}",
+        "Where the lines rise is when in training it comes about. The ViT as it was after some steps of training, with a "
+        f"Raptor of its own each time. {_DOTS}",
     )
 
 
@@ -249,9 +252,9 @@ def _scatter(runs: Sequence[Run], found: Mapping[tuple[str, str], Correlation], 
         folder,
         "structure_and_fit",
         "Phase structure and fit",
-        "A cloud along a diagonal is a structure that goes with the fit. A dot for each ViT; ρ is Spearman's coefficient over all of them, with the 95 % interval of a bootstrap that draws "
-        "whole trainings (p, seed), as the snapshots of one are not independent. p and the length of training differ between "
-        "ViTs and may drive both sides.",
+        "A cloud along a diagonal is a structure that goes with the fit. A dot for each ViT; ρ is Spearman's coefficient over "
+        "all of them, with the 95 % interval of a bootstrap that draws whole trainings (p, seed), as the snapshots of one are "
+        "not independent. p and the length of training differ between ViTs and may drive both sides.",
     )
 
 

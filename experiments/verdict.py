@@ -20,7 +20,7 @@ from experiments.stages.phases.run import CutResult, PhasesResult, RandomCompari
 from experiments.stages.probes.run import ProbesResult
 from experiments.stages.teacher.run import TeacherResult
 
-_SHARP = 0.95  # share of random cuts that a cut is heavier than, on other images, to be called sharp
+_HOLDS = 0.95  # share of contiguous cuts that a cut is as heavy as on other images, where it holds there
 
 
 def answer(workdir: pathlib.Path, results: Results, name: str = "", colour: str = "") -> Answer:
@@ -49,8 +49,8 @@ def _asked(results: Results) -> Iterator[tuple[str, str]]:
         tokens = f"{layout.num_cls} cls + {layout.num_registers} register + {layout.grid[0]} x {layout.grid[1]} patch tokens"
         yield (
             "Teacher",
-            f"{teacher.name}: {teacher.depth} layers of width {teacher.dim}, {tokens}, {teacher.cost.params / 1e6:.1f} M parameters"
-            + ("" if right is None else f"; right on {100 * right:.1f} % of the test images"),
+            f"{teacher.name}: {teacher.depth} layers of width {teacher.dim}, {tokens}, {teacher.cost.params / 1e6:.1f} M "
+            "parameters" + ("" if right is None else f"; right on {100 * right:.1f} % of the test images"),
         )
     data = results.about.get("config", {}).get("data", {})
     if used := [f"{data[of]} to {what}" for of, what in (("train", "fit"), ("eval", "measure on")) if data.get(of)]:
@@ -71,8 +71,6 @@ def _phases_card(phases: PhasesResult, k: int, cut: CutResult) -> Card:
     if random:
         mean, low, high = (_percent(share) for share in (random.contiguous.mean, random.contiguous.low, random.contiguous.high))
         facts.append(("Random cuts", f"{mean}, 95 % of them from {low} to {high}"))
-    if (contrast := cut.structure.get("matched_contrast")) is not None:
-        facts.append(("Same distance", f"cosine within phases less that across: {contrast:+.3f}"))
     facts += [_resampled(one) for one in phases.stability if one.k == k > 1]
     verdict, poor = _sharpness(phases.method, cut, random)
     return Card(f"Phases, k = {k}", cut.text, verdict, poor, facts)
@@ -85,20 +83,24 @@ def _resampled(one: StabilityResult) -> tuple[str, str]:
 
 
 def _sharpness(method: str, cut: CutResult, random: RandomComparison | None) -> tuple[str, bool]:
-    """How a cut stands beside random ones with as many phases, and whether it is no better."""
-    if random is None:
-        return "", False
-    if method == "max_cut":
-        share, where = random.rank_on_other_images, "on images that it was not cut from"
-        if share >= _SHARP:
-            return f"As sharp as, or sharper than, {_percent(share, 0)} of all contiguous cuts, {where}.", False
-        return (
-            f"Not sharp: cut from one half of the images, it beats only {_percent(share, 0)} of contiguous cuts on the other.",
-            True,
+    """Whether a cut is more than chance and more than mere distance in depth, in words, and whether either is not so."""
+    said, poor = [], False
+    if random and method == "max_cut":
+        share = random.rank_on_other_images
+        poor = share < _HOLDS
+        how = "Does not hold" if poor else "Holds"
+        said.append(
+            f"{how} on images that it was not cut from: there it is at least as heavy as {_percent(share, 0)} of contiguous cuts."
         )
-    if cut.cut_weight > random.contiguous.high:
-        return "Sharper than 97.5 % of random contiguous cuts.", False
-    return "No sharper than random contiguous cuts.", True
+    elif random:
+        poor = cut.cut_weight <= random.contiguous.high
+        said.append("No heavier than random contiguous cuts." if poor else "Heavier than 97.5 % of random contiguous cuts.")
+    contrast = cut.structure.get("matched_contrast")
+    if contrast is not None and contrast <= 0:
+        said.append("Layers of one phase are no more alike than others that lie as far apart.")
+    elif contrast is not None:
+        said.append(f"Layers of one phase are more alike than others as far apart, by {contrast:.3f} of cosine.")
+    return " ".join(said), poor or (contrast is not None and contrast <= 0)
 
 
 def _is_baseline(one: Fit, raptor: Fit) -> bool:
@@ -106,11 +108,11 @@ def _is_baseline(one: Fit, raptor: Fit) -> bool:
 
 
 def _raptor_card(name: str, fit: Fit, baselines: list[Fit], probe: tuple[str, str] | None) -> Card:
-    finding, last = f"R² {fit.r2_all[-1]:.2f} at the last layer", [fit.r2_all[-1]]
+    finding = f"R² {fit.r2_all[-1]:.2f} at the last layer"
     best = max(baselines, key=lambda one: one.r2_all[-1], default=None)
     if fit.r2_all[-1] < 0:
         verdict, poor = "Below the mean state: a constant says more about the last layer.", True
-    elif best and best.r2_all[-1] >= last[0]:
+    elif best and best.r2_all[-1] >= fit.r2_all[-1]:
         verdict, poor = f"Below the best baseline, {best.label} ({best.r2_all[-1]:.2f}).", True
     else:
         verdict, poor = f"Above every baseline; the best is {best.label} ({best.r2_all[-1]:.2f})." if best else "", False

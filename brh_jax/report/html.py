@@ -123,7 +123,7 @@ def render(
     """
     loader = jinja2.PackageLoader("brh_jax.report", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"base64": _base64, "anchor": _anchor, "kind": lambda item: type(item).__name__}
+    environment.filters |= {"base64": _base64, "anchor": _anchor, "kind": lambda item: type(item).__name__, "whole": _whole}
     text = environment.get_template("page.html.j2").render(
         title=title, lead=lead, answers=answers, chapters=[chapter for chapter in chapters if chapter.items]
     )
@@ -132,6 +132,11 @@ def render(
 
 def _base64(path: pathlib.Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
+
+
+def _whole(text: str) -> str:
+    """A text whose lines do not break before a percent sign."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _anchor(*titles: str) -> str:

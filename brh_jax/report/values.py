@@ -1,7 +1,7 @@
 """The values that a figure shows, read off it: as CSV to compute with, and in words for who cannot see it.
 
-Lines, bands, bars, points and heat maps are read, each with the label that a legend has for it. A line that only guides the eye, a unit
-circle say, is drawn with `gid=GUIDE` and left out; so are axhline and axvline.
+Lines, bands, bars, points and heat maps are read, each with the label that a legend has for it, or with its gid. A line that only
+guides the eye, a unit circle say, is drawn with `gid=GUIDE` and left out; so are axhline and axvline.
 """
 
 import csv
@@ -46,13 +46,13 @@ class Panel(NamedTuple):
 def panels(figure: Figure) -> list[Panel]:
     """What each panel of a figure shows. A panel without a title or label of its own has that of its column or row."""
     axes = [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "<colorbar>"]
-    below = figure.get_supxlabel()
+    below, beside = figure.get_supxlabel(), figure.get_supylabel()
     found = []
     for axis in axes:
         kind, values = _values(axis)
         title = _first(axis.get_title(), *(one.get_title() for one in axes if _place(one, "col") == _place(axis, "col")))
         x = _first(axis.get_xlabel(), *(one.get_xlabel() for one in axes if _place(one, "col") == _place(axis, "col")), below)
-        y = _first(axis.get_ylabel(), *(one.get_ylabel() for one in axes if _place(one, "row") == _place(axis, "row")))
+        y = _first(axis.get_ylabel(), *(one.get_ylabel() for one in axes if _place(one, "row") == _place(axis, "row")), beside)
         found.append(Panel(*(" ".join(text.split()) for text in (title, x, y)), kind, values))
     return found
 
@@ -68,7 +68,7 @@ def as_csv(found: Iterable[Panel]) -> str:
 
 
 def in_words(found: list[Panel]) -> str:
-    """What is drawn, for an alternative text: "Lines in 2 panels (cls, patches): R² against layer, of k2, k3; from 0.1 to 0.9"."""
+    """What is drawn, an alternative text: "Lines in 2 panels (cls, patches): R² against layer, of k2, k3; from 0.1 to 0.9."."""
     kind = next((panel.kind for panel in found if panel.kind), "Pictures")
     titles = list(dict.fromkeys(panel.title for panel in found if panel.title))
     text = kind + (f" in {len(found)} panels" if len(found) > 1 else "") + (f" ({_listed(titles)})" if titles else "")
@@ -152,7 +152,9 @@ def _lines(axis: Axes) -> Iterator[Value]:
         yield from _along(series, *line.get_data(), bands.get(series, {}))
     for one in axis.containers:
         if isinstance(one, ErrorbarContainer) and one.lines[0] is not None:
-            yield from _along(_label(one, ""), *one.lines[0].get_data(), _ends(one))
+            series, (xs, ys) = _label(one, ""), one.lines[0].get_data()
+            apart = _apart(xs)
+            yield from (point._replace(x=round(float(point.x) - apart, 9)) for point in _along(series, xs, ys, _ends(one)))
 
 
 def _along(series: str, xs, ys, intervals: dict[float, tuple[float, float]]) -> Iterator[Value]:
@@ -166,9 +168,16 @@ def _bars(axis: Axes) -> Iterator[Value]:
     for one in axis.containers:
         if isinstance(one, BarContainer):
             ends = [_ends(errors) for errors in (one.errorbar, *others) if errors is not None]
-            for bar in one.patches:
-                x = round(bar.get_x() + bar.get_width() / 2, 9)
-                yield Value(_label(one, ""), x, float(bar.get_height()), *next((each[x] for each in ends if x in each), ()))
+            xs = [round(float(bar.get_x() + bar.get_width() / 2), 9) for bar in one.patches]
+            for x, bar in zip(xs, one.patches, strict=True):
+                interval = next((each[x] for each in ends if x in each), ())
+                yield Value(_label(one, ""), round(x - _apart(xs), 9), float(bar.get_height()), *interval)
+
+
+def _apart(xs) -> float:
+    """How far bars or points were set beside whole numbers, so that they do not hide each other; 0 where they were not."""
+    beside = np.asarray(xs, float) - np.round(np.asarray(xs, float))
+    return float(beside[0]) if len(beside) and np.ptp(beside) < 1e-6 else 0.0
 
 
 def _points(axis: Axes) -> Iterator[Value]:

@@ -100,10 +100,10 @@ MEASURE = Measure(
         Picture(
             "basins",
             "Angular basins",
-            "Where images of one class draw together and apart from others, the angle within falls below that between. The nearest "
-            "class mean is taken without the image itself and other views of its photograph, on images of a few classes, as many of "
-            "each. "
-            "Where the data have no classes these are clusters of the last directions, apart there by construction.",
+            "Where images of one class draw together and apart from others, the angle within falls below that between. The "
+            "nearest class mean is taken without the image itself and other views of its photograph, on images of a few "
+            "classes, as many of each. Where the data have no classes these are clusters of the last directions, apart there "
+            "by construction.",
             along_depth(
                 ("within", "angle within a class (rad)", "linear"),
                 ("between", "angle between classes (rad)", "linear"),
@@ -114,8 +114,9 @@ MEASURE = Measure(
         Picture(
             "projections",
             "Trajectories",
-            "Paths of one colour that end together are a class that comes apart from the others. Directions of images from the first "
-            "state (crosses) to the last (dots), on the two leading components of each model's last directions, coloured by class.",
+            "Paths of one colour that end together are a class that comes apart from the others. Directions of images from "
+            "the first state (crosses) to the last (dots), on the two leading components of each model's last directions, "
+            "coloured by class.",
             _projections,
         ),
     ),

@@ -106,9 +106,9 @@ MEASURE = Measure(
         Picture(
             "jacobians",
             "Jacobians of the layers",
-            "A layer above one stretches the most sensitive direction. Of each layer's map of directions, all tokens together, "
-            "{tangent_images} images: the factor by which that direction grows, how far the map is from leaving all directions as "
-            "they are, and how far from a symmetric one.",
+            "A layer above one stretches the most sensitive direction. Of each layer's map of directions, all tokens "
+            "together, {tangent_images} images: the factor by which that direction grows, how far the map is from leaving all "
+            "directions as they are, and how far from a symmetric one.",
             side_by_side(
                 ("gain", "largest singular value", "log"),
                 ("from_identity", "|J - I| / |J|", "linear"),
@@ -118,8 +118,8 @@ MEASURE = Measure(
         Picture(
             "eigenvalues",
             "Eigenvalues of the layers",
-            "Inside the circle a direction contracts, on the real axis it does not turn. The largest by modulus of each layer's map of "
-            "directions, all tokens together, {tangent_images} images.",
+            "Inside the circle a direction contracts, on the real axis it does not turn. The largest by modulus of each "
+            "layer's map of directions, all tokens together, {tangent_images} images.",
             _eigenvalues,
         ),
     ),

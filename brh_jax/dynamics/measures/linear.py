@@ -193,9 +193,9 @@ MEASURE = Measure(
         Picture(
             "horizons",
             "How far ahead a phase is linear",
-            "The nearer the one map comes to the free ones, the more linear is a phase. Cosine of predictions for images that were not "
-            "fitted to: of powers of the one linear map of the phase, of a free linear map for each pair of layers (the best that a "
-            "linear map can do), and of leaving the state as it is.",
+            "The nearer the one map comes to the free ones, the more linear is a phase. Cosine of predictions for images that "
+            "were not fitted to: of powers of the one linear map of the phase, of a free linear map for each pair of layers "
+            "(the best that a linear map can do), and of leaving the state as it is.",
             _draw_horizons,
         ),
     ),

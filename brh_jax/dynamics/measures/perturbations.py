@@ -121,8 +121,9 @@ MEASURE = Measure(
         Picture(
             "perturbations",
             "Perturbations of other kinds",
-            "Above one a disturbance has spread to the other tokens, or grown. The same angle, mean over all tokens, where tokens are "
-            "moved along their own update, towards another image's tokens, or where one type of token alone is moved at random.",
+            "Above one a disturbance has spread to the other tokens, or grown. The same angle, mean over all tokens, where "
+            "tokens are moved along their own update, towards another image's tokens, or where one type of token alone is "
+            "moved at random.",
             _perturbations,
         ),
     ),

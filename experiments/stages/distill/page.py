@@ -24,9 +24,9 @@ def page(page: Page) -> Iterator[FigureEntry]:
             training_curves(trainings),
             "training",
             "Training",
-            "A line that still falls at its end would gain from more steps. Stage 1 trains every block on its own phase from the "
-            "teacher's states; stage 2 joins the blocks and rolls them out from the first state. The losses are weighted differently "
-            "and do not compare across stages.",
+            "A line that still falls at its end would gain from more steps. Stage 1 trains every block on its own phase from "
+            "the teacher's states; stage 2 joins the blocks and rolls them out from the first state. The losses are weighted "
+            "differently and do not compare across stages.",
         )
     measured = {name: validations(page.workdir, raptor) for name, raptor in raptors.items()}
     if any(rows for each in measured.values() for rows in each):
@@ -34,9 +34,9 @@ def page(page: Page) -> Iterator[FigureEntry]:
             validation_curves(measured),
             "validation",
             "On the way",
-            "What the training was worth to images that it did not see. Always the same few of them: the blocks joined and rolled out "
-            "from the first state, in stage 1 (dashed) as in stage 2. R² below -1 is marked by triangles; the black line is the "
-            "teacher's accuracy.",
+            "What the training was worth to images that it did not see. Always the same few of them: the blocks joined and "
+            "rolled out from the first state, in stage 1 (dashed) as in stage 2. R² below -1 is marked by triangles; the "
+            "black line is the teacher's accuracy.",
         )
 
 

@@ -27,18 +27,18 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             figures.layer_effects(result.layers, partitions, measures),
             "layer_effects",
             "Layers left out and applied twice",
-            "A peak is a layer that the network cannot do without, or not do twice. Each layer of the teacher by itself, and its "
-            f"attention and feed-forward part alone; {images}, bands are bootstrap 95 % intervals over photographs.{head} Dotted lines "
-            "are phase boundaries.",
+            "A peak is a layer that the network cannot do without, or not do twice. Each layer of the teacher by itself, and "
+            f"its attention and feed-forward part alone; {images}, bands are bootstrap 95 % intervals over photographs.{head} "
+            "Dotted lines are phase boundaries.",
         )
     if result.hybrids:
         yield page.figure(
             figures.hybrids(list(result.hybrids.values()), result.unchanged, measures),
             "hybrids",
             "Raptor's blocks in the teacher's place",
-            "The taller bar is the phase that the Raptor does worst. The Raptor's block runs for one phase of the teacher, from the "
-            f"teacher's states; and the teacher's own layers for one phase of the Raptor. {images.capitalize()}, against the "
-            f"teacher's last state.{head} Bars are bootstrap 95 % intervals over photographs.",
+            "The taller bar is the phase that the Raptor does worst. The Raptor's block runs for one phase of the teacher, "
+            f"from the teacher's states; and the teacher's own layers for one phase of the Raptor. {images.capitalize()}, "
+            f"against the teacher's last state.{head} Bars are bootstrap 95 % intervals over photographs.",
         )
 
 
@@ -49,9 +49,9 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             figures.swap_matrices(matrices, finest, "1 - cosine"),
             "swaps",
             "One layer in the place of another",
-            "Were layers exchangeable within phases and nowhere else, the boxes would be light and all else dark; a row that is dark "
-            "as a whole is a layer that nothing replaces. Change of the last [cls, mean patch] when one layer of the teacher, or half "
-            f"of it, runs at the place of another; {images}. Boxes are the phases {finest}.",
+            "Were layers exchangeable within phases and nowhere else, the boxes would be light and all else dark; a row that "
+            "is dark as a whole is a layer that nothing replaces. Change of the last [cls, mean patch] when one layer of the "
+            f"teacher, or half of it, runs at the place of another; {images}. Boxes are the phases {finest}.",
         )
     if result.swaps:
         groups = {_title(group): group.partitions[finest.k] for group in result.swaps}
@@ -59,8 +59,8 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             figures.swaps_by_distance(groups, result.unchanged, measures),
             "swaps_by_distance",
             "Swaps within and across phases, by distance",
-            "Only the gap between the two lines at one distance speaks for phases: near layers swap more easily anyhow. Mean over the "
-            f"swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over photographs.{head}",
+            "Only the gap between the two lines at one distance speaks for phases: near layers swap more easily anyhow. Mean "
+            f"over the swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over photographs.{head}",
         )
         yield from (_contrasts(result.swaps, measure) for measure in measures)
 

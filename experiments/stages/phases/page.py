@@ -16,9 +16,9 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         plot(phases.dissimilarity, *(cut.partition for cut in phases.partitions.values())),
         "dissimilarity",
         "Phases of depth",
-        "Light inside the boxes and dark outside is a clear phase structure. 1 - cosine between the outputs of two layers, cls and "
-        f"mean patch, mean over {of_photographs(phases.num_images, phases.num_photographs)}; boxes are the phases found by "
-        f"{phases.method}{_thresholds(phases)}.",
+        "Light inside the boxes and dark outside is a clear phase structure. 1 - cosine between the outputs of two layers, "
+        f"cls and mean patch, mean over {of_photographs(phases.num_images, phases.num_photographs)}; boxes are the phases "
+        f"found by {phases.method}{_thresholds(phases)}.",
     )
     if phases.objectives:
         yield _objectives(phases.method, phases.objectives)
@@ -101,7 +101,7 @@ def _random(page: Page, compared: list[RandomComparison]) -> FigureEntry:
         figures.cut_weights(compared),
         "cut_weights",
         "Max cut and random partitions",
-        "How far random partitions stay below the max cut says how much it matters where depth is cut. Share of the dissimilarity "
-        "that lies between phases; the max cut is the largest of all contiguous ones by construction. Cut from half of the "
-        f"photographs it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}.",
+        "How far random partitions stay below the max cut says how much it matters where depth is cut. Share of the "
+        "dissimilarity that lies between phases; the max cut is the largest of all contiguous ones by construction. Cut from "
+        f"half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}.",
     )
