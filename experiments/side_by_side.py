@@ -46,9 +46,11 @@ def write(out: pathlib.Path, runs: Mapping[pathlib.Path, Results]) -> None:
 
 
 def _names(folders: list[pathlib.Path]) -> list[str]:
-    """The folders' names; more of their paths where these are alike."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    """The folders' names; as much of their paths as tells them apart where these are alike."""
+    parts = [folder.resolve().parts for folder in folders]
+    most = max(map(len, parts))
+    named = (["/".join(path[-count:]) for path in parts] for count in range(1, most + 1))
+    return next(names for names in named if len(set(names)) == len(names))
 
 
 def _tables(runs: Runs) -> Iterator[Table]:

@@ -31,8 +31,8 @@ def per_layer(
             found = np.asarray(values[name][token])
             layers = np.arange(1, len(found) + 1)
             axis.plot(layers, found, **style)
-            if floor is not None:
-                below = layers[found < floor]
+            below = layers[found < (-np.inf if floor is None else floor)]
+            if len(below):
                 axis.plot(below, np.full(len(below), floor), "v", color=style["color"], ms=5, clip_on=False, gid=GUIDE)
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_title(TOKEN_NAMES[token])

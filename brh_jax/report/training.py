@@ -100,7 +100,8 @@ def _lines(axis: Axes, models: Measured, name: str, *, floor: float = -np.inf, d
             shade, below = colour(number), seen[values < floor]
             name_of = {"label": model} if last else {"gid": f"{model}, training {training + 1}"}
             axis.plot(seen, values, dashes[last], marker=".", ms=4, color=shade, lw=1.5, **name_of)
-            axis.plot(below, np.full(len(below), floor), "v", color=shade, ms=5, clip_on=False, gid=GUIDE)
+            if len(below):
+                axis.plot(below, np.full(len(below), floor), "v", color=shade, ms=5, clip_on=False, gid=GUIDE)
     if np.isfinite(floor):
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_ylim(floor, 1.02)

@@ -45,15 +45,16 @@ class Panel(NamedTuple):
 
 def panels(figure: Figure) -> list[Panel]:
     """What each panel of a figure shows. A panel without a title or label of its own has that of its column or row."""
-    axes = [axis for axis in figure.axes if axis.get_visible() and axis.get_label() != "<colorbar>"]
-    below, beside = figure.get_supxlabel(), figure.get_supylabel()
-    found = []
-    for axis in axes:
-        kind, values = _values(axis)
-        title = _first(axis.get_title(), *(one.get_title() for one in axes if _place(one, "col") == _place(axis, "col")))
-        x = _first(axis.get_xlabel(), *(one.get_xlabel() for one in axes if _place(one, "col") == _place(axis, "col")), below)
-        y = _first(axis.get_ylabel(), *(one.get_ylabel() for one in axes if _place(one, "row") == _place(axis, "row")), beside)
-        found.append(Panel(*(" ".join(text.split()) for text in (title, x, y)), kind, values))
+    below, beside, found = figure.get_supxlabel(), figure.get_supylabel(), []
+
+    def label(axis: Axes, which: str, span: str, otherwise: str = "") -> str:
+        alike = [one for one in figure.axes if _place(one, span) == _place(axis, span)]
+        texts = (getattr(one, f"get_{which}")() for one in (axis, *alike))
+        return " ".join(next((text for text in texts if text), otherwise).split())
+
+    for axis in (one for one in figure.axes if one.get_visible() and one.get_label() != "<colorbar>"):
+        title, x, y = label(axis, "title", "col"), label(axis, "xlabel", "col", below), label(axis, "ylabel", "row", beside)
+        found.append(Panel(title, x, y, *_values(axis)))
     return found
 
 
@@ -101,10 +102,6 @@ def _csv_cell(cell: str | float) -> str | float:
 
 def _rounded(cell: float | str) -> str:
     return cell if isinstance(cell, str) else f"{cell:.6g}"
-
-
-def _first(*texts: str) -> str:
-    return next((text for text in texts if text), "")
 
 
 def _place(axis: Axes, which: str) -> int | None:
@@ -230,5 +227,5 @@ def _is_number(text: str) -> bool:
 def _label(drawn, otherwise: str) -> str:
     """What a legend calls it; else its gid."""
     label = str(drawn.get_label() or "_")
-    label = str(drawn.get_gid() or otherwise) if label.startswith("_") else label
+    label = str(getattr(drawn, "get_gid", str)() or otherwise) if label.startswith("_") else label
     return " ".join(label.split())

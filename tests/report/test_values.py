@@ -29,7 +29,7 @@ def test_lines_have_their_bands_and_the_labels_of_their_row_and_column():
     assert [list(row.values()) for row in found] == [
         ["patches", "layer", "angular speed", "k2", "1", "0.5", "0.25", "0.75", ""],
         ["patches", "layer", "angular speed", "k2", "3", "-7.25", "-8", "-7", ""],
-    ] or found == [], found
+    ]
     words = in_words(panels(figure))
     assert words.startswith("Lines in 3 panels (cls, patches): ") and words.endswith(", of k2; from -7.25 to 0.5.")
 
