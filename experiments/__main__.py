@@ -6,7 +6,7 @@ COMMANDS = {
     "experiments.sweep": "a study of many runs",
     "experiments.tables": "tables and figures of runs",
     "experiments.study": "the page of a small-scale study",
-    "experiments.report": "the page of finished runs again",
+    "experiments.report": "the page of a finished run again, or of several side by side",
     "experiments.plan": "what a run will take, before any machine is rented",
     "experiments.runs": "the JSON schema of results.json",
     "experiments.dense_samples": "small sets with masks and depths, to see those probes run",

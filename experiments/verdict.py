@@ -43,8 +43,8 @@ def cards(workdir: pathlib.Path, results: Results) -> Iterator[Card]:
 
 
 def _asked(results: Results) -> Iterator[tuple[str, str]]:
-    teacher, phases, agreement = (results.get(kind) for kind in (TeacherResult, PhasesResult, AgreementResult))
-    if teacher:
+    phases, agreement = results.get(PhasesResult), results.get(AgreementResult)
+    if teacher := results.get(TeacherResult):
         layout, right = teacher.layout, accuracy.teacher.test if (accuracy := results.get(AccuracyResult)) else None
         tokens = f"{layout.num_cls} cls + {layout.num_registers} register + {layout.grid[0]} x {layout.grid[1]} patch tokens"
         yield (

@@ -98,8 +98,8 @@ def _lines(axis: Axes, models: Measured, name: str, *, floor: float = -np.inf, d
             seen, values = np.array(points).reshape(-1, 2).T
             last = training == len(trainings) - 1
             shade, below = colour(number), seen[values < floor]
-            name_of = {"label": model} if last else {"gid": f"{model}, training {training + 1}"}
-            axis.plot(seen, values, dashes[last], marker=".", ms=4, color=shade, lw=1.5, **name_of)
+            label, gid = (model if last else None), f"{model}, training {training + 1}"
+            axis.plot(seen, values, dashes[last], marker=".", ms=4, color=shade, lw=1.5, label=label, gid=gid)
             if len(below):
                 axis.plot(below, np.full(len(below), floor), "v", color=shade, ms=5, clip_on=False, gid=GUIDE)
     if np.isfinite(floor):

@@ -164,7 +164,7 @@ def _bars(axis: Axes) -> Iterator[Value]:
     others = [one for one in axis.containers if isinstance(one, ErrorbarContainer) and one.lines[0] is None]
     for one in axis.containers:
         if isinstance(one, BarContainer):
-            ends = [_ends(errors) for errors in (one.errorbar, *others) if errors is not None]
+            ends = [_ends(errors) for errors in (one.errorbar, *others) if isinstance(errors, ErrorbarContainer)]
             xs = [round(float(bar.get_x() + bar.get_width() / 2), 9) for bar in one.patches]
             for x, bar in zip(xs, one.patches, strict=True):
                 interval = next((each[x] for each in ends if x in each), ())
@@ -183,19 +183,19 @@ def _points(axis: Axes) -> Iterator[Value]:
             places = np.ma.filled(np.ma.asarray(drawn.get_offsets(), float), np.nan)
             tints = drawn.get_array()
             for place, tint in zip(places, [None] * len(places) if tints is None else tints, strict=True):
-                yield Value(_label(drawn, ""), *map(float, place), value=None if tint is None else float(tint))
+                yield Value(_label(drawn, ""), float(place[0]), float(place[1]), value=None if tint is None else float(tint))
 
 
 def _bands(axis: Axes) -> dict[str, dict[float, tuple[float, float]]]:
     """Of `fill_between(..., gid=LABEL)`: label of the line -> x -> low and high edge."""
     found: dict[str, dict[float, tuple[float, float]]] = {}
     for drawn in axis.collections:
-        if isinstance(drawn, PolyCollection) and drawn.get_gid() is not None:
+        if isinstance(drawn, PolyCollection) and (series := drawn.get_gid()) is not None:
             heights: dict[float, list[float]] = {}
             for path in drawn.get_paths():
                 for x, y in np.asarray(path.vertices, float):
                     heights.setdefault(round(float(x), 9), []).append(float(y))
-            found.setdefault(drawn.get_gid(), {}).update({x: (min(ys), max(ys)) for x, ys in heights.items()})
+            found.setdefault(series, {}).update({x: (min(ys), max(ys)) for x, ys in heights.items()})
     return found
 
 
@@ -212,7 +212,7 @@ def _names(axis: Axes) -> dict[int, str]:
     """Place -> name, of an axis whose ticks are called by names."""
     if not isinstance(axis.xaxis.get_major_locator(), FixedLocator) and not axis.xaxis.have_units():
         return {}
-    ticks = axis.get_xticks()
+    ticks = axis.get_xticks().tolist()
     texts = [" ".join(text.split()) for text in axis.xaxis.get_major_formatter().format_ticks(ticks)]
     return {} if all(map(_is_number, texts)) else {round(tick): text for tick, text in zip(ticks, texts, strict=True)}
 

@@ -82,7 +82,7 @@ def test_names_are_escaped(tmp_path):
         assert "<img src=x" not in text and "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
-# What a browser finds amiss, and what a click on a header and on a figure does. A window is 500 pixels wide at least, a frame as wide
+# What a browser finds amiss, and what clicks on a header and on a figure do. A window is at least 500 pixels wide; a frame is as wide
 # as it is told to be.
 _FRAME = """<iframe src="watched.html" style="border: 0; width: {}px; height: 900px"></iframe>
 <script>addEventListener("message", event => document.body.append(event.data));</script>"""
