@@ -122,7 +122,7 @@ def _raptor_card(name: str, fit: Fit, baselines: list[Fit], probe: tuple[str, st
         facts.append(("Accuracy kept", f"{_with_interval(fit.kept)} of the teacher's"))
         rival = max((one for one in baselines if one.kept), key=lambda one: one.kept.value if one.kept else 0, default=None)
         if rival and rival.kept:
-            facts.append(("Best baseline", f"{_with_interval(rival.kept)}, {rival.label}"))
+            facts.append(("Best baseline", f"{_with_interval(rival.kept)} kept by {rival.label}"))
             if rival.kept.value > fit.kept.value:
                 verdict, poor = f"{verdict} It keeps less of the accuracy than {rival.label}.".strip(), True
     if fit.same_class is not None:
@@ -137,10 +137,10 @@ def _r2_table(fit: Fit, baselines: list[Fit]) -> Table:
     """R² by token type, mean of layers and at the last, each beside the best of the baselines there."""
     rows = []
     for title, of in (("mean of layers", fmean), ("last layer", lambda layers: layers[-1])):
-        rows.append([title, *(f"{of(values):.2f}" for values in fit.r2.values()), f"{of(fit.r2_all):.2f}"])
+        rows.append([title, *(f"{of(values):z.2f}" for values in fit.r2.values()), f"{of(fit.r2_all):z.2f}"])
         if baselines:
             best = [max(of(one.r2[token]) for one in baselines) for token in fit.r2]
-            rows.append(["best baseline", *(f"{value:.2f}" for value in (*best, max(of(one.r2_all) for one in baselines)))])
+            rows.append(["best baseline", *(f"{value:z.2f}" for value in (*best, max(of(one.r2_all) for one in baselines)))])
     return Table("R² of a Raptor and of the best baseline", ["R²", *fit.r2, "all"], rows)
 
 

@@ -48,6 +48,13 @@ class Table(NamedTuple):
     rows: list[list[str]]
     remark: str = ""
 
+    @property
+    def sides(self) -> list[str]:
+        """Of each column where its cells end: numbers at the right, texts at the left."""
+        return [
+            "right" if all(re.match(r"[-+]?[\d.]|$", row[i]) for row in self.rows) else "left" for i in range(len(self.columns))
+        ]
+
 
 class Listing(NamedTuple):
     """A long text on the page, folded until asked for."""

@@ -212,7 +212,7 @@ def _names(axis: Axes) -> dict[int, str]:
     """Place -> name, of an axis whose ticks are called by names."""
     if not isinstance(axis.xaxis.get_major_locator(), FixedLocator) and not axis.xaxis.have_units():
         return {}
-    ticks = axis.get_xticks().tolist()
+    ticks = [float(tick) for tick in axis.get_xticks()]
     texts = [" ".join(text.split()) for text in axis.xaxis.get_major_formatter().format_ticks(ticks)]
     return {} if all(map(_is_number, texts)) else {round(tick): text for tick, text in zip(ticks, texts, strict=True)}
 

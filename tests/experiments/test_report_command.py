@@ -52,7 +52,7 @@ def test_runs_side_by_side(tmp_path):
     assert page.count('class="run"') == 2 and re.findall(r"--run: (#\w+)", page) == ["#0072b2", "#d55e00"]
     for text in (
         "2 runs side by side",
-        "<td>seed</td><td>4</td><td>7</td>",
+        '<td class="left">seed</td><td class="right">4</td><td class="right">7</td>',
         "R² of k2",
         "dissimilarity1.csv",
         "Figures of merit",
@@ -82,8 +82,8 @@ def test_names_are_escaped(tmp_path):
         assert "<img src=x" not in text and "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
-# What a browser finds amiss, and what clicks on a header and on a figure do. A window is at least 500 pixels wide; a frame is as wide
-# as it is told to be.
+# What a browser finds amiss, and what clicks on a header and on a figure do. A window is at least 500 pixels wide; a frame is as
+# wide as it is told to be.
 _FRAME = """<iframe src="watched.html" style="border: 0; width: {}px; height: 900px"></iframe>
 <script>addEventListener("message", event => document.body.append(event.data));</script>"""
 _WATCH = """<script>

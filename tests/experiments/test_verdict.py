@@ -48,7 +48,7 @@ def test_a_raptor_above_the_baselines():
     assert found.verdict == "Above every baseline; the best is mean (0.40)."
     facts = dict(found.facts)
     assert facts["Accuracy kept"] == "80.0 % [70.0, 90.0] of the teacher's"
-    assert facts["Best baseline"] == "10.0 % [0.0, 20.0], mean"
+    assert facts["Best baseline"] == "10.0 % [0.0, 20.0] kept by mean"
     assert facts["Linear probe"] == "70.0 % [70.0, 70.0]; the teacher's 90.0 % [90.0, 90.0]"
     assert found.table.columns == ["R²", "cls", "all"]
     assert found.table.rows[2:] == [["last layer", "0.80", "0.70"], ["best baseline", "0.50", "0.40"]]

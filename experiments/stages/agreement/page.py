@@ -24,7 +24,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5),
         "r2",
         "R² of every state",
-        "A Raptor above the grey lines says more of the teacher's states than simpler predictions do, and at zero no more "
+        "A Raptor above the grey and dotted lines says more of the teacher's states than simpler predictions do, and at zero no more "
         f"than their mean. On {images} of {spec}, from a_0 by recurrence alone; values below -0.5 are marked by triangles. "
         "Where a token hardly varies, R² can be very low at a cosine near one.",
     )
@@ -39,7 +39,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.error_per_layer(fits),
         "error",
         "e of the block-recurrent hypothesis",
-        "The lower the nearer; at one, above, a prediction is as far off as a state of zeros. Frobenius norm of the "
+        "The lower the nearer; at one in the upper row a prediction is as far off as a state of zeros. Frobenius norm of the "
         f"difference to the teacher's state, relative to the norm of that state and absolute: mean over {images} of {spec}, "
         "bands are its 95 % bootstrap intervals over photographs.",
     )
