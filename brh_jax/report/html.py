@@ -13,6 +13,7 @@ from PIL import Image
 from brh_jax.report import values
 from brh_jax.types import PathLike
 
+_NUMBER = re.compile(r"$|[-+]?[\d.,]+(e[-+]?\d+)?(?![-\d.,]| \|)")  # how a cell begins that counts; phases, 1-4 | 5-12, do not
 DPI = 160  # of figures as files; on the page they have the size that they were drawn for
 
 
@@ -50,10 +51,8 @@ class Table(NamedTuple):
 
     @property
     def sides(self) -> list[str]:
-        """Of each column where its cells end: numbers at the right, texts at the left."""
-        return [
-            "right" if all(re.match(r"[-+]?[\d.]|$", row[i]) for row in self.rows) else "left" for i in range(len(self.columns))
-        ]
+        """Of each column the side that its cells lie at: numbers at the right, texts at the left."""
+        return ["right" if all(_NUMBER.match(row[i]) for row in self.rows) else "left" for i in range(len(self.columns))]
 
 
 class Listing(NamedTuple):

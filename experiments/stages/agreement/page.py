@@ -24,8 +24,8 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5),
         "r2",
         "R² of every state",
-        "A Raptor above the grey and dotted lines says more of the teacher's states than simpler predictions do, and at zero no more "
-        f"than their mean. On {images} of {spec}, from a_0 by recurrence alone; values below -0.5 are marked by triangles. "
+        "A Raptor above the grey and dotted lines says more of the teacher's states than simpler predictions do, and at zero no "
+        f"more than their mean. On {images} of {spec}, from a_0 by recurrence alone; values below -0.5 are marked by triangles. "
         "Where a token hardly varies, R² can be very low at a cosine near one.",
     )
     yield page.figure(
