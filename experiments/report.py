@@ -73,7 +73,9 @@ def _settings(results: Results) -> Chapter:
     about = results.about
     lines = about["environment"] | {f"time of {stage}": clock(seconds) for stage, seconds in about["seconds"].items()}
     environment = Listing("Environment", "\n".join(f"{name}: {value}" for name, value in lines.items()))
-    return Chapter("Configuration", "", [environment, Listing("Settings", json.dumps(about["config"], indent=1))])
+    return Chapter(
+        "Configuration", "", [environment, Listing("Settings", json.dumps(about["config"], indent=1, ensure_ascii=False))]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,7 +29,9 @@ def write(out: pathlib.Path, runs: Mapping[pathlib.Path, Results]) -> None:
     named = dict(zip(_names(list(runs)), runs.items(), strict=True))
     figures = out / "figures"
     out.mkdir(parents=True, exist_ok=True)
-    configurations = [Listing(name, json.dumps(results.about["config"], indent=1)) for name, (_, results) in named.items()]
+    configurations = [
+        Listing(name, json.dumps(results.about["config"], indent=1, ensure_ascii=False)) for name, (_, results) in named.items()
+    ]
     render(
         out / "index.html",
         title=f"{len(runs)} runs side by side",

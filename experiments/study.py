@@ -280,7 +280,7 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
         Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
         Table("Correlations", *correlated, "Intervals as in the figure above."),
     ]
-    configuration = json.dumps(finished[0].results.about["config"], indent=1)
+    configuration = json.dumps(finished[0].results.about["config"], indent=1, ensure_ascii=False)
     render(
         out / "index.html",
         title=f"Small-scale study: {workdir.name}",
