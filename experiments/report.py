@@ -5,7 +5,6 @@ python -m experiments.report RUN RUN ...   puts runs side by side, on a page of 
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from brh_jax.files import nearest_path
 from brh_jax.report.html import Chapter, Listing, render
 from brh_jax.train.metrics import clock
 from experiments import side_by_side, stages
-from experiments.page import Page
+from experiments.page import Page, settings_of
 from experiments.results import Results
 from experiments.runs import read_results
 from experiments.stages.phases.run import PhasesResult
@@ -73,9 +72,7 @@ def _settings(results: Results) -> Chapter:
     about = results.about
     lines = about["environment"] | {f"time of {stage}": clock(seconds) for stage, seconds in about["seconds"].items()}
     environment = Listing("Environment", "\n".join(f"{name}: {value}" for name, value in lines.items()))
-    return Chapter(
-        "Configuration", "", [environment, Listing("Settings", json.dumps(about["config"], indent=1, ensure_ascii=False))]
-    )
+    return Chapter("Configuration", "", [environment, settings_of(results)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
