@@ -10,9 +10,10 @@ from typing import Any
 
 from brh_jax.phases import plot
 from brh_jax.report.agreement import per_layer
-from brh_jax.report.html import Chapter, FigureEntry, Listing, Table, figure_entry, render
+from brh_jax.report.html import Chapter, FigureEntry, Table, figure_entry, render
 from brh_jax.report.style import colour
 from brh_jax.report.training import validation_curves
+from experiments.page import settings_of
 from experiments.results import Results
 from experiments.stages.agreement.run import AgreementResult
 from experiments.stages.distill.page import validations
@@ -29,9 +30,6 @@ def write(out: pathlib.Path, runs: Mapping[pathlib.Path, Results]) -> None:
     named = dict(zip(_names(list(runs)), runs.items(), strict=True))
     figures = out / "figures"
     out.mkdir(parents=True, exist_ok=True)
-    configurations = [
-        Listing(name, json.dumps(results.about["config"], indent=1, ensure_ascii=False)) for name, (_, results) in named.items()
-    ]
     render(
         out / "index.html",
         title=f"{len(runs)} runs side by side",
@@ -41,7 +39,7 @@ def write(out: pathlib.Path, runs: Mapping[pathlib.Path, Results]) -> None:
             Chapter("Phases", "Do the runs' teachers fall into the same phases?", list(_phases(named, figures))),
             Chapter("Fidelity", "Which Raptor stays nearer to its teacher?", list(_fidelity(named, figures))),
             Chapter("Training", "Which run got there with fewer images?", list(_on_the_way(named, figures))),
-            Chapter("Configuration", "", configurations),
+            Chapter("Configuration", "", [settings_of(results, name) for name, (_, results) in named.items()]),
         ],
     )
     print(f"report: {out / 'index.html'}", flush=True)

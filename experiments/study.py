@@ -6,7 +6,6 @@ page index.html, its figures, and as Markdown, CSV and LaTeX `measures`, a row f
 """
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -20,9 +19,10 @@ from ml_collections import ConfigDict
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
-from brh_jax.report.html import Chapter, FigureEntry, Listing, Table, figure_entry, render
+from brh_jax.report.html import Chapter, FigureEntry, Table, figure_entry, render
 from brh_jax.report.run_statistics import Correlation, correlation
 from brh_jax.report.values import csv_text
+from experiments.page import settings_of
 from experiments.results import Results
 from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit
@@ -280,7 +280,6 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
         Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
         Table("Correlations", *correlated, "Intervals as in the figure above."),
     ]
-    configuration = json.dumps(finished[0].results.about["config"], indent=1, ensure_ascii=False)
     render(
         out / "index.html",
         title=f"Small-scale study: {workdir.name}",
@@ -288,7 +287,7 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
         chapters=[
             Chapter("Figures", "", list(figure_entries(runs, found, out / "figures"))),
             Chapter("Tables", "", tables),
-            Chapter("Configuration", f"Of the first of the runs in {workdir}.", [Listing("Settings", configuration)]),
+            Chapter("Configuration", f"Of the first of the runs in {workdir}.", [settings_of(finished[0].results)]),
         ],
     )
 

@@ -52,7 +52,7 @@ def test_runs_side_by_side(tmp_path):
     assert page.count('class="run"') == 2 and re.findall(r"--run: (#\w+)", page) == ["#0072b2", "#d55e00"]
     for text in (
         "2 runs side by side",
-        '<td class="left">seed</td><td class="right">4</td><td class="right">7</td>',
+        '<td class="left">seed</td><td class="left">4</td><td class="left">7</td>',
         "R² of k2",
         "dissimilarity1.csv",
         "Figures of merit",
