@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from brh_jax.report.html import Answer, Card, Table
-from brh_jax.train.metrics import clock, read_metrics
+from brh_jax.train.metrics import read_metrics
 from experiments.interval import Interval
 from experiments.page import of_photographs
 from experiments.results import Results
@@ -34,10 +34,10 @@ def cards(workdir: pathlib.Path, results: Results) -> Iterator[Card]:
         for k, cut in phases.partitions.items():
             yield _phases_card(phases, k, cut)
     agreement, probes = results.get(AgreementResult), results.get(ProbesResult)
-    for name, fit in agreement.fits.items() if agreement else ():
+    fits = agreement.fits if agreement else {}
+    for name, fit in fits.items():
         if fit.kind == "raptor":
-            baselines = [one for one in agreement.fits.values() if _is_baseline(one, fit)] if agreement else []
-            yield _raptor_card(name, fit, baselines, _probed(probes, name))
+            yield _raptor_card(name, fit, [one for one in fits.values() if _is_baseline(one, fit)], _probed(probes, name))
     if (teacher := results.get(TeacherResult)) and (distilled := results.get(DistillResult)):
         yield _cost_card(workdir, results.about, teacher, distilled.raptors)
 
@@ -89,9 +89,7 @@ def _sharpness(method: str, cut: CutResult, random: RandomComparison | None) -> 
         share = random.rank_on_other_images
         poor = share < _HOLDS
         how = "Does not hold" if poor else "Holds"
-        said.append(
-            f"{how} on images that it was not cut from: there it is at least as heavy as {_percent(share, 0)} of contiguous cuts."
-        )
+        said.append(f"{how} on other images: cut from half of them, it is as heavy as {_percent(share, 0)} of cuts on the rest.")
     elif random:
         poor = cut.cut_weight <= random.contiguous.high
         said.append("No heavier than random contiguous cuts." if poor else "Heavier than 97.5 % of random contiguous cuts.")
@@ -166,21 +164,25 @@ def _cost_card(
             f"{seen:,}" if seen else "",
         )
         rows.append([name, *cost])
-    parameters, flops = (
-        " / ".join(f"{100 * getattr(raptor.cost, of) / getattr(teacher.cost, of):.0f} %" for raptor in raptors.values())
-        for of in ("block_params", "flops_per_image")
+    parameters = ", ".join(
+        f"{name} {_percent(one.cost.block_params / teacher.cost.block_params, 0)}" for name, one in raptors.items()
     )
+    flops = {_percent(one.cost.flops_per_image / teacher.cost.flops_per_image, 0) for one in raptors.values()}
     seconds = about.get("seconds", {})
-    facts = [(what, clock(seconds[stage])) for stage, what in (("distill", "Distillation"),) if stage in seconds]
-    facts += [("All stages", clock(sum(seconds.values())))] if seconds else []
+    facts = [("Distillation", _minutes(seconds["distill"]))] if "distill" in seconds else []
+    facts += [("All stages", _minutes(sum(seconds.values())))] if seconds else []
     facts += [("Machine", machine)] if (machine := about.get("environment", {}).get("machine")) else []
     return Card(
         "Cost",
-        f"{parameters} of the parameters",
-        f"An image takes {flops} of the teacher's FLOPs: blocks are shared, not left out.",
+        f"{parameters} of the blocks' parameters",
+        f"An image takes {' or '.join(sorted(flops))} of the teacher's FLOPs: blocks are shared, not left out.",
         facts=facts,
         table=Table("Cost", ["model", "block parameters", "GFLOP per image", "images seen"], rows),
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes"
 
 
 def _with_interval(interval: Interval) -> str:

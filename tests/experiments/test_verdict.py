@@ -70,8 +70,8 @@ def test_a_disappointing_raptor_is_called_so(r2, kept, said):
 @pytest.mark.parametrize(
     ("rank", "contrast", "poor", "said"),
     [
-        (1.0, 0.1, False, "Holds on images that it was not cut from"),
-        (0.5, 0.1, True, "Does not hold on images that it was not cut from: there it is at least as heavy as 50 %"),
+        (1.0, 0.1, False, "Holds on other images"),
+        (0.5, 0.1, True, "Does not hold on other images: cut from half of them, it is as heavy as 50 % of cuts"),
         (1.0, -0.1, True, "no more alike than others that lie as far apart"),
     ],
 )
@@ -96,7 +96,7 @@ def test_cost_counts_the_images_of_all_trainings(tmp_path):
         rows.write(steps, {"loss": 1.0})
         rows.close()
     cost = card(found, "Cost", tmp_path)
-    assert cost.table.rows[1][-1] == "1,200" and dict(cost.facts) == {"Distillation": "1:30", "All stages": "2:00"}
+    assert cost.table.rows[1][-1] == "1,200" and dict(cost.facts) == {"Distillation": "1.5 minutes", "All stages": "2.0 minutes"}
 
 
 def test_what_is_not_there_has_no_card():
