@@ -164,9 +164,7 @@ def _cost_card(
             f"{seen:,}" if seen else "",
         )
         rows.append([name, *cost])
-    parameters = ", ".join(
-        f"{name} {_percent(one.cost.block_params / teacher.cost.block_params, 0)}" for name, one in raptors.items()
-    )
+    shares = {name: raptor.cost.block_params / teacher.cost.block_params for name, raptor in raptors.items()}
     flops = {_percent(one.cost.flops_per_image / teacher.cost.flops_per_image, 0) for one in raptors.values()}
     seconds = about.get("seconds", {})
     facts = [("Distillation", _minutes(seconds["distill"]))] if "distill" in seconds else []
@@ -174,7 +172,7 @@ def _cost_card(
     facts += [("Machine", machine)] if (machine := about.get("environment", {}).get("machine")) else []
     return Card(
         "Cost",
-        f"{parameters} of the blocks' parameters",
+        f"{', '.join(f'{name} {_percent(share, 0)}' for name, share in shares.items())} of the blocks' parameters",
         f"An image takes {' or '.join(sorted(flops))} of the teacher's FLOPs: blocks are shared, not left out.",
         facts=facts,
         table=Table("Cost", ["model", "block parameters", "GFLOP per image", "images seen"], rows),
