@@ -36,9 +36,10 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             figures.hybrids(list(result.hybrids.values()), result.unchanged, measures),
             "hybrids",
             "Raptor's blocks in the teacher's place",
-            "The taller bar is the phase that the Raptor does worst. The Raptor's block runs for one phase of the teacher, "
-            f"from the teacher's states; and the teacher's own layers for one phase of the Raptor. {images.capitalize()}, "
-            f"against the teacher's last state.{head} Bars are bootstrap 95 % intervals over photographs.",
+            "Of the Raptor's blocks in the teacher, the tallest bar is the phase that they do worst. The Raptor's block runs "
+            "for one phase of the teacher, from the teacher's states; and the teacher's own layers for one phase of the "
+            f"Raptor. {images.capitalize()}, against the teacher's last state.{head} Bars are bootstrap 95 % intervals over "
+            "photographs.",
         )
 
 
