@@ -89,7 +89,9 @@ def _sharpness(method: str, cut: CutResult, random: RandomComparison | None) -> 
         share = random.rank_on_other_images
         poor = share < _HOLDS
         how = "Does not hold" if poor else "Holds"
-        said.append(f"{how} on other images: cut from half of them, it is as heavy as {_percent(share, 0)} of cuts on the rest.")
+        said.append(
+            f"{how} on other images: cut from half of them, it is no lighter than {_percent(share, 0)} of cuts on the rest."
+        )
     elif random:
         poor = cut.cut_weight <= random.contiguous.high
         said.append("No heavier than random contiguous cuts." if poor else "Heavier than 97.5 % of random contiguous cuts.")

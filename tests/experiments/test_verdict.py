@@ -71,7 +71,7 @@ def test_a_disappointing_raptor_is_called_so(r2, kept, said):
     ("rank", "contrast", "poor", "said"),
     [
         (1.0, 0.1, False, "Holds on other images"),
-        (0.5, 0.1, True, "Does not hold on other images: cut from half of them, it is as heavy as 50 % of cuts"),
+        (0.5, 0.1, True, "Does not hold on other images: cut from half of them, it is no lighter than 50 % of cuts"),
         (1.0, -0.1, True, "no more alike than others that lie as far apart"),
     ],
 )
