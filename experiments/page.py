@@ -1,12 +1,13 @@
 """Page: what a stage's section of the page of results is made from."""
 
 import dataclasses
+import json
 import pathlib
 from typing import TypeVar
 
 from matplotlib.figure import Figure
 
-from brh_jax.report.html import FigureEntry, save_figure
+from brh_jax.report.html import FigureEntry, Listing, figure_entry
 from experiments.results import Results
 
 R = TypeVar("R")
@@ -33,8 +34,13 @@ class Page:
         return result
 
     def figure(self, figure: Figure, name: str, title: str, caption: str) -> FigureEntry:
-        """Saves a figure as NAME.png and NAME.svg; it is shown with its title and caption."""
-        return FigureEntry(save_figure(figure, self.folder, name), title, caption)
+        """Saves a figure as NAME.png and NAME.svg and its values as NAME.csv; it is shown with its title and caption."""
+        return figure_entry(figure, self.folder, name, title, caption)
+
+
+def settings_of(results: Results, title: str = "Settings") -> Listing:
+    """The configuration of a run."""
+    return Listing(title, json.dumps(results.about["config"], indent=1, ensure_ascii=False))
 
 
 def of_photographs(images: int, photographs: int) -> str:

@@ -156,7 +156,7 @@ def _run(config: ConfigDict, plan: "_Plan", own: RunSettings, mode: str, command
         results.about = _about(config, command, records)
         write_json(workdir / "results.json", results.as_json())
         if page:
-            report.write(workdir, results, str(config))
+            report.write(workdir, results)
     print(f"all stages: {clock(time.monotonic() - begun)}")
     wait_for_all("results are written")
     return read_results(workdir / "results.json")

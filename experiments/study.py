@@ -6,7 +6,6 @@ page index.html, its figures, and as Markdown, CSV and LaTeX `measures`, a row f
 """
 
 import argparse
-import json
 import math
 import pathlib
 import sys
@@ -20,14 +19,16 @@ from ml_collections import ConfigDict
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.report import study as figures
-from brh_jax.report.html import FigureEntry, Table, render, save_figure
+from brh_jax.report.html import Chapter, FigureEntry, Table, figure_entry, render
 from brh_jax.report.run_statistics import Correlation, correlation
+from brh_jax.report.values import csv_text
+from experiments.page import settings_of
 from experiments.results import Results
 from experiments.stages.accuracy.run import AccuracyResult
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult
 from experiments.stages.phases.run import PhasesResult
-from experiments.summarize import FinishedRun, Row, as_csv, csv_text, read_runs, table, write_table
+from experiments.summarize import FinishedRun, Row, as_csv, read_runs, table, write_table
 
 # What is measured of every ViT and its Raptor; of R² and e the mean over layers.
 FITS = {"r2_cls": "R² cls", "r2_patches": "R² patches", "relative_e": "relative e"}
@@ -172,11 +173,14 @@ def figure_entries(runs: Sequence[Run], found: Correlations, folder: pathlib.Pat
     finished = [run for run in runs if run.kind == "trained"]
     if len({run.p for run in finished}) > 1:
         panels = {LABELS[name]: {"trained": lines} for name in _CURVES if (lines := _points(finished, name, lambda run: run.p))}
-        yield FigureEntry(
-            save_figure(figures.curves(panels, "stochastic depth p"), folder, "stochastic_depth"),
+        yield figure_entry(
+            figures.curves(panels, "stochastic depth p"),
+            folder,
+            "stochastic_depth",
             "Stochastic depth",
-            "ViTs trained to the end. Similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on "
-            f"test images, mean over layers. {_DOTS}",
+            "A trend along p that the spread over seeds does not cover is an effect of it. ViTs trained to the end; "
+            "similarity of two layers' outputs, mean of all pairs; R² and relative e of the Raptor on test images, mean over "
+            f"layers. {_DOTS}",
         )
     if len({run.kind for run in runs} - {""}) > 1:
         yield _kinds(runs, folder)
@@ -198,10 +202,13 @@ def _kinds(runs: Sequence[Run], folder: pathlib.Path) -> FigureEntry:
         values = {kind: [run.values[name] for run in members if name in run.values] for kind, members in chosen.items()}
         if all(values.values()):
             panels[LABELS[name]] = values
-    return FigureEntry(
-        save_figure(figures.side_by_side(panels), folder, "kinds"),
+    return figure_entry(
+        figures.side_by_side(panels),
+        folder,
+        "kinds",
         "Untrained, trained, over-fitted",
-        f"Over-fitted: trained on few images for longer. p = {', '.join(f'{p:g}' for p in sorted(shared))}. {_DOTS}",
+        "Groups whose intervals lie apart differ by more than seeds do. Over-fitted: trained on few images for longer. p = "
+        f"{', '.join(f'{p:g}' for p in sorted(shared))}. {_DOTS}",
     )
 
 
@@ -217,10 +224,13 @@ def _along_training(runs: Sequence[Run], chosen: Sequence[Run], group: str, fold
                 lines[f"{p:g}"] = points
         if lines:
             panels[LABELS[name]] = lines
-    return FigureEntry(
-        save_figure(figures.curves(panels, "training steps", legend="p"), folder, f"along_training_{group}".replace("-", "")),
+    return figure_entry(
+        figures.curves(panels, "training steps", legend="p"),
+        folder,
+        f"along_training_{group}".replace("-", ""),
         f"Along training: {group}",
-        f"The ViT as it was after some steps of training, with a Raptor of its own each time. {_DOTS}",
+        "Where the lines rise is when in training it comes about. The ViT as it was after some steps of training, with a "
+        f"Raptor of its own each time. {_DOTS}",
     )
 
 
@@ -237,12 +247,14 @@ def _scatter(runs: Sequence[Run], found: Mapping[tuple[str, str], Correlation], 
     for (x, y), c in found.items():
         if c.spearman is not None:
             notes[y, x] = f"ρ = {_text(c.spearman)}" + (f" ({_interval(c.spearman_interval)})" if c.spearman_interval else "")
-    return FigureEntry(
-        save_figure(figures.against_each_other(points, rows, columns, notes), folder, "structure_and_fit"),
+    return figure_entry(
+        figures.against_each_other(points, rows, columns, notes),
+        folder,
+        "structure_and_fit",
         "Phase structure and fit",
-        "A dot for each ViT. ρ is Spearman's coefficient over all of them, with the 95 % interval of a bootstrap that draws "
-        "whole trainings (p, seed), as the snapshots of one are not independent. p and the length of training differ between "
-        "ViTs and may drive both sides.",
+        "A cloud along a diagonal is a structure that goes with the fit. A dot for each ViT; ρ is Spearman's coefficient over "
+        "all of them, with the 95 % interval of a bootstrap that draws whole trainings (p, seed), as the snapshots of one are "
+        "not independent. p and the length of training differ between ViTs and may drive both sides.",
     )
 
 
@@ -264,17 +276,19 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_table(out, "measures", *measures, as_csv(rows))
     write_table(out, "correlations", *correlated, _correlations_csv(found))
+    tables = [
+        Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
+        Table("Correlations", *correlated, "Intervals as in the figure above."),
+    ]
     render(
         out / "index.html",
         title=f"Small-scale study: {workdir.name}",
         lead=list(_lead(runs, workdir)),
-        sections=[
-            *figure_entries(runs, found, out / "figures"),
-            Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
-            Table("Correlations", *correlated, "Intervals as in the figure above."),
+        chapters=[
+            Chapter("Figures", "", list(figure_entries(runs, found, out / "figures"))),
+            Chapter("Tables", "", tables),
+            Chapter("Configuration", f"Of the first of the runs in {workdir}.", [settings_of(finished[0].results)]),
         ],
-        configuration=json.dumps(finished[0].results.about["config"], indent=1),
-        environment={"runs": str(workdir)},
     )
 
 

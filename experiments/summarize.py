@@ -3,8 +3,6 @@
 `python -m experiments.tables` is the command that does it.
 """
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -17,6 +15,7 @@ from typing import NamedTuple
 
 from brh_jax.errors import UserError
 from brh_jax.files import nearest_path
+from brh_jax.report.values import csv_text
 from experiments import stages
 from experiments.records import read_record
 from experiments.results import Results
@@ -26,7 +25,6 @@ Merits = dict[str, dict[str, float]]  # model -> figure of merit -> value
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "²": "$^2$"}
 _LATEX |= {c: "\\" + c for c in "{}%_&#$"} | {c: f"${c}$" for c in "<>|"}
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 
 
 class FinishedRun(NamedTuple):
@@ -140,24 +138,6 @@ def as_csv(rows: Sequence[Row], more: Mapping[str, Callable[[Row, str], str]] = 
             cells = [cell(row, name) for cell in more.values()]
             lines.append([*row.settings.values(), row.model, name, statistics.fmean(values), deviation, len(values), *cells])
     return csv_text(lines)
-
-
-def csv_text(lines: Iterable[Iterable[str | float]]) -> str:
-    """Lines of cells, header included, as CSV that a spreadsheet takes for data."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(map(_csv_cell, line) for line in lines)
-    return out.getvalue()
-
-
-def _csv_cell(cell: str | float) -> str | float:
-    """A text that a spreadsheet would take for a formula behind an apostrophe; numbers, negative ones too, as they are."""
-    if not isinstance(cell, str) or not cell.startswith(_FORMULAS):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def write_table(out: pathlib.Path, name: str, header: Sequence[str], cells: Sequence[Sequence[str]], as_csv: str) -> None:

@@ -196,8 +196,8 @@ class Joint:
     per_block = False
 
     def variant(self, step: int) -> bool:
-        """Whether layers ever start from the teacher's state: one program for all steps, as choosing between states costs less than
-        compiling another."""
+        """Whether layers ever start from the teacher's state: one program for all steps, as choosing between states costs less
+        than compiling another."""
         return self.settings.restarts > 0
 
     def share(self, step: Step) -> jax.Array:

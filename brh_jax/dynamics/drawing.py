@@ -144,8 +144,8 @@ def _summary(shown: Shown):
 SUMMARY = Picture(
     "summary",
     "Dynamics in one figure",
-    "Mean over {num_images} images of {num_photographs} photographs, bands from the 10 to the 90 % quantile over images; "
-    "perturbations and exponents are of "
-    "{tangent_images} images. Dotted lines are phase boundaries. A good surrogate does what the teacher does in every panel.",
+    "A good surrogate does what the teacher does in every panel. Mean over {num_images} images of {num_photographs} "
+    "photographs, bands from the 10 to the 90 % quantile over images; perturbations and exponents are of {tangent_images} "
+    "images. Dotted lines are phase boundaries.",
     _summary,
 )

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from brh_jax.report.style import TOKEN_NAMES, legend, styled, ticks
+from brh_jax.report.values import GUIDE
 
 
 @styled
@@ -20,19 +21,19 @@ def per_layer(
         values: prediction -> token type -> `[depth]`; the first says which types there are.
         styles: prediction -> options of its line, its `label` among them.
         label: of the measure.
-        floor: the axis ends here; lower values are drawn as triangles on it.
+        floor: the axis ends here; lower values are marked by triangles on it.
     """
     types = [t for t in TOKEN_NAMES if t in next(iter(values.values()))]
     figure = Figure(figsize=(3.2 * len(types) + 1.2, 2.9), layout="constrained")
     axes = figure.subplots(1, len(types), squeeze=False, sharey=True)[0]
     for axis, token in zip(axes, types, strict=True):
-        for name, style in styles.items():
+        for name, style in ((name, style) for name, style in styles.items() if token in values[name]):
             found = np.asarray(values[name][token])
             layers = np.arange(1, len(found) + 1)
-            drawn = found if floor is None else np.maximum(found, floor)
-            axis.plot(layers, drawn, **style)
-            if floor is not None and (found < floor).any():
-                axis.plot(layers[found < floor], drawn[found < floor], "v", color=style["color"], ms=5, clip_on=False)
+            axis.plot(layers, found, **style)
+            below = layers[found < (-np.inf if floor is None else floor)]
+            if len(below):
+                axis.plot(below, np.full(len(below), floor), "v", color=style["color"], ms=5, clip_on=False, gid=GUIDE)
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_title(TOKEN_NAMES[token])
         axis.set_xlabel("layer")

@@ -9,6 +9,7 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 
 from brh_jax.report.style import BASELINE, COLOURS, colour, styled
+from brh_jax.report.values import GUIDE
 from brh_jax.tokens import ByToken, TokenLayout
 
 
@@ -33,8 +34,8 @@ def draw(paths: Mapping[str, ByToken], layout: TokenLayout, image: int, labels: 
                 one, tints = of_system.patches[:, image], patch_colours(layout.grid)
             for path, tint in zip(np.moveaxis(one, 1, 0), tints, strict=True):
                 axis.plot(*path.T, color=tint, lw=0.7, alpha=0.6)
-                axis.plot(*path[-1], "o", color=tint, ms=3.5)
-            axis.plot(*one[0].T, "x", color=BASELINE, ms=4)
+                axis.plot(*path[-1], "o", color=tint, ms=3.5, gid=GUIDE)
+            axis.plot(*one[0].T, "x", color=BASELINE, ms=4, gid=GUIDE)
             axis.set_aspect("equal", adjustable="datalim")
             axis.set_xlabel("first component")
             what = "class tokens of all images" if kind == "cls" else f"patches of image {image}, coloured by place"

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from brh_jax.partition import Partition
 from brh_jax.report.style import COLOURS, styled, ticks
+from brh_jax.report.values import GUIDE
 from brh_jax.types import Array
 
 
@@ -22,7 +23,7 @@ def heat_maps(matrix: Array, partitions: Sequence[Partition]) -> Figure:
         for run in partition.runs if partition else ():
             corner, side = run.start + 0.5, run.stop - run.start
             x, y = corner + np.array([0, side, side, 0, 0]), corner + np.array([0, 0, side, side, 0])
-            axis.plot(x, y, color=COLOURS[0], lw=2, clip_on=False)
+            axis.plot(x, y, color=COLOURS[0], lw=2, clip_on=False, gid=GUIDE)
         axis.set_title(f"k = {partition.k}:  {partition}" if partition else "")
         axis.set_xlabel("layer")
         axis.set_xticks(ticks(1, depth))

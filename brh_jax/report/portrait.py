@@ -83,7 +83,7 @@ def draw_curve(
         points = {"marker": "o", "ms": 3} if depth is None else {"zorder": 3 if system == "teacher" else 2}
         axis.plot(band.positions, np.array(band.mean, float), label=system, **points, **styles[system])
         if band.low:
-            axis.fill_between(band.positions, band.low, band.high, color=styles[system]["color"], alpha=0.12, lw=0)
+            axis.fill_between(band.positions, band.low, band.high, color=styles[system]["color"], alpha=0.12, lw=0, gid=system)
         for cut in (partitions or {})[system].boundaries if depth is not None and system in (partitions or {}) else ():
             # Raptors' lines are set apart where they share a cut.
             shift = 0.06 * order_of(bands).get(system, 0)

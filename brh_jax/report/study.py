@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.run_statistics import mean_over_seeds
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
+from brh_jax.report.values import GUIDE
 
 _MARKERS = "osD^v"
 
@@ -30,10 +31,10 @@ def curves(panels: dict[str, dict[str, dict[float, list[float]]]], x_label: str,
             means = [mean_over_seeds(points[x]) for x in xs]
             axis.plot(xs, [m.mean for m in means], color=tint, lw=1.6, label=name)
             for x in xs:
-                axis.plot([x] * len(points[x]), points[x], "o", color=tint, ms=2.5, alpha=0.6)
+                axis.plot([x] * len(points[x]), points[x], "o", color=tint, ms=2.5, alpha=0.6, gid=f"{name}, runs")
             if all(m.low is not None for m in means):
                 low, high = [m.low for m in means], [m.high for m in means]
-                axis.fill_between(xs, low, high, color=tint, alpha=0.15 if len(names) == 1 else 0.07, lw=0)
+                axis.fill_between(xs, low, high, color=tint, alpha=0.15 if len(names) == 1 else 0.07, lw=0, gid=name)
         _limits(axis, [v for points in lines.values() for values in points.values() for v in values])
         axis.set_title(label)
         axis.set_xlabel(x_label)
@@ -51,13 +52,13 @@ def side_by_side(panels: dict[str, dict[str, list[float]]], columns: int = 3) ->
     """
     figure, axes = _grid(panels, columns)
     for axis, (label, groups) in zip(axes, panels.items(), strict=False):
-        for place, values in enumerate(groups.values()):
+        for place, (name, values) in enumerate(groups.items()):
             spread = place + np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [place]
-            axis.plot(spread, values, "o", color=colour(place), ms=3.5, alpha=0.6)
+            axis.plot(spread, values, "o", color=colour(place), ms=3.5, alpha=0.6, gid=name)
             mean = mean_over_seeds(values)
-            axis.plot([place - 0.26, place + 0.26], [mean.mean] * 2, color=colour(place), lw=2)
+            axis.plot([place - 0.26, place + 0.26], [mean.mean] * 2, color=colour(place), lw=2, gid=GUIDE)
             if mean.low is not None:
-                axis.plot([place] * 2, [mean.low, mean.high], color=colour(place), lw=1)
+                axis.plot([place] * 2, [mean.low, mean.high], color=colour(place), lw=1, gid=GUIDE)
         axis.set_xticks(range(len(groups)), [name.replace(" ", "\n") for name in groups], fontsize=8)
         axis.set_xlim(-0.5, len(groups) - 0.5)
         axis.set_title(label)

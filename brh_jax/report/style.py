@@ -1,6 +1,7 @@
 """What all figures share: colours, fonts, legends, scales."""
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable
 
 from matplotlib import rc_context
@@ -68,8 +69,10 @@ def log_scale(axis: Axes) -> None:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """The lines of one axis, explained to the right of all."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    """The lines of one axis, explained to the right of all; long names are broken, so that there is room for the axes."""
+    explained = figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    for text in explained.get_texts():
+        text.set_text("\n".join(textwrap.fill(line, 28) for line in text.get_text().split("\n")))
 
 
 def order_of(names: Iterable[str]) -> dict[str, int]:

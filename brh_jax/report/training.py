@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from brh_jax.report.style import TEACHER, TOKEN_NAMES, colour, legend, log_scale, styled
+from brh_jax.report.values import GUIDE
 
 
 @styled
@@ -57,7 +58,7 @@ def validation_curves(models: Measured, floor: float = -1.0) -> Figure:
 
     Args:
         models: see `distill.validation.figures` for a row.
-        floor: the axis of R² ends here; lower values are drawn as triangles on it.
+        floor: the axis of R² ends here; lower values are marked by triangles on it.
     """
     everything = [row for trainings in models.values() for rows in trainings for row in rows]
     names = {name for row in everything for name in row}
@@ -96,10 +97,11 @@ def _lines(axis: Axes, models: Measured, name: str, *, floor: float = -np.inf, d
             points = [(row["images"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan))]
             seen, values = np.array(points).reshape(-1, 2).T
             last = training == len(trainings) - 1
-            drawn, shade, below = np.maximum(values, floor), colour(number), values < floor
-            axis.plot(seen, drawn, dashes[last], marker=".", ms=4, color=shade, lw=1.5, label=model if last else None)
-            if below.any():
-                axis.plot(seen[below], drawn[below], "v", color=shade, ms=5, clip_on=False)
+            shade, below = colour(number), seen[values < floor]
+            label, gid = (model if last else None), f"{model}, training {training + 1}"
+            axis.plot(seen, values, dashes[last], marker=".", ms=4, color=shade, lw=1.5, label=label, gid=gid)
+            if len(below):
+                axis.plot(below, np.full(len(below), floor), "v", color=shade, ms=5, clip_on=False, gid=GUIDE)
     if np.isfinite(floor):
         axis.axhline(0, color="#dddddd", lw=0.8, zorder=0)
         axis.set_ylim(floor, 1.02)

@@ -13,7 +13,7 @@ from experiments.stages.phases.run import CutResult, PhasesResult
 from experiments.stages.probes.choice import Choice
 from experiments.stages.probes.linear import LinearProbe, LinearResult
 from experiments.stages.probes.run import ProbesResult
-from experiments.stages.teacher.run import CostResult
+from experiments.stages.teacher.run import CostResult, LayoutResult, TeacherResult
 
 COST = CostResult(10, 5, 7, 320, 160, 1.0, 3.0, 163.0)
 
@@ -47,6 +47,11 @@ def phases(k, **structure):
     ks = list(range(k))
     cut = CutResult(" | ".join(str(i + 1) for i in ks), [1] * k, ks, 0.5, structure)
     return PhasesResult("max_cut", 40, 40, [[0.0] * k] * k, {k: cut}, [], [])
+
+
+def teacher(name="a ViT"):
+    """Of two layers."""
+    return TeacherResult(name, [], 2, 8, LayoutResult(1, 0, (2, 2)), COST, [])
 
 
 def distilled(name, k):

@@ -1,3 +1,7 @@
+import base64
+import collections
+import csv
+import html.parser
 import warnings
 
 import numpy as np
@@ -5,9 +9,10 @@ import pytest
 
 from brh_jax.curves import Band
 from brh_jax.phases import Partition, plot
-from brh_jax.report.html import FigureEntry, Table, render, save_figure
+from brh_jax.report.html import Answer, Card, Chapter, Listing, Table, figure_entry, render
 from brh_jax.report.portrait import side_by_side
 from brh_jax.report.training import training_curves, validation_curves
+from brh_jax.report.values import GUIDE
 from experiments.stages.agreement.figures import error_per_layer, fit_per_layer
 from experiments.stages.agreement.run import Edges, Fit
 
@@ -42,7 +47,9 @@ def test_one_panel_for_each_token_type_that_is_there(types):
     assert axis.get_ylim()[0] == -0.5
     lines = {line.get_label(): line.get_ydata() for line in axis.get_lines()}
     np.testing.assert_allclose(lines["k3"], fits(types)["k3"].r2[types[0]])
-    assert min(min(y) for y in lines.values()) >= -0.5  # what lies lower is marked on the edge
+    below = [layer for y in lines.values() for layer, value in enumerate(y, 1) if value < -0.5]
+    marked = [layer for line in axis.get_lines() if line.get_gid() == GUIDE for layer in line.get_xdata()]
+    assert below and sorted(marked) == sorted(below)
 
 
 def test_errors_have_a_column_for_each_token_type_and_their_bands():
@@ -84,7 +91,7 @@ def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_clas
     assert titles[3:] == ["R² cls, last", "R² patches, last", "accuracy; dotted: same class"]
     lines = figure.axes[0].get_lines()
     assert [line.get_linestyle() for line in lines if line.get_label() == "k2"] == ["-"]  # the last training's
-    assert min(min(line.get_ydata(), default=0) for line in lines) == -1  # what lies lower is marked on the edge
+    assert [list(line.get_ydata()) for line in lines if line.get_gid() == GUIDE and len(line.get_ydata())]  # what lies below
     assert figure.axes[0].get_xscale() == "log"
     assert [list(line.get_ydata()) for line in figure.axes[5].get_lines()][-1] == [0.8, 0.8]  # the teacher
     alone = validation_curves({"k2": [[{"step": 1, "images": 8, "r2_patches": 0.1, "relative_error": 1.0}]]})
@@ -96,24 +103,49 @@ def test_validation_curves_have_a_panel_for_each_token_type_and_one_for_the_clas
 
 
 def test_the_page_is_self_contained_and_escapes(tmp_path):
-    bands = {"teacher": {"coherence_patches": Band([0.1] * 7, "states", "patches")}}
-    figure = side_by_side(bands, PARTITIONS, (("coherence_patches", "patch coherence", "linear"),))
-    png = save_figure(figure, tmp_path / "figures", "coherence")
-    assert (tmp_path / "figures" / "coherence.svg").exists()
-    sections = [FigureEntry(png, "A figure", "What to see"), Table("A table", ["a"], [["<script>"]], "a remark")]
+    bands = {"<script>alert(1)</script>": {"coherence_patches": Band([0.1] * 7, "states", "patches")}}
+    figure = side_by_side(bands, {}, (("coherence_patches", "patch coherence", "linear"),))
+    entry = figure_entry(figure, tmp_path / "figures", "coherence", "A <figure>", "What to see. What was measured")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"coherence.{end}" for end in ("svg", "png", "csv")}
+    table = Table('A "table"', ["<a>"], [["<script>"]], "a remark & more")
+    card = Card("Card", "<b>", "</script>", True, [("<i>", "<u>")], table)
     render(
         tmp_path / "index.html",
-        title="Title",
+        title="<Title>",
         lead=["Found."],
-        sections=sections,
-        configuration="seed: 0",
-        environment={"jax": "1"},
+        answers=[Answer("<run>", [("Teacher", "<img src=x onerror=alert(1)>")], [card], "#000000")],
+        chapters=[
+            Chapter("One", "Why?", [entry, table]),
+            Chapter("None", "", []),
+            Chapter("Last", "", [Listing("All", "<pre>")]),
+        ],
     )
     text = (tmp_path / "index.html").read_text()
-    assert "data:image/png;base64," in text
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
     for outside in ("http://", "https://", 'src="figures'):
         assert outside not in text
-    for word in ("Title", "Found.", "What to see", "a remark", "seed: 0"):
+    for word in ("&lt;Title&gt;", "Found.", "<strong>What to see.</strong>", "a remark &amp; more", "&lt;pre&gt;", "Why?"):
         assert word in text
+    assert "None" not in text
+    seen = Elements(text)
+    assert len(seen.of["script"]) == 1 and len(seen.of["b"]) == len(seen.of["u"]) == len(seen.of["run"]) == 0
+    images = [image for image in seen.of["img"] if image != {"alt": ""}]  # but the one that figures are enlarged in
+    assert [image["src"][:22] for image in images] == ["data:image/png;base64,"] and "onerror" not in images[0]
+    assert images[0]["alt"].startswith("A <figure>. Lines: patch coherence against state, of <script>alert(1)</script>; from 0.1")
+    (link,) = (link for link in seen.of["a"] if "download" in link)
+    rows = list(csv.DictReader(base64.b64decode(link["href"].partition("base64,")[2]).decode().splitlines()))
+    assert link["download"] == "coherence.csv" and [row["x"] for row in rows] == [str(x) for x in range(7)]
+    targets = {link["href"] for link in seen.of["a"] if "download" not in link}
+    assert targets == {"#answer", "#one", "#one-a-figure", "#one-a-table", "#last", "#last-all"}
+    assert {target[1:] for target in targets} <= {one.get("id") for every in seen.of.values() for one in every}
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page: tag -> attributes of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.of = collections.defaultdict(list)
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.of[tag].append(dict(attrs))

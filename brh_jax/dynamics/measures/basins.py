@@ -61,6 +61,7 @@ def projections(paths: Mapping[str, Projection], labels: Labels, num_paths: int 
     from matplotlib.figure import Figure
 
     from brh_jax.report.style import BASELINE
+    from brh_jax.report.values import GUIDE
 
     labels = np.asarray(labels)
     classes = np.unique(labels)
@@ -73,8 +74,8 @@ def projections(paths: Mapping[str, Projection], labels: Labels, num_paths: int 
         for image in shown:
             tint = colours(int(np.searchsorted(classes, labels[image])) % colours.N)
             axis.plot(*path[:, image].T, color=tint, lw=0.6, alpha=0.6)
-            axis.plot(*path[-1, image], "o", color=tint, ms=3.5)
-        axis.plot(*path[0, shown].T, "x", color=BASELINE, ms=4)
+            axis.plot(*path[-1, image], "o", color=tint, ms=3.5, gid=GUIDE)
+        axis.plot(*path[0, shown].T, "x", color=BASELINE, ms=4, gid=GUIDE)
         axis.set_title(system)
         axis.set_xlabel("first component")
         axis.set_aspect("equal", adjustable="datalim")
@@ -99,9 +100,10 @@ MEASURE = Measure(
         Picture(
             "basins",
             "Angular basins",
-            "Images of one class draw together and apart from others. The nearest class mean is taken without the image itself "
-            "and other views of its photograph, on images of a few classes, as many of each. "
-            "Where the data have no classes these are clusters of the last directions, apart there by construction.",
+            "Where images of one class draw together and apart from others, the angle within falls below that between. The "
+            "nearest class mean is taken without the image itself and other views of its photograph, on images of a few "
+            "classes, as many of each. Where the data have no classes these are clusters of the last directions, apart there "
+            "by construction.",
             along_depth(
                 ("within", "angle within a class (rad)", "linear"),
                 ("between", "angle between classes (rad)", "linear"),
@@ -112,8 +114,9 @@ MEASURE = Measure(
         Picture(
             "projections",
             "Trajectories",
-            "Directions of images from the first state (crosses) to the last (dots), on the two leading components of each "
-            "model's last directions, coloured by class.",
+            "Paths of one colour that end together are a class that comes apart from the others. Directions of images from "
+            "the first state (crosses) to the last (dots), on the two leading components of each model's last directions, "
+            "coloured by class.",
             _projections,
         ),
     ),

@@ -24,8 +24,9 @@ MEASURE = Measure(
         Picture(
             "dynamics",
             "Directions along depth",
-            "Mean over {num_images} images, bands from the 10 to the 90 % quantile over images. Everything is measured on the "
-            "unit sphere but the norm, which grows along depth.",
+            "Directions converge where the cosine rises to one and the speed falls. Mean over {num_images} images, bands from "
+            "the 10 to the 90 % quantile over images; everything is measured on the unit sphere but the norm, which grows "
+            "along depth.",
             along_depth(
                 ("convergence", "cosine with the last state", "linear"),
                 ("speed", "angular speed (rad per layer)", "linear"),
@@ -36,7 +37,7 @@ MEASURE = Measure(
         Picture(
             "coherence",
             "Patch coherence",
-            "Mean cosine of the patch tokens with their mean direction: one when all patches point the same way.",
+            "At one all patches point the same way. Mean cosine of the patch tokens with their mean direction.",
             side_by_side(("coherence_patches", "patch coherence", "linear")),
         ),
     ),

@@ -71,8 +71,8 @@ MEASURE = Measure(
         Picture(
             "exponents",
             "Finite-time Lyapunov exponents",
-            "Mean growth of tangent vectors per layer over all of depth, {tangent_images} images. The directions' leave out "
-            "the growth of norms, which is most of the states'.",
+            "Above zero small differences grow, below they die out. Mean growth of tangent vectors per layer over all of depth, "
+            "{tangent_images} images; the directions' leave out the growth of norms, which is most of the states'.",
             _exponents,
         ),
     ),

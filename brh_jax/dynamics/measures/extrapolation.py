@@ -78,8 +78,8 @@ MEASURE = Measure(
         Picture(
             "extrapolation",
             "Blocks iterated beyond their place",
-            "The last layer of each phase applied on, to the state that it left, its depth held; mean over all tokens and the "
-            "images that stay finite. A falling angle is a direction that comes to rest, whatever the norm does.",
+            "A falling angle is a direction that comes to rest, whatever the norm does. The last layer of each phase applied "
+            "on, to the state that it left, its depth held; mean over all tokens and the images that stay finite.",
             _draw,
         ),
     ),

@@ -82,7 +82,8 @@ MEASURE = Measure(
         Picture(
             "influence",
             "Which token moves which",
-            "Of the teacher's layers, one image: Frobenius norm of the derivative of each token's direction by each token's.",
+            "A bright column is a token that moves all others. Of the teacher's layers, one image: Frobenius norm of the "
+            "derivative of each token's direction by each token's.",
             _draw,
         ),
     ),

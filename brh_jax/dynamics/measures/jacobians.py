@@ -74,11 +74,13 @@ def eigenvalues(values: Mapping[str, LayerSpectra]):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from brh_jax.report.values import GUIDE
+
     figure = Figure(figsize=(3.1 * len(values) + 1.0, 3.3), layout="constrained")
     axes = figure.subplots(1, len(values), squeeze=False, sharex=True, sharey=True)[0]
     turn = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     for axis, (system, found) in zip(axes, values.items(), strict=True):
-        axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8)
+        axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8, gid=GUIDE)
         layers = np.broadcast_to(np.arange(1, len(found) + 1)[:, None, None], found.shape)
         points = axis.scatter(found.real, found.imag, c=layers, s=7, cmap="viridis", linewidths=0)
         axis.set_title(system)
@@ -104,9 +106,9 @@ MEASURE = Measure(
         Picture(
             "jacobians",
             "Jacobians of the layers",
-            "Of each layer's map of directions, all tokens together, {tangent_images} images: the factor by which the most "
-            "sensitive direction grows, how far the map is from leaving all directions as they are, and how far from a symmetric "
-            "one.",
+            "A layer above one stretches the most sensitive direction. Of each layer's map of directions, all tokens "
+            "together, {tangent_images} images: the factor by which that direction grows, how far the map is from leaving all "
+            "directions as they are, and how far from a symmetric one.",
             side_by_side(
                 ("gain", "largest singular value", "log"),
                 ("from_identity", "|J - I| / |J|", "linear"),
@@ -116,8 +118,8 @@ MEASURE = Measure(
         Picture(
             "eigenvalues",
             "Eigenvalues of the layers",
-            "The largest by modulus of each layer's map of directions, all tokens together, {tangent_images} images: inside the "
-            "circle a direction contracts, on the real axis it does not turn.",
+            "Inside the circle a direction contracts, on the real axis it does not turn. The largest by modulus of each "
+            "layer's map of directions, all tokens together, {tangent_images} images.",
             _eigenvalues,
         ),
     ),

@@ -111,8 +111,10 @@ def _padded(rows) -> np.ndarray:
 def _draw_modes(shown: Shown, radius: float = 1.8):
     """Eigenvalues in the complex plane with the unit circle; those beyond the radius as triangles at this distance."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
 
     from brh_jax.report.style import TOKEN_NAMES, colour, legend
+    from brh_jax.report.values import GUIDE
 
     types = [t for t in TOKEN_NAMES if shown.each(f"linear/modes_{t}")]
     phases = shown.each("linear/phases")
@@ -123,13 +125,14 @@ def _draw_modes(shown: Shown, radius: float = 1.8):
     turn = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
     for line, system in zip(axes, phases, strict=True):
         for axis, token in zip(line, types, strict=True):
-            axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8)
+            axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8, gid=GUIDE)
             for i, values in enumerate(shown.arrays[system].get(f"linear/modes_{token}", ())):
                 values = values[np.isfinite(values)]
                 size = np.abs(values)
-                inside, outside = values[size <= radius], (radius * values / np.maximum(size, radius))[size > radius]
-                axis.plot(inside.real, inside.imag, ".", ms=4, color=colour(i), label=f"layers {phases[system][i]}")
-                axis.plot(outside.real, outside.imag, "^", ms=4, color=colour(i))
+                (dots,) = axis.plot(values.real, values.imag, ".", ms=4, color=colour(i), label=f"layers {phases[system][i]}")
+                dots.set_clip_path(Circle((0, 0), radius, transform=axis.transData))
+                outside = (radius * values / np.maximum(size, radius))[size > radius]
+                axis.plot(outside.real, outside.imag, "^", ms=4, color=colour(i), gid=GUIDE)
             axis.set_aspect("equal")
             axis.set_xlim(-1.1 * radius, 1.1 * radius)
             axis.set_ylim(-1.1 * radius, 1.1 * radius)
@@ -183,15 +186,16 @@ MEASURE = Measure(
         Picture(
             "modes",
             "Linear models of the phases",
-            "Eigenvalues of one linear map for all layers of a phase (dynamic mode decomposition). Inside the circle modes "
-            "contract; their angle is how far they turn per layer. Triangles lie further out.",
+            "Inside the circle modes contract; their angle is how far they turn per layer. Eigenvalues of one linear map for all "
+            "layers of a phase (dynamic mode decomposition); triangles lie further out.",
             _draw_modes,
         ),
         Picture(
             "horizons",
             "How far ahead a phase is linear",
-            "Cosine of predictions for images that were not fitted to: of powers of the one linear map of the phase, of a free "
-            "linear map for each pair of layers (the best that a linear map can do), and of leaving the state as it is.",
+            "The nearer the one map comes to the free ones, the more linear is a phase. Cosine of predictions for images that "
+            "were not fitted to: of powers of the one linear map of the phase, of a free linear map for each pair of layers "
+            "(the best that a linear map can do), and of leaving the state as it is.",
             _draw_horizons,
         ),
     ),

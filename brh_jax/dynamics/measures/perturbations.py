@@ -113,15 +113,17 @@ MEASURE = Measure(
         Picture(
             "growth",
             "What becomes of a perturbation",
-            "Every token of the first state is moved by a random vector, of the middle one of the sizes tried: the angle to the "
-            "clean trajectory later, over the injected one; {tangent_images} images. Below one directions recover.",
+            "Below one directions recover, above one the disturbance grows. Every token of the first state is moved by a random "
+            "vector, of the middle one of the sizes tried: the angle to the clean trajectory later, over the injected one; "
+            "{tangent_images} images.",
             along_depth(("growth", _LABEL, "log")),
         ),
         Picture(
             "perturbations",
             "Perturbations of other kinds",
-            "The same angle, mean over all tokens, where tokens are moved along their own update, towards another image's "
-            "tokens, or where one type of token alone is moved at random: above one it has spread to the others, or grown.",
+            "Above one a disturbance has spread to the other tokens, or grown. The same angle, mean over all tokens, where "
+            "tokens are moved along their own update, towards another image's tokens, or where one type of token alone is "
+            "moved at random.",
             _perturbations,
         ),
     ),

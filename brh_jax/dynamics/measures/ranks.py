@@ -94,11 +94,11 @@ MEASURE = Measure(
         Picture(
             "ranks",
             "Ranks of updates",
-            "Of the angular updates of all tokens of all images together, about their mean, as the paper's figures are taken to "
-            "be; with the mean left in, where what all tokens are moved by alike hides the rest; of the raw ones, lengths and "
-            "all; and of the angular ones over the tokens of one image, mean over images. Last the largest angle between the "
-            "leading update directions of neighbouring layers: zero where they move tokens in the same directions, π/2 where "
-            "each has its own.",
+            "A low rank is a layer that moves all tokens in few directions. Of the angular updates of all tokens of all "
+            "images together, about their mean, as the paper's figures are taken to be; with the mean left in, where what all "
+            "tokens are moved by alike hides the rest; of the raw ones, lengths and all; and of the angular ones over the "
+            "tokens of one image, mean over images. Last the largest angle between the leading update directions of "
+            "neighbouring layers: zero where they move tokens in the same directions, π/2 where each has its own.",
             along_depth(
                 ("stable_rank", "stable rank", "log"),
                 ("effective_rank", "effective rank", "log"),

@@ -27,7 +27,8 @@ MEASURE = Measure(
         Picture(
             "sublayers",
             "Attention and feed-forward apart",
-            "The angle that each half of a layer turns a token by.",
+            "The half with the higher line is the one that turns the tokens. The angle that each half of a layer turns a "
+            "token by.",
             along_depth(
                 ("attention_speed", "attention: angle turned\n(rad)", "linear"),
                 ("mlp_speed", "feed-forward: angle turned\n(rad)", "linear"),

@@ -51,7 +51,7 @@ def error_per_layer(fits: dict[str, Fit]) -> Figure:
                 layers = np.arange(1, len(values) + 1)
                 axis.plot(layers, values, **styles[name])
                 if edges := fit.edges.get(measure, {}).get(token):
-                    axis.fill_between(layers, edges.low, edges.high, color=styles[name]["color"], alpha=0.2, lw=0)
+                    axis.fill_between(layers, edges.low, edges.high, color=styles[name]["color"], alpha=0.2, lw=0, gid=fit.label)
             log_scale(axis)
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axis, token in zip(axes[0], types, strict=True):

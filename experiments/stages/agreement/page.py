@@ -24,21 +24,24 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         figures.fit_per_layer(fits, "r2", "pooled R²", floor=-0.5),
         "r2",
         "R² of every state",
-        f"On {images} of {spec}, from a_0 by recurrence alone. Values below -0.5 are marked by triangles. Where a "
-        "token hardly varies, R² can be very low at a cosine near one.",
+        "A Raptor above the grey and dotted lines says more of the teacher's states than simpler predictions do, and at zero no "
+        f"more than their mean. On {images} of {spec}, from a_0 by recurrence alone; values below -0.5 are marked by triangles. "
+        "Where a token hardly varies, R² can be very low at a cosine near one.",
     )
     yield page.figure(
         figures.fit_per_layer(fits, "cosine", "cosine"),
         "cosine",
         "Cosine of every state",
-        "Mean cosine between the tokens of the teacher and of the Raptor.",
+        "At one the Raptor's tokens point where the teacher's do; a line that falls with depth is a fault that grows. Mean "
+        "cosine between the tokens of the two.",
     )
     yield page.figure(
         figures.error_per_layer(fits),
         "error",
         "e of the block-recurrent hypothesis",
-        f"Frobenius norm of the difference to the teacher's state, relative to the norm of that state and absolute: mean over "
-        f"{images} of {spec}, bands are its 95 % bootstrap intervals over photographs.",
+        "The lower the nearer; at one in the upper row a prediction is as far off as a state of zeros. Frobenius norm of the "
+        f"difference to the teacher's state, relative to the norm of that state and absolute: mean over {images} of {spec}, "
+        "bands are its 95 % bootstrap intervals over photographs.",
     )
     yield _errors_table(agreement)
     yield _description(page, fits)

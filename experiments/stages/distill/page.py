@@ -1,5 +1,6 @@
 """The training of the Raptors on the page, and what was measured on the way."""
 
+import pathlib
 from collections.abc import Iterator
 
 from brh_jax.report.html import FigureEntry
@@ -23,25 +24,27 @@ def page(page: Page) -> Iterator[FigureEntry]:
             training_curves(trainings),
             "training",
             "Training",
-            "Stage 1 trains every block on its own phase from the teacher's states; stage 2 joins the blocks and rolls them out "
-            "from the first state. The losses are weighted differently and do not compare across stages.",
+            "A line that still falls at its end would gain from more steps. Stage 1 trains every block on its own phase from "
+            "the teacher's states; stage 2 joins the blocks and rolls them out from the first state. The losses are weighted "
+            "differently and do not compare across stages.",
         )
-    measured = {name: _validations(page, raptor) for name, raptor in raptors.items()}
+    measured = {name: validations(page.workdir, raptor) for name, raptor in raptors.items()}
     if any(rows for each in measured.values() for rows in each):
         yield page.figure(
             validation_curves(measured),
             "validation",
             "On the way",
-            "On a few images that are not trained on, always the same: the blocks joined and rolled out from the first state, in "
-            "stage 1 (dashed) as in stage 2. R² below -1 is marked by triangles; the black line is the teacher's accuracy.",
+            "What the training was worth to images that it did not see. Always the same few of them: the blocks joined and "
+            "rolled out from the first state, in stage 1 (dashed) as in stage 2. R² below -1 is marked by triangles; the "
+            "black line is the teacher's accuracy.",
         )
 
 
-def _validations(page: Page, raptor: RaptorResult) -> list[list[dict]]:
+def validations(workdir: pathlib.Path, raptor: RaptorResult) -> list[list[dict]]:
     """The rows of each training of a Raptor, images counted from the start of the first."""
     found, before = [], 0
     for folder in raptor.trainings.values():
-        rows = read_metrics(page.workdir / "distill" / folder / "validation" / "metrics.jsonl")
+        rows = read_metrics(workdir / "distill" / folder / "validation" / "metrics.jsonl")
         rows = [row | {"images": before + row["images"]} for row in rows if isinstance(row.get("images"), int)]
         before = max([before, *(row["images"] for row in rows)])
         found.append(rows)

@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from brh_jax.partition import Partition
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, log_scale, styled
+from brh_jax.report.values import GUIDE
 from experiments.interval import edges
 from experiments.stages.interventions.results import Effect, HybridPhase, HybridResult, LayersResult, PhaseSwaps
 
@@ -42,14 +43,13 @@ def swap_matrices(matrices: dict[str, list[list[float | None]]], partition: Part
         depth, positive = len(values), values[values > 0]
         # Effects of rounding error would stretch the scale over nothing.
         low = max(positive.min(), 1e-4 * positive.max()) if positive.size else 1e-3
-        norm = LogNorm(low, max(positive.max() if positive.size else 1, 1.01 * low))
+        norm = LogNorm(low, max(positive.max() if positive.size else 1, 1.01 * low), clip=True)
         axis.set_facecolor("#dddddd")
-        shown = np.where(np.isnan(values), np.nan, np.maximum(values, low))
-        image = axis.imshow(shown, cmap="magma_r", norm=norm, extent=(0.5, depth + 0.5, depth + 0.5, 0.5))
+        image = axis.imshow(values, cmap="magma_r", norm=norm, extent=(0.5, depth + 0.5, depth + 0.5, 0.5))
         for run in partition.runs:
             corner, side = run.start + 0.5, run.stop - run.start
             square = corner + np.array([[0, side, side, 0, 0], [0, 0, side, side, 0]])
-            axis.plot(*square, color=INTRA, lw=2, clip_on=False)
+            axis.plot(*square, color=INTRA, lw=2, clip_on=False, gid=GUIDE)
         axis.set_title(title)
         axis.set_xlabel("layer that runs there")
         for ticks in (axis.xaxis, axis.yaxis):
@@ -103,7 +103,7 @@ def layer_effects(groups: Sequence[LayersResult], partitions: Sequence[Partition
                 mean, low, high = edges(group.effects[measure])
                 layers = np.arange(1, len(mean) + 1)
                 axis.plot(layers, mean, style, color=tint, marker=".", lw=1.4, label=label)
-                axis.fill_between(layers, low, high, color=tint, alpha=0.15, lw=0)
+                axis.fill_between(layers, low, high, color=tint, alpha=0.15, lw=0, gid=label)
             for number, partition in enumerate(partitions):
                 for cut in partition.boundaries:
                     axis.axvline(cut + 0.5 + 0.06 * number, color=colour(number), lw=0.9, ls=":", zorder=0)

@@ -27,17 +27,19 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             figures.layer_effects(result.layers, partitions, measures),
             "layer_effects",
             "Layers left out and applied twice",
-            f"Each layer of the teacher by itself, and its attention and feed-forward part alone; {images}, bands are bootstrap "
-            f"95 % intervals over photographs.{head} Dotted lines are phase boundaries.",
+            "A peak is a layer that the network cannot do without, or not do twice. Each layer of the teacher by itself, and "
+            f"its attention and feed-forward part alone; {images}, bands are bootstrap 95 % intervals over photographs.{head} "
+            "Dotted lines are phase boundaries.",
         )
     if result.hybrids:
         yield page.figure(
             figures.hybrids(list(result.hybrids.values()), result.unchanged, measures),
             "hybrids",
             "Raptor's blocks in the teacher's place",
-            "What each phase costs: the Raptor's block runs for one phase of the teacher, from the teacher's states; and the "
-            f"teacher's own layers for one phase of the Raptor. {images.capitalize()}, against the teacher's last state.{head} "
-            "Bars are bootstrap 95 % intervals over photographs.",
+            "Of the Raptor's blocks in the teacher, the tallest bar is the phase that they do worst. The Raptor's block runs "
+            "for one phase of the teacher, from the teacher's states; and the teacher's own layers for one phase of the "
+            f"Raptor. {images.capitalize()}, against the teacher's last state.{head} Bars are bootstrap 95 % intervals over "
+            "photographs.",
         )
 
 
@@ -48,9 +50,9 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             figures.swap_matrices(matrices, finest, "1 - cosine"),
             "swaps",
             "One layer in the place of another",
-            f"Change of the last [cls, mean patch] when one layer of the teacher, or half of it, runs at the place of another; "
-            f"{images}. Boxes are the phases {finest}: were layers exchangeable within phases and nowhere else, the "
-            "boxes would be light and all else dark. A row that is dark as a whole is a layer that nothing replaces.",
+            "Were layers exchangeable within phases and nowhere else, the boxes would be light and all else dark; a row that "
+            "is dark as a whole is a layer that nothing replaces. Change of the last [cls, mean patch] when one layer of the "
+            f"teacher, or half of it, runs at the place of another; {images}. Boxes are the phases {finest}.",
         )
     if result.swaps:
         groups = {_title(group): group.partitions[finest.k] for group in result.swaps}
@@ -58,9 +60,8 @@ def _swaps(page: Page, result: InterventionsResult, measures: list[str], images:
             figures.swaps_by_distance(groups, result.unchanged, measures),
             "swaps_by_distance",
             "Swaps within and across phases, by distance",
-            f"Mean over the swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over "
-            f"photographs.{head} Only the gap between the two at one distance speaks for phases: near layers swap more easily "
-            f"anyhow.",
+            "Only the gap between the two lines at one distance speaks for phases: near layers swap more easily anyhow. Mean "
+            f"over the swaps of a kind, phases {finest}; {images}, bars are bootstrap 95 % intervals over photographs.{head}",
         )
         yield from (_contrasts(result.swaps, measure) for measure in measures)
 

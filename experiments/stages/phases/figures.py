@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
+from brh_jax.report.values import GUIDE
 from experiments.stages.phases.run import RandomComparison, StabilityResult
 
 
@@ -29,7 +30,7 @@ def boundary_frequency(metrics: dict[str, dict[int, StabilityResult]]) -> Figure
             places = np.arange(1, len(shares) + 1)
             axis.bar(places + offset, shares, width, color=colour(i), label=metric)
             cuts = np.asarray(by_k[k].boundaries)
-            axis.plot(cuts + offset, np.full(len(cuts), 1.06), "v", color=colour(i), ms=5, clip_on=False)
+            axis.plot(cuts + offset, np.full(len(cuts), 1.06), "v", color=colour(i), ms=5, clip_on=False, gid=GUIDE)
         axis.set_title(f"k = {k}")
         axis.set_ylim(0, 1.1)
         axis.set_yticks([0, 0.5, 1])

@@ -16,10 +16,9 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
         plot(phases.dissimilarity, *(cut.partition for cut in phases.partitions.values())),
         "dissimilarity",
         "Phases of depth",
-        f"1 - cosine between the outputs of two layers, cls and mean patch, mean over "
-        f"{of_photographs(phases.num_images, phases.num_photographs)}. "
-        f"Boxes: phases found by {phases.method}{_thresholds(phases)}; dark off the boxes and light inside them is a clear phase "
-        "structure.",
+        "Light inside the boxes and dark outside is a clear phase structure. 1 - cosine between the outputs of two layers, "
+        f"cls and mean patch, mean over {of_photographs(phases.num_images, phases.num_photographs)}; boxes are the phases "
+        f"found by {phases.method}{_thresholds(phases)}.",
     )
     if phases.objectives:
         yield _objectives(phases.method, phases.objectives)
@@ -66,12 +65,10 @@ def _stability(page: Page, stability: list[StabilityResult]):
             figures.boundary_frequency(metrics),
             "boundaries",
             "How sure the phases are",
+            "One tall bar for each cut is a partition that other images would give too; bars of the two metrics in other places "
+            "are a partition that depends on what layers are compared by. "
             f"Share of {stability[0].num_resamples} bootstrap resamples of the photographs that are cut after each layer, by "
-            f"cosine "
-            "and "
-            "by linear CKA of cls and mean patch. Triangles: where all images together are cut. One tall bar for each cut is a "
-            "partition that other images would give too; bars of the two metrics in other places are a partition that depends on "
-            "what layers are compared by.",
+            "cosine and by linear CKA of cls and mean patch. Triangles: where all images together are cut.",
         )
     columns = ["metric", "k", "all images", "most frequent", "in", "partitions", "Rand index", "to the run's", "units / groups"]
     rows = [
@@ -104,8 +101,7 @@ def _random(page: Page, compared: list[RandomComparison]) -> FigureEntry:
         figures.cut_weights(compared),
         "cut_weights",
         "Max cut and random partitions",
-        "Share of the dissimilarity that lies between phases. The max cut is the largest of all contiguous ones by construction. "
-        f"Cut from half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: "
-        f"{ranks}. "
-        "How far the others stay below says how much it matters where depth is cut.",
+        "How far random partitions stay below the max cut says how much it matters where depth is cut. Share of the "
+        "dissimilarity that lies between phases; the max cut is the largest of all contiguous ones by construction. Cut from "
+        f"half of the photographs it is, on the other half, at least as heavy as this share of the contiguous ones: {ranks}.",
     )

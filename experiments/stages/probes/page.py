@@ -35,7 +35,8 @@ def _linear(page: Page, result: LinearResult) -> Iterator[FigureEntry | Table]:
         figures.probe_accuracy(accuracies, result.num_eval),
         "probes",
         "Linear probes",
-        f"{_trained(result)} Bars are binomial 95 % intervals.",
+        f"A bar as tall as the teacher's is a Raptor whose features serve as well. {_trained(result)} Bars are binomial 95 % "
+        "intervals.",
     )
     columns = ["model", "accuracy", "of the teacher's"]
     rows = [[name, f"{100 * value:.2f} %", _share(value, accuracies)] for name, value in accuracies.items()]
@@ -67,8 +68,9 @@ def _segmentation(page: Page, result: SegmentationResult) -> Iterator[FigureEntr
         figures.score_bars(scores, "mIoU"),
         "segmentation",
         "Linear segmentation",
-        f"{_trained(result)} Mean intersection over union of {len(result.classes)} classes, those neither predicted nor there "
-        "left out, at the size of the network's input; bars are 95 % bootstrap intervals over images.",
+        f"A bar as tall as the teacher's is a Raptor whose patches say as well what is where. {_trained(result)} Mean "
+        f"intersection over union of {len(result.classes)} classes, those neither predicted nor there left out, at the size "
+        "of the network's input; bars are 95 % bootstrap intervals over images.",
     )
     values = {name: miou.value for name, miou in scores.items()}
     rows = [
@@ -91,7 +93,8 @@ def _segmentation(page: Page, result: SegmentationResult) -> Iterator[FigureEntr
             figures.segmentation_examples(*examples, len(result.classes)),
             "segmentation_examples",
             "Segmentation, examples",
-            "The first test images, the true masks and what each model's probe says. White: no label.",
+            "The more alike the columns, the more a Raptor keeps of the teacher. The first test images, the true masks and "
+            "what each model's probe says; white: no label.",
         )
 
 
@@ -100,8 +103,9 @@ def _depth(page: Page, result: DepthResult) -> Iterator[FigureEntry | Table]:
         figures.score_bars({name: probe.rmse for name, probe in result.models.items()}, "RMSE (m), lower is better"),
         "depth",
         "Linear depth",
-        f"{_trained(result)} By the recipe {result.recipe}. Root of the mean squared error over all pixels together; bars are 95 "
-        f"% bootstrap intervals.",
+        "The lower the better: a bar no taller than the teacher's is a Raptor that keeps what depth is read from. "
+        f"{_trained(result)} By the recipe {result.recipe}. Root of the mean squared error over all pixels together; bars are "
+        "95 % bootstrap intervals.",
     )
     rows = [
         [
@@ -120,7 +124,8 @@ def _depth(page: Page, result: DepthResult) -> Iterator[FigureEntry | Table]:
             figures.depth_examples(*examples),
             "depth_examples",
             "Depth, examples",
-            "The first test images, the true depth and what each model's probe says. White: no measurement.",
+            "The more alike the columns, the more a Raptor keeps of the teacher. The first test images, the true depth and "
+            "what each model's probe says; white: no measurement.",
         )
 
 

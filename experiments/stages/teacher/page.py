@@ -11,4 +11,9 @@ from experiments.page import Page
 def page(page: Page) -> Iterator[FigureEntry]:
     """Yields the loss of a teacher that was trained here."""
     if rows := read_metrics(page.workdir / "teacher" / "training" / "metrics.jsonl"):
-        yield page.figure(training_curves({"teacher": rows}), "teacher", "Training of the teacher", "Supervised.")
+        yield page.figure(
+            training_curves({"teacher": rows}),
+            "teacher",
+            "Training of the teacher",
+            "A line that still falls at its end is a teacher that was not trained out. Supervised; loss on training images.",
+        )
