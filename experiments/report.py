@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.files import nearest_path
-from brh_jax.report.html import Chapter, Listing, render
+from brh_jax.report.html import Chapter, FigureEntry, Listing, render
 from brh_jax.train.metrics import clock
 from experiments import side_by_side, stages
 from experiments.page import Page, settings_of
 from experiments.results import Results
 from experiments.runs import read_results
+from experiments.stages.agreement.figures import glance
+from experiments.stages.agreement.run import AgreementResult
 from experiments.stages.phases.run import PhasesResult
 from experiments.stages.teacher.run import TeacherResult
 from experiments.verdict import answer
@@ -61,11 +63,24 @@ def _lead(results: Results) -> Iterator[str]:
 
 
 def _chapters(page: Page) -> Iterator[Chapter]:
+    yield Chapter("At a glance", "", list(_glance(page)))
     pages = {stage.name: stage.page for stage in stages.STAGES if stage.page and stage.name in page.results.stages}
     told = {name for *_, names in (*_STORY, _TRAINING) for name in names}
     own = ((name.capitalize().replace("_", " "), "", (name,)) for name in pages if name not in told)
     for title, question, names in (*_STORY, *own, _TRAINING):
         yield Chapter(title, question, [item for name in names if name in pages for item in pages[name](page)])
+
+
+def _glance(page: Page) -> Iterator[FigureEntry]:
+    phases, agreement = page.results.get(PhasesResult), page.results.get(AgreementResult)
+    if phases and agreement:
+        yield page.figure(
+            glance(phases, agreement.fits),
+            "glance",
+            "Phases, and R² of every state",
+            "The further the coloured lines are above the grey ones, the more of the teacher is in the blocks. Left the "
+            "dissimilarity of layers, phases outlined; right how much of each state's variance follows from the first state alone.",
+        )
 
 
 def _settings(results: Results) -> Chapter:

@@ -5,8 +5,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.agreement import per_layer
+from brh_jax.report.glance import at_a_glance
 from brh_jax.report.style import BASELINE, TOKEN_NAMES, colour, legend, log_scale, order_of, styled
 from experiments.stages.agreement.run import ALL, Fit
+from experiments.stages.phases.run import PhasesResult
 
 # How a prediction is drawn: width and dashes by what it is; baselines are told apart by their dashes, in grey.
 _LINES = {"raptor": (1.8, "-"), "blockwise": (1.1, "--"), "linear blocks": (1.1, ":")}
@@ -35,6 +37,13 @@ def fit_per_layer(fits: dict[str, Fit], measure: str, label: str, floor: float |
         floor: the axis ends here; lower values are drawn as triangles on it.
     """
     return per_layer({name: getattr(fit, measure) for name, fit in fits.items()}, _styles(fits), label, floor)
+
+
+def glance(phases: PhasesResult, fits: dict[str, Fit]) -> Figure:
+    """The finest phases, and R² of the Raptors beside the baselines; the first state repeated is far below both."""
+    shown = {name: fit for name, fit in fits.items() if fit.kind in ("raptor", "baseline") and name != "identity"}
+    styles = _styles(shown)
+    return at_a_glance(np.asarray(phases.dissimilarity), phases.finest, {name: fit.r2 for name, fit in shown.items()}, styles)
 
 
 @styled
