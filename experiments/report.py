@@ -73,13 +73,13 @@ def _chapters(page: Page) -> Iterator[Chapter]:
 
 def _glance(page: Page) -> Iterator[FigureEntry]:
     phases, agreement = page.results.get(PhasesResult), page.results.get(AgreementResult)
-    if phases and agreement:
+    if phases and agreement and any(fit.kind == "raptor" for fit in agreement.fits.values()):
         yield page.figure(
             glance(phases, agreement.fits),
             "glance",
             "Phases, and R² of every state",
             "The further the coloured lines are above the grey ones, the more of the teacher is in the blocks. Left the "
-            "dissimilarity of layers, phases outlined; right how much of each state's variance follows from the first state alone.",
+            "dissimilarity of layers, phases outlined; right how much of each state's variance is reproduced from the first.",
         )
 
 

@@ -42,7 +42,7 @@ def fit_per_layer(fits: dict[str, Fit], measure: str, label: str, floor: float |
 def glance(phases: PhasesResult, fits: dict[str, Fit]) -> Figure:
     """The finest phases, and R² of the Raptors beside the baselines; the first state repeated is far below both."""
     shown = {name: fit for name, fit in fits.items() if fit.kind in ("raptor", "baseline") and name != "identity"}
-    styles = _styles(shown)
+    styles = {name: style for name, style in _styles(fits).items() if name in shown}
     return at_a_glance(np.asarray(phases.dissimilarity), phases.finest, {name: fit.r2 for name, fit in shown.items()}, styles)
 
 
