@@ -79,8 +79,8 @@ def in_words(found: list[Panel]) -> str:
     series = dict.fromkeys(value.series for panel in found for value in panel.values)
     if named := [name for name in series if name and not name.startswith(_UNNAMED)]:
         text += f" Of {_listed(named)}."
-    heights = [v.value if p.kind == "Heat map" else v.y for p in found for v in p.values]
-    heights = [height for height in heights if height is not None and np.isfinite(height)]
+    drawn = [v.value if p.kind == "Heat map" else v.y for p in found for v in p.values]
+    heights = [height for height in drawn if height is not None and np.isfinite(height)]
     return text + (f" From {min(heights):.3g} to {max(heights):.3g}." if heights else "")
 
 
@@ -112,8 +112,8 @@ def _place(axis: Axes, which: str) -> int | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return "; ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    found = list(names)
+    return "; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
 
 
 def _values(axis: Axes) -> tuple[str, list[Value]]:
