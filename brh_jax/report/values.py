@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator
 GUIDE = "guide"
 _COLUMNS = ("panel", "x is", "y is", "series", "x", "y", "low", "high", "value")
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
+_UNNAMED = "line "  # before the number of a line that has no label
 _NAMED = 12  # panels and lines that a description names
 
 
@@ -69,17 +70,18 @@ def as_csv(found: Iterable[Panel]) -> str:
 
 
 def in_words(found: list[Panel]) -> str:
-    """What is drawn, an alternative text: "Lines in 2 panels (cls, patches): R² against layer, of k2, k3; from 0.1 to 0.9."."""
+    """What is drawn, an alternative text: "Lines in 2 panels (cls; patches): R² against layer. Of k2; k3. From 0.1 to 0.9."."""
     kind = next((panel.kind for panel in found if panel.kind), "Pictures")
-    titles = list(dict.fromkeys(panel.title for panel in found if panel.title))
+    titles = dict.fromkeys(panel.title for panel in found if panel.title)
     text = kind + (f" in {len(found)} panels" if len(found) > 1 else "") + (f" ({_listed(titles)})" if titles else "")
-    said = list(dict.fromkeys(f"{p.y} against {p.x}" if p.y and p.x else p.y or p.x for p in found if p.y or p.x))
-    text += f": {_listed(said, '; ')}" if said else ""
-    series = list(dict.fromkeys(value.series for panel in found for value in panel.values if value.series))
-    text += f", of {_listed(series)}" if series else ""
-    heights = [h for p in found for v in p.values if (h := v.y if v.value is None or p.kind == "Points" else v.value) is not None]
-    heights = [height for height in heights if np.isfinite(height)]
-    return text + (f"; from {min(heights):.3g} to {max(heights):.3g}" if heights else "") + "."
+    said = dict.fromkeys(f"{p.y} against {p.x}" if p.y and p.x else p.y or p.x for p in found if p.y or p.x)
+    text += f": {_listed(said)}." if said else "."
+    series = dict.fromkeys(value.series for panel in found for value in panel.values)
+    if named := [name for name in series if name and not name.startswith(_UNNAMED)]:
+        text += f" Of {_listed(named)}."
+    drawn = [v.value if p.kind == "Heat map" else v.y for p in found for v in p.values]
+    heights = [height for height in drawn if height is not None and np.isfinite(height)]
+    return text + (f" From {min(heights):.3g} to {max(heights):.3g}." if heights else "")
 
 
 def csv_text(lines: Iterable[Iterable[str | float]]) -> str:
@@ -109,8 +111,9 @@ def _place(axis: Axes, which: str) -> int | None:
     return None if spec is None else getattr(spec, f"{which}span").start
 
 
-def _listed(names: list[str], by: str = ", ") -> str:
-    return by.join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    return "; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
 
 
 def _values(axis: Axes) -> tuple[str, list[Value]]:
@@ -145,7 +148,7 @@ def _lines(axis: Axes) -> Iterator[Value]:
         if id(line) in within or line.get_gid() == GUIDE or line.get_transform() != axis.transData:
             continue
         number += 1
-        series = _label(line, f"line {number}")
+        series = _label(line, f"{_UNNAMED}{number}")
         yield from _along(series, *line.get_data(), bands.get(series, {}))
     for one in axis.containers:
         if isinstance(one, ErrorbarContainer) and one.lines[0] is not None:

@@ -130,7 +130,7 @@ def test_the_page_is_self_contained_and_escapes(tmp_path):
     assert len(seen.of["script"]) == 1 and len(seen.of["b"]) == len(seen.of["u"]) == len(seen.of["run"]) == 0
     images = [image for image in seen.of["img"] if image != {"alt": ""}]  # but the one that figures are enlarged in
     assert [image["src"][:22] for image in images] == ["data:image/png;base64,"] and "onerror" not in images[0]
-    assert images[0]["alt"].startswith("A <figure>. Lines: patch coherence against state, of <script>alert(1)</script>; from 0.1")
+    assert images[0]["alt"].startswith("A <figure>. Lines: patch coherence against state. Of <script>alert(1)</script>. From 0.1")
     (link,) = (link for link in seen.of["a"] if "download" in link)
     rows = list(csv.DictReader(base64.b64decode(link["href"].partition("base64,")[2]).decode().splitlines()))
     assert link["download"] == "coherence.csv" and [row["x"] for row in rows] == [str(x) for x in range(7)]

@@ -31,7 +31,7 @@ def test_lines_have_their_bands_and_the_labels_of_their_row_and_column():
         ["patches", "layer", "angular speed", "k2", "3", "-7.25", "-8", "-7", ""],
     ]
     words = in_words(panels(figure))
-    assert words.startswith("Lines in 3 panels (cls, patches): ") and words.endswith(", of k2; from -7.25 to 0.5.")
+    assert words.startswith("Lines in 3 panels (cls; patches): ") and words.endswith(". Of k2. From -7.25 to 0.5.")
 
 
 def test_bars_are_called_by_their_names_and_have_their_intervals():
@@ -74,15 +74,15 @@ def test_points_set_apart_lie_where_they_belong():
 def test_heat_maps_have_a_row_for_each_cell_and_pictures_none():
     figure = Figure()
     one, two = figure.subplots(1, 2)
-    figure.colorbar(one.imshow([[1.0, np.nan], [0.0, 4.0]], extent=(0.5, 2.5, 2.5, 0.5)), ax=one)
+    figure.colorbar(one.imshow([[1.0, np.nan], [0.0, 0.5]], extent=(0.5, 2.5, 2.5, 0.5)), ax=one)
     two.imshow(np.zeros((2, 2, 3)))
     assert [(row["x"], row["y"], row["value"]) for row in rows(figure)] == [
         ("1", "1", "1"),
         ("2", "1", ""),
         ("1", "2", "0"),
-        ("2", "2", "4"),
+        ("2", "2", "0.5"),
     ]
-    assert in_words(panels(figure)) == "Heat map in 2 panels; from 0 to 4."
+    assert in_words(panels(figure)) == "Heat map in 2 panels. From 0 to 1."
     alone = Figure()
     alone.subplots().imshow(np.zeros((2, 2, 3)))
     assert as_csv(panels(alone)) == "" and in_words(panels(alone)) == "Pictures."
