@@ -10,8 +10,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # collective for dead after 40 s and aborts the process. One step at a time, and with more patience.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-# Most of the time goes into compiling programs that run once: a third less of it at this level, which changes no operation.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
+# Nearly all of the time goes into compiling programs that run once on a few numbers: less than half of it without optimisation,
+# without the emitters of fusions that go by way of MLIR, and with one LLVM module a program.
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # What one test compiles no other of the same worker compiles again, subprocesses included. Workers have a folder each: jax writes
 # entries in place, and a worker that reads one half-written crashes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="brh_jax_compiled_"))

@@ -230,4 +230,4 @@ def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.A
 def init_blocks(config: RaptorConfig, layout: TokenLayout, key: jax.Array) -> Any:
     """Fresh parameters of the shared blocks."""
     state = jnp.zeros((1, layout.num_tokens, config.dim), jnp.float32)
-    return jax.jit(lambda key: init_params(Blocks(config), key, state, layout.grid, method="rollout"))(key)
+    return init_params(Blocks(config), key, state, layout.grid, method="rollout")
