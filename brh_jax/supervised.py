@@ -92,7 +92,7 @@ def train_vit(
         return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
 
     head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
-    trained = {"vit": init_params(module, init_key, image), "head": head}
+    trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
     boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}
     specs = nn.get_partition_spec({"trained": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})

@@ -281,8 +281,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
 
 def init_params(module: nn.Module, key: jax.Array, *args, **options) -> Any:
     """Fresh parameters of a flax module as plain arrays; `args` and `options` as its `init` takes them."""
-    # One program, of which the forward pass that no parameter needs is no part.
-    return jax.jit(lambda key: nn.meta.unbox(module.init(key, *args, **options))["params"])(key)
+    return nn.meta.unbox(module.init(key, *args, **options))["params"]
 
 
 def boxed_params(module: nn.Module, *args, **options) -> Any:

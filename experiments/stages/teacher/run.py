@@ -1,6 +1,7 @@
 """The teacher: converted from pretrained weights, trained here, or not trained at all."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -240,7 +241,7 @@ def _untrained(arch: Architecture, size: int | None, seed: int) -> Encoder:
     """A control: the architecture with the parameters that its training would begin with."""
     size = size or arch.image_size
     image = jnp.zeros((1, size, size, arch.config.channels))
-    params = init_params(ViT(arch.config), jax.random.key(seed), image)
+    params = jax.jit(functools.partial(init_params, ViT(arch.config)))(jax.random.key(seed), image)
     return Encoder(arch.config, params, Preprocessing((size, size)), name=f"untrained {arch.hub_id}")
 
 
