@@ -11,8 +11,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # collective for dead after 40 s and aborts the process. One step at a time, and with more patience.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-# Nearly all of the time goes into compiling programs that run once on a few numbers: less than half of it without optimisation,
-# without the emitters of fusions that go by way of MLIR, and with one LLVM module a program.
+# Nearly all of the time goes into compiling programs that run a few times on a few numbers. Without optimisation, without the
+# emitters of fusions that go by way of MLIR, and with one LLVM module a program it takes less than half as long; such a program
+# runs three times as long.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # What one test compiles no other compiles again, subprocesses included. Workers have a folder each, since jax writes entries in
