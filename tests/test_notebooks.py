@@ -33,7 +33,9 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         config.stages, config.phases.k = ("teacher", "phases", "distill"), (3,)
         pipeline.run(config, tmp_path / "run")
         monkeypatch.setenv("BRH_JAX_NOTEBOOK_RUN", str(tmp_path / "run"))
-    monkeypatch.delenv("XLA_FLAGS")  # one device, as a reader has it
+    # One device, as a reader has it; the last mention of a flag counts. Hundreds of steps are worth more of the compiler.
+    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=1"
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {flags}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # what is tested lies here, whatever is installed
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))

@@ -5,6 +5,7 @@ the joined blocks out from a_0 (its stage 2).
 """
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -228,7 +229,8 @@ def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.A
     return jnp.asarray(member / member.sum(1, keepdims=True), values.dtype) @ values
 
 
+@functools.partial(jax.jit, static_argnames=("config", "layout"))
 def init_blocks(config: RaptorConfig, layout: TokenLayout, key: jax.Array) -> Any:
     """Fresh parameters of the shared blocks."""
     state = jnp.zeros((1, layout.num_tokens, config.dim), jnp.float32)
-    return jax.jit(lambda key: init_params(Blocks(config), key, state, layout.grid, method="rollout"))(key)
+    return init_params(Blocks(config), key, state, layout.grid, method="rollout")

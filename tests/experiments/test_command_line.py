@@ -13,7 +13,8 @@ TINY = pathlib.Path(__file__).parent / "tiny.py"
 
 
 def command(*arguments, cwd, **variables):
-    environment = os.environ | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"} | variables
+    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    environment = os.environ | {"XLA_FLAGS": one_device, "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"} | variables
     environment |= {"BRH_JAX_CACHE": f"{cwd}/cache", "TORCH_HOME": f"{cwd}/torch"}
     return subprocess.run(
         [sys.executable, "-m", "experiments.main", *arguments],

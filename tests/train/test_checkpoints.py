@@ -183,7 +183,7 @@ def test_what_one_process_cannot_read_none_takes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
     command = [sys.executable, "-c", TWO, port]
     both = [
         subprocess.Popen([*command, str(i), tmp_path / "run"], env=environment, stdout=-1, stderr=-2, text=True) for i in range(2)
