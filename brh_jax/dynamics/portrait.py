@@ -1,7 +1,8 @@
 """All measures of a system at once (paper, section 8)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -88,6 +89,7 @@ def portraits(
     partition: Partition | Mapping[str, Partition] | None = None,
     settings: PortraitSettings | None = None,
     sublayers: Mapping[str, DepthSystem] | None = None,
+    watch: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Portrait]:
     """Everything in MEASURES along depth of several systems, from the same first states.
 
@@ -103,6 +105,8 @@ def portraits(
             of them in every system, so that they compare.
         settings: how much is measured; None for the defaults.
         sublayers: the same systems with attention and feed-forward as two layers, where their speeds are wanted apart.
+        watch: called once the images are seen, before each measure of each system, with what comes ("jacobians of teacher"), how
+            many are done and how many there are; and once more when all are.
 
     Raises:
         ValueError: no systems or no images, a system without a partition, classes that are not one for each image, states that
@@ -139,10 +143,20 @@ def portraits(
     }
     known, views = labelled.classes(), labelled.photographs()
     of_labelled = {name: dataclasses.replace(one, classes=known, photographs=views) for name, one in seen.items()}
+    total, done = len(MEASURES) * len(systems), itertools.count()
+
+    def before(measure: str, system: str) -> None:
+        if watch is not None:
+            watch(f"{measure} of {system}", next(done), total)
+
     results = {
-        measure.name: _results(measure, *((of_labelled, labelled.gathered) if measure in classes else (seen, images.gathered)))
+        measure.name: _results(
+            measure, *((of_labelled, labelled.gathered) if measure in classes else (seen, images.gathered)), before
+        )
         for measure in MEASURES.values()
     }
+    if watch is not None:
+        watch("", total, total)
     num_tangent = min(settings.tangent_images, images.number)
     return {
         name: Portrait(
@@ -230,11 +244,15 @@ class _Images:
         return jax.device_put(images, sharding)
 
 
-def _results(measure: Measure, seen: dict[str, Seen], gathered: dict) -> dict[str, Any]:
+def _results(measure: Measure, seen: dict[str, Seen], gathered: dict, before: Callable[[str, str], None]) -> dict[str, Any]:
     """Of each system. Empty where there are not the images that the measure is on."""
     any_system = next(iter(seen.values()))
     if (measure.on == "tangent" and any_system.start is None) or (measure.on == "trajectories" and not any_system.trajectories):
         return {}
     own = {name: dataclasses.replace(one, gathered=gathered.get((measure.name, name))) for name, one in seen.items()}
     shared = measure.share(list(own.values())) if measure.share else None
-    return {name: measure.compute(dataclasses.replace(one, shared=shared)) for name, one in own.items()}
+    found = {}
+    for name, one in own.items():
+        before(measure.name, name)
+        found[name] = measure.compute(dataclasses.replace(one, shared=shared))
+    return found

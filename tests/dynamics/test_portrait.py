@@ -206,6 +206,14 @@ def test_what_is_missing(states):
         dynamics.portraits(both, [state], key=KEY, partition={"a": Partition((4,))}, settings=SMALL)
 
 
+def test_what_is_measured_is_told(states):
+    told = []
+    settings = dataclasses.replace(SMALL, tangent_images=0, linear_images=0)
+    dynamics.portrait(turning(0.3), [states[0]], key=KEY, settings=settings, watch=lambda *what: told.append(what))
+    assert told[0] == ("directions of system", 0, told[0][2]) and told[-1] == ("", told[0][2], told[0][2])
+    assert [done for _, done, _ in told[:-1]] == list(range(len(told) - 1)) and len(told) - 1 < told[0][2]  # some were left out
+
+
 def test_a_second_portrait_compiles_nothing(states, traces):
     """Of other parameters and other states of the same shapes: every function compiles once."""
     state, classes = states

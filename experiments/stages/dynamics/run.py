@@ -12,9 +12,11 @@ from brh_jax.data.classes import balanced, draw_classes
 from brh_jax.data.sources import Source
 from brh_jax.dynamics import PortraitSettings, curves, portraits
 from brh_jax.dynamics.drawing import arrays_of
+from brh_jax.dynamics.measures import MEASURES
 from brh_jax.dynamics.portrait import FirstStates
 from brh_jax.errors import expect, expect_positive
 from brh_jax.models import Encoder
+from brh_jax.train.metrics import Progress
 from brh_jax.train.parallel import shard_batch, to_host
 from brh_jax.types import State
 from experiments.data import EvalImages, ImageSet
@@ -73,6 +75,8 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     of_classes = _of_classes(context, settings, models["teacher"], source)
+    # Every measure on a line: some take seconds, some take most of the time.
+    progress = Progress("dynamics", len(MEASURES) * len(models), unit="measures", interval=0.0)
     measured = portraits(
         {name: encoder.system() for name, encoder in models.items()},
         states,
@@ -81,6 +85,7 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
         partition={"teacher": phases.finest} | raptors,
         settings=settings.dynamics,
         sublayers={name: encoder.system(sublayers=True) for name, encoder in models.items()},
+        watch=lambda what, done, total: progress.update(done, what),
     )
     arrays: dict[str, Any] = {
         f"{name}/{array}": values for name, one in measured.items() for array, values in arrays_of(one).items()
