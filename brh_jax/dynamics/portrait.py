@@ -89,7 +89,7 @@ def portraits(
     partition: Partition | Mapping[str, Partition] | None = None,
     settings: PortraitSettings | None = None,
     sublayers: Mapping[str, DepthSystem] | None = None,
-    watch: Callable[[str, int, int], None] | None = None,
+    watch: Callable[[str, int, int], Any] | None = None,
 ) -> dict[str, Portrait]:
     """Everything in MEASURES along depth of several systems, from the same first states.
 
