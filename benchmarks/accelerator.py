@@ -1,17 +1,18 @@
-"""What an hour of a GPU is for, most valuable first: every figure of an accelerator that this project asks for, in so many minutes.
+"""Every figure of an accelerator that is asked for here, most valuable first, in so many minutes.
 
 Parity with PyTorch at the highest precision; the forward pass and the Raptor's step in bfloat16 beside eager PyTorch and
-torch.compile, for ViT-B and ViT-S at 64 and 256 images, with cuDNN's attention and without; peak memory; Jacobians, Lyapunov exponents
-and ranks; and in the minutes that remain a real distillation of --source on --images.
+torch.compile, for ViT-B and ViT-S at 64 and 256 images, with cuDNN's attention and without; peak memory; Jacobians, Lyapunov
+exponents and ranks; and in the minutes that remain a real distillation of --source on --images.
 
-Each is a benchmark of its own, in a process of its own. DIR/results.jsonl gets a line as soon as one ends, DIR/table.md is made anew
-from these lines. The same command again skips what is there, tries again what failed, and begins nothing that would not end in time.
+Each is a benchmark of its own, in a process of its own. DIR/results.jsonl gets a line as soon as one ends, DIR/table.md is made
+from these lines. Nothing is begun that would not end in time. The same command again skips what is there, not what failed.
 
 python -m benchmarks accelerator --minutes=25 --out=DIR
 python -m benchmarks accelerator --minutes=25 --out=DIR --source=vit_tiny --images=photos --eval=labelled
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ from typing import NamedTuple
 
 from benchmarks import measure
 from brh_jax.command import Parser
-from brh_jax.errors import UserError, expect
+from brh_jax.errors import UserError, did_you_mean, expect
 
 PATIENCE = 4  # times what it is expected to take, then it is stopped
 SPARE = 30  # seconds that starting and ending a distillation may take beside its own minutes
@@ -82,35 +83,34 @@ def plan(arguments) -> list[Item]:
     Raises:
         UserError: `only` names something else.
     """
-    if arguments.tiny:
-        archs, batches, common = ["vits14"], [4], " --tiny"
-    else:
-        archs, batches, common = ["vitb14", "vits14"], [64, 256], ""
+    tiny = " --tiny" if arguments.tiny else ""
     weights = [f"--weights={shlex.quote(source)}" for source in arguments.source] or [f"--arch={arguments.arch}"]
-    items = [Item(f"parity {given}{common}", 60) for given in weights]
-    for batch in batches:
-        for arch in archs:
-            shape = f"--batch-size={batch} --dtype=bfloat16{common}"
-            with_compile = "" if arguments.tiny else " --compile"
-            items.append(Item(f"teacher --arch={arch} {shape} --plain-attention", 80))
-            items.append(Item(f"raptor_step --parts=speed --arch={arch}_reg {shape} --plain-attention{with_compile}", 150))
-    items += [
-        Item(f"raptor_step --parts=memory --arch={archs[0]}_reg --batch-size={n} --dtype=bfloat16{common}", 90) for n in batches
-    ]
-    items.append(Item(f"jacobian {weights[0]} --dense-size=0{common}", 100, highest=True))
-    items.append(Item(f"ranks {weights[0]}{common}", 60, highest=True))
-    if arguments.tiny or (arguments.source and arguments.images):
+    items = [Item(f"parity {given}{tiny}", 60) for given in weights]
+    items += _speed_and_memory(tiny)
+    items.append(Item(f"jacobian {weights[0]} --dense-size=0{tiny}", 100, highest=True))
+    items.append(Item(f"ranks {weights[0]}{tiny}", 60, highest=True))
+    if tiny or (arguments.source and arguments.images):
         options = f"--images={shlex.quote(arguments.images)} --k={arguments.k} --batch-size={arguments.batch_size}"
-        options += f" --dtype=bfloat16{common}" + (f" --eval={shlex.quote(arguments.eval)}" if arguments.eval else "")
+        options += f" --dtype=bfloat16{tiny}" + (f" --eval={shlex.quote(arguments.eval)}" if arguments.eval else "")
         items += [Item(f"fidelity {given} {options}", 150, rest=True) for given in weights]
-    wanted = arguments.only.split(",") if arguments.only else []
-    names = {item.command.split()[0] for item in items}
-    for name in wanted:
-        if name not in names:
-            raise UserError(
-                f"only names {name!r}: expected some of {', '.join(sorted(names))} (fidelity needs --source and --images)"
-            )
-    return [item for item in items if not wanted or item.command.split()[0] in wanted]
+    names = list(dict.fromkeys(item.command.split()[0] for item in items))
+    wanted = arguments.only.split(",") if arguments.only else names
+    if unknown := sorted(set(wanted) - set(names)):
+        needed = "" if "fidelity" in names else ", and fidelity where there are --source and --images"
+        raise UserError(f"--only names {unknown[0]!r}: {did_you_mean(unknown[0], names)}there are {', '.join(names)}{needed}")
+    return [item for item in items if item.command.split()[0] in wanted]
+
+
+def _speed_and_memory(tiny: str) -> list[Item]:
+    """In bfloat16, beside PyTorch. A tiny one is of one shape, and without torch.compile, which takes long whatever it compiles."""
+    archs, batches, compiled = (["vits14"], [4], "") if tiny else (["vitb14", "vits14"], [64, 256], " --compile")
+    speed, memory = list[Item](), list[Item]()
+    for batch, arch in itertools.product(batches, archs):
+        shape = f"--batch-size={batch} --dtype=bfloat16{tiny}"
+        speed.append(Item(f"teacher --arch={arch} {shape} --plain-attention", 80))
+        speed.append(Item(f"raptor_step --parts=speed --arch={arch}_reg {shape} --plain-attention{compiled}", 150))
+        memory.append(Item(f"raptor_step --parts=memory --arch={arch}_reg {shape}", 90))
+    return speed + memory
 
 
 def _need_accelerator() -> None:

@@ -1,7 +1,7 @@
 """A Raptor distilled within minutes by the recipe for few images: how near it is to its teacher after so many images.
 
 R² by token type, mean over layers and of the last layer, on images that it is not trained on: those of --eval, or some held out.
-Where the teacher has a classifier, how often the two decide alike; accuracy too, where --eval has a folder for each of its classes.
+With a classifier of the teacher's, how often the two decide alike, and accuracy where --eval has a folder for each of its classes.
 
 python -m benchmarks fidelity --weights=weights.onnx --images=photos --minutes=10
 python -m benchmarks fidelity --weights=weights.onnx --images=photos --eval=labelled --minutes=10 --dtype=bfloat16 --batch-size=64
@@ -35,10 +35,8 @@ def main(argv=None) -> int:
     begun = time.monotonic()
     parser = measure.parser("fidelity", __doc__, repeats=1)
     models.add_options(parser)
-    parser.add_argument(
-        "--images", default="", help="a folder of images to distil on, or tfds:NAME:SPLIT, idx:PATH, digits:SPLIT"
-    )
-    parser.add_argument("--eval", default="", help="the same of images to measure on; some of --images, held out, without")
+    parser.add_argument("--images", default="", help="to distil on: a folder, tfds:NAME:SPLIT, idx:PATH, digits:SPLIT")
+    parser.add_argument("--eval", default="", help="to measure on, as --images; some of those, held out, without")
     parser.add_argument("--num-images", type=int, default=512, help="to measure on")
     parser.add_argument("--k", type=int, default=2, help="phases")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all of it")

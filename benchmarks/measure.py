@@ -1,6 +1,7 @@
 """What every benchmark needs: sides timed in turns, outputs compared, the ceiling of the machine, a table that is also JSON."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -251,6 +252,17 @@ def load_torch(*others: str, device: str = ""):
     elif not torch.cuda.is_available():
         raise Skipped(f"jax runs on {jax.devices()[0].device_kind}, this torch cannot")
     return torch
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Raises Skipped where torch has not enough beside what jax has taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise Skipped("the GPU has not enough memory for both in one process") from None
 
 
 def torch_device() -> str:

@@ -1,5 +1,6 @@
-"""Every state of a ViT, ours and PyTorch's in float32: how far they lie apart, at the highest precision of products and at jax's own.
+"""Every state of a ViT, ours and PyTorch's in float32: how far they lie apart.
 
+Ours at the highest precision of matrix products, which must agree, and at jax's default, which on a GPU has fewer digits.
 PyTorch works on jax's device, or on the CPU where it has no such device.
 
 python -m benchmarks parity --weights=weights.onnx

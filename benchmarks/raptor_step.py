@@ -126,13 +126,15 @@ def _speed(report, arguments):
     sides = {names[0]: measure.ours(lambda: step(images)), names[1]: measure.ours(lambda: step_kept(kept))}
     if arguments.plain_attention:
         plain = _Ours(teacher, config, blocks, arguments, fused=False)
+        plain(images)  # here, before PyTorch takes the memory
         sides["brh_jax, plain attention, teacher inside"] = measure.ours(lambda: plain(images))
     skipped = {}
     try:
         states_of = _torch_teacher(teacher, pixels, arguments.dtype) if measure.load_torch("transformers") else None
-        held = [state.clone() for state in states_of()]
-        peers = [_torch_step(config, blocks, teacher.layout, arguments) for _ in range(2)]
-        losses.append([float(peers[1](states_of())) for _ in range(3)])
+        with measure.enough_memory():
+            held = [state.clone() for state in states_of()]
+            peers = [_torch_step(config, blocks, teacher.layout, arguments) for _ in range(2)]
+            losses.append([float(peers[1](states_of())) for _ in range(3)])
         sides["PyTorch, states from memory"] = measure.theirs(lambda: peers[0](held))
         sides["PyTorch, teacher inside"] = measure.theirs(lambda: peers[1](states_of()))
         report.agree("losses of three steps", *losses, measure.tolerance(arguments.dtype))
