@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from time import monotonic
 from typing import NamedTuple
 
 from benchmarks import measure
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 def main(argv=None) -> int:
     """Runs what is not there yet; returns the exit status."""
-    begun = time.monotonic()
+    begun = monotonic()
     parser = Parser("benchmarks accelerator", __doc__)
     parser.add_argument("--minutes", type=float, default=25.0, help="for all of it")
     parser.add_argument("--out", required=True, metavar="DIR", help="gets results.jsonl and table.md")
@@ -102,7 +102,7 @@ def plan(arguments) -> list[Item]:
 
 
 def _speed_and_memory(tiny: str) -> list[Item]:
-    """In bfloat16, beside PyTorch. A tiny one is of one shape, and without torch.compile, which takes long whatever it compiles."""
+    """In bfloat16, beside PyTorch. Tiny ones are of one shape, without torch.compile, which is slow with any."""
     archs, batches, compiled = (["vits14"], [4], "") if tiny else (["vitb14", "vits14"], [64, 256], " --compile")
     speed, memory = list[Item](), list[Item]()
     for batch, arch in itertools.product(batches, archs):
@@ -131,7 +131,7 @@ def _go(items: list[Item], results: dict[str, dict], folder: pathlib.Path, deadl
     for number, item in enumerate(items):
         if item.command in results and "failed" not in results[item.command]:
             continue
-        left, expected = deadline - time.monotonic(), item.seconds * pace(results)
+        left, expected = deadline - monotonic(), item.seconds * pace(results)
         if left < expected:
             print(f"not begun, about {expected:.0f} s with {left:.0f} s left: {item.command}", flush=True)
             continue
@@ -142,9 +142,9 @@ def _go(items: list[Item], results: dict[str, dict], folder: pathlib.Path, deadl
             limit = left / (1 + after)
             command += f" --minutes={max(limit - SPARE, 1) / 60:.2f}"
         print(f"\n{command}", flush=True)
-        begun = time.monotonic()
+        begun = monotonic()
         found = run(command, limit, highest=item.highest)
-        taken = time.monotonic() - begun
+        taken = monotonic() - begun
         if "failed" in found:
             print(f"failed: {found['failed']}", flush=True)
         expectation = {} if item.rest else {"expected": item.seconds}

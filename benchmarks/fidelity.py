@@ -1,7 +1,7 @@
 """A Raptor distilled within minutes by the recipe for few images: how near it is to its teacher after so many images.
 
 R² by token type, mean over layers and of the last layer, on images that it is not trained on: those of --eval, or some held out.
-With a classifier of the teacher's, how often the two decide alike, and accuracy where --eval has a folder for each of its classes.
+With a classifier of the teacher's how often the two decide alike, and accuracy where --eval has a folder for each of its classes.
 
 python -m benchmarks fidelity --weights=weights.onnx --images=photos --minutes=10
 python -m benchmarks fidelity --weights=weights.onnx --images=photos --eval=labelled --minutes=10 --dtype=bfloat16 --batch-size=64
