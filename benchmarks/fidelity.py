@@ -23,6 +23,7 @@ from brh_jax.distill.timed import Training, found_phases, images_source
 from brh_jax.distill.validation import Validation
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
+from brh_jax.partition import Partition
 from brh_jax.train.metrics import read_metrics
 from brh_jax.train.parallel import make_mesh
 
@@ -38,14 +39,15 @@ def main(argv=None) -> int:
     parser.add_argument("--images", default="", help="to distil on: a folder, tfds:NAME:SPLIT, idx:PATH, digits:SPLIT")
     parser.add_argument("--eval", default="", help="to measure on, as --images; some of those, held out, without")
     parser.add_argument("--num-images", type=int, default=512, help="to measure on")
-    parser.add_argument("--k", type=int, default=2, help="phases")
+    parser.add_argument("--k", type=int, default=2, help="phases, found by bisection")
+    parser.add_argument("--partition", default="", help="layers of each phase, 7,3,2 say, instead")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all of it")
     parser.add_argument("--steps", type=int, default=0, help="so many, whatever they take")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     arguments = parser.parse_args(argv)
     if arguments.tiny:
-        arguments.images, arguments.eval = "digits:train", ""
+        arguments.images, arguments.eval, arguments.partition = "digits:train", "", "2,1"
         arguments.num_images, arguments.steps, arguments.batch_size = 16, 4, 8
     if not arguments.images:
         raise UserError("there are no images to distil on: give --images=FOLDER")
@@ -54,7 +56,10 @@ def main(argv=None) -> int:
     if arguments.dtype != "float32":
         teacher = teacher.replace(dtype=jnp.dtype(arguments.dtype))
     trained_on, measured_on = _sources(arguments)
-    partition = found_phases(teacher, trained_on, arguments.k, arguments.batch_size)
+    if arguments.partition:
+        partition = Partition(tuple(int(n) for n in arguments.partition.split(",")))
+    else:
+        partition = found_phases(teacher, trained_on, arguments.k, arguments.batch_size)
     with tempfile.TemporaryDirectory(prefix="brh_jax_fidelity_") as folder:
         training = Training(
             teacher,
@@ -71,7 +76,7 @@ def main(argv=None) -> int:
             training.of(arguments.steps)
         else:
             training.within(begun + 60 * SHARE * arguments.minutes, SHARE * arguments.minutes)
-        _rows(report, training, f"{teacher.name}, k = {arguments.k}", begun)
+        _rows(report, training, f"{teacher.name}, k = {partition.k}", begun)
     report.note(f"phases {partition}; {len(trained_on)} images trained on, {arguments.batch_size} a step, {arguments.dtype}")
     return report.finish()
 
