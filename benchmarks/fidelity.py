@@ -34,18 +34,7 @@ SHARE = 0.85  # of the minutes for phases and training; the rest for loading, me
 def main(argv=None) -> int:
     """Prints the table; returns the exit status."""
     begun = time.monotonic()
-    parser = measure.parser("fidelity", __doc__, repeats=1)
-    models.add_options(parser)
-    parser.add_argument("--images", default="", help="to distil on: a folder, tfds:NAME:SPLIT, idx:PATH, digits:SPLIT")
-    parser.add_argument("--eval", default="", help="to measure on, as --images; some of those, held out, without")
-    parser.add_argument("--num-images", type=int, default=512, help="to measure on")
-    parser.add_argument("--k", type=int, default=2, help="phases, found by bisection")
-    parser.add_argument("--partition", default="", help="layers of each phase, 7,3,2 say, instead")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for all of it")
-    parser.add_argument("--steps", type=int, default=0, help="so many, whatever they take")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     if arguments.tiny:
         arguments.images, arguments.eval, arguments.partition = "digits:train", "", "2,1"
         arguments.num_images, arguments.steps, arguments.batch_size = 16, 4, 8
@@ -56,14 +45,10 @@ def main(argv=None) -> int:
     if arguments.dtype != "float32":
         teacher = teacher.replace(dtype=jnp.dtype(arguments.dtype))
     trained_on, measured_on = _sources(arguments)
-    if arguments.partition:
-        partition = Partition(tuple(int(n) for n in arguments.partition.split(",")))
-    else:
-        partition = found_phases(teacher, trained_on, arguments.k, arguments.batch_size)
     with tempfile.TemporaryDirectory(prefix="brh_jax_fidelity_") as folder:
         training = Training(
             teacher,
-            RaptorConfig(teacher.config, partition, **BLOCK),
+            RaptorConfig(teacher.config, _partition(teacher, trained_on, arguments), **BLOCK),
             trained_on,
             arguments.batch_size,
             augment=True,
@@ -76,9 +61,32 @@ def main(argv=None) -> int:
             training.of(arguments.steps)
         else:
             training.within(begun + 60 * SHARE * arguments.minutes, SHARE * arguments.minutes)
-        _rows(report, training, f"{teacher.name}, k = {partition.k}", begun)
-    report.note(f"phases {partition}; {len(trained_on)} images trained on, {arguments.batch_size} a step, {arguments.dtype}")
+        _rows(report, training)
+    minutes = (time.monotonic() - begun) / 60
+    report.note(f"phases {training.config.partition}; {len(trained_on)} images trained on, {arguments.batch_size} a step")
+    report.note(f"{minutes:.2f} minutes in all, measuring and compiling included, in {arguments.dtype}")
     return report.finish()
+
+
+def _parser():
+    parser = measure.parser("fidelity", __doc__, repeats=1)
+    models.add_options(parser)
+    parser.add_argument("--images", default="", help="to distil on: a folder, tfds:NAME:SPLIT, idx:PATH, digits:SPLIT")
+    parser.add_argument("--eval", default="", help="to measure on, as --images; some of those, held out, without")
+    parser.add_argument("--num-images", type=int, default=512, help="to measure on")
+    parser.add_argument("--k", type=int, default=2, help="phases, found by bisection")
+    parser.add_argument("--partition", default="", help="layers of each phase, 7,3,2 say, instead")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all of it")
+    parser.add_argument("--steps", type=int, default=0, help="so many, whatever they take")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    return parser
+
+
+def _partition(teacher, images, arguments):
+    if arguments.partition:
+        return Partition(tuple(int(n) for n in arguments.partition.split(",")))
+    return found_phases(teacher, images, arguments.k, arguments.batch_size)
 
 
 def _sources(arguments):
@@ -102,12 +110,12 @@ def _validation(teacher, source, arguments):
     return Validation(teacher.on(make_mesh()), batches, times=MEASURED, head=head, labelled=labelled)
 
 
-def _rows(report, training, name, begun):
+def _rows(report, training):
     """One for each time that the blocks were measured."""
-    rates = [row["images_per_second"] for row in read_metrics(training.folder / "metrics.jsonl") if "images_per_second" in row]
+    name = f"{training.teacher.name}, k = {training.config.partition.k}"
     for row in read_metrics(training.folder / "validation" / "metrics.jsonl"):
         said = ", ".join(f"{key} {value:.3f}" for key, value in row.items() if key not in ("step", "images"))
         report.figures(f"{name}: after {row['images']:,} images", row, said)
-    minutes = (time.monotonic() - begun) / 60
-    rate = f"{np.median(rates):,.4g} images/s as it trains, " if rates else ""
-    report.note(f"{rate}{minutes:.2f} minutes in all, measuring and compiling included")
+    rows = read_metrics(training.folder / "metrics.jsonl")
+    if rates := [row["images_per_second"] for row in rows if "images_per_second" in row]:
+        report.note(f"{np.median(rates):,.4g} images/s as it trains, measuring left out")
