@@ -101,9 +101,9 @@ def test_states_without_torch(tmp_path, capsys, monkeypatch):
     assert "differs from ours at the highest precision" in ours["remark"] and ours["difference"] < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accelerator_tiny(tmp_path, capfd, monkeypatch):
-    """All of it runs, each in its process; once more there is nothing left to do."""
+    """All of it runs, each in its process, and once more there is nothing left to do; the parts are tested above, in this one."""
     command = ["accelerator", "--tiny", f"--out={tmp_path}"]
     assert benchmarks.main(command) == 0
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -205,8 +205,11 @@ def test_the_plan_of_an_accelerator(tmp_path, capsys):
     assert "did you mean parity?" in capsys.readouterr().err
 
 
-def test_what_takes_too_long_on_an_accelerator_is_ended():
-    assert accelerator.run("parity --tiny", 0.05, highest=True)["failed"].startswith("stopped, as it had not ended")
+def test_a_process_of_an_accelerators_plan():
+    found = accelerator.run("partition --tiny", 300, highest=True)
+    assert found["benchmark"] == "partition" and found["rows"]
+    assert "did you mean --tiny?" in accelerator.run("partition --tinny", 300, highest=False)["failed"]
+    assert accelerator.run("partition --tiny", 0.05, highest=True)["failed"].startswith("stopped, as it had not ended")
 
 
 def test_cells_of_an_accelerators_table():
