@@ -1,6 +1,7 @@
 """python -m benchmarks NAME [options]: one kind of work, ours beside a peer, in turns; --help after the name tells more.
 
-Names: teacher, raptor_step, stage1, similarity, partition, jacobian, ranks, dynamics, dmd, input, convert.
+Names: teacher, raptor_step, stage1, similarity, partition, jacobian, ranks, dynamics, dmd, input, convert, parity, fidelity;
+accelerator runs those that a GPU is for, in so many minutes.
 """
 
 import importlib
@@ -18,6 +19,9 @@ NAMES = (
     "dmd",
     "input",
     "convert",
+    "parity",
+    "fidelity",
+    "accelerator",
 )
 
 

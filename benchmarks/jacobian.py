@@ -1,5 +1,7 @@
 """Leading singular values of a layer's Jacobian: matrix-free, ours and torch.func under scipy, and from the whole matrix.
 
+Beside them the Lyapunov exponents of all layers, which have no peer.
+
 Random weights have other spectra than trained ones, and Krylov methods need more or fewer steps for them: give real weights.
 
 python -m benchmarks jacobian --weights=weights.onnx --dense-size=56
@@ -11,6 +13,9 @@ import numpy as np
 
 from benchmarks import measure, models
 from brh_jax.dynamics.jacobian import jacobian_block, jacobian_singular_values
+from brh_jax.dynamics.lyapunov import lyapunov_exponents
+
+EXPONENTS = 8
 
 
 def main(argv=None) -> int:
@@ -41,6 +46,7 @@ def main(argv=None) -> int:
         _values(report, at_size.system(), state, layer, arguments, dense=size == arguments.dense_size, what=f"{size} px")
         if size == arguments.size:
             _blocks(report, at_size.system(), state, layer, arguments, f"{size} px")
+            _exponents(report, at_size, pixels, arguments, f"{size} px")
     return report.finish()
 
 
@@ -111,6 +117,13 @@ def _blocks(report, system, state, layer, arguments, what):
         report.row(label, seconds, against=None if label == name else times[name])
 
 
+def _exponents(report, encoder, pixels, arguments, what):
+    system, state = encoder.system(), encoder.embed(encoder.normalize_pixels(pixels))
+    side = measure.ours(lambda: lyapunov_exponents(system, state, EXPONENTS).exponents)
+    name = f"{what}: {EXPONENTS} Lyapunov exponents over {encoder.depth} layers, brh_jax"
+    report.row(name, measure.in_turns({name: side}, arguments.repeats)[name], images=1)
+
+
 def _whole_in_jax(system, state, index, count):
     """Column by column in chunks, as `torch.func.jacrev` does it with `chunk_size`: memory is the matrix's."""
     side = state[0].size
@@ -168,7 +181,7 @@ def _torch_layer(encoder, index):
     """One layer of the same model in torch, `[tokens, dim] -> [tokens, dim]`."""
     model = models.in_transformers(encoder)
     model.set_attn_implementation("eager")  # the fused one has no derivative in forward mode
-    block = model.encoder.layer[index]
+    block = (model.layers if hasattr(model, "layers") else model.encoder.layer)[index]
 
     def layer(state):
         out = block(state[None])

@@ -1,6 +1,7 @@
 """What every benchmark needs: sides timed in turns, outputs compared, the ceiling of the machine, a table that is also JSON."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -159,6 +160,10 @@ class Report:
         """A ratio that is not one of times on one row."""
         self._print({"what": what, "ratio": value, "remark": remark})
 
+    def figures(self, what: str, values: dict[str, float], remark: str) -> None:
+        """Figures of other kinds than time and memory, by their names; `remark` says them to people."""
+        self._print({"what": what} | values | {"remark": remark})
+
     def skip(self, what: str, reason) -> None:
         """A row that could not be measured here."""
         self._print({"what": what, "skipped": str(reason), "remark": f"skipped: {reason}"})
@@ -225,8 +230,12 @@ def _products(dtype, size):
     return sides | {"torch": theirs(lambda: same @ same)}
 
 
-def load_torch(*others: str):
+def load_torch(*others: str, device: str = ""):
     """torch, with as many threads as this process may use.
+
+    Args:
+        others: packages that are needed with it.
+        device: where torch is to work; by default where jax does.
 
     Raises:
         Skipped: it, or one of `others`, is not installed, or jax has a GPU and torch has not.
@@ -238,11 +247,22 @@ def load_torch(*others: str):
             __import__(name)
     except ImportError as error:
         raise Skipped(f"{error.name} is not installed") from None
-    if jax.default_backend() == "cpu":
+    if (device or torch_device()) == "cpu":
         torch.set_num_threads(cores())
     elif not torch.cuda.is_available():
         raise Skipped(f"jax runs on {jax.devices()[0].device_kind}, this torch cannot")
     return torch
+
+
+@contextlib.contextmanager
+def enough_memory():
+    """Raises Skipped where torch has not enough beside what jax has taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise Skipped("the GPU has not enough memory for both in one process") from None
 
 
 def torch_device() -> str:
@@ -285,13 +305,18 @@ def in_a_process(name: str, *options: str) -> dict:
     Raises:
         Skipped: it failed.
     """
-    root = pathlib.Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "benchmarks", name, *options]
+    command, environment = as_process(name, *options)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Skipped((done.stderr.strip().splitlines() or ["it printed nothing"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def as_process(name: str, *options: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of `python -m benchmarks NAME OPTIONS`."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    return [sys.executable, "-m", "benchmarks", name, *options], environment
 
 
 def versions() -> dict[str, str]:

@@ -50,8 +50,9 @@ def random_pixels(number: int, size: int) -> np.ndarray:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--weights and --size, of benchmarks whose results depend on the weights; images are random pixels."""
-    parser.add_argument("--weights", default="", help="anything that brh_jax.load takes; ViT-S/14 with random weights without")
+    """--weights, --arch and --size, of benchmarks whose results depend on the weights; images are random pixels."""
+    parser.add_argument("--weights", default="", help="anything that brh_jax.load takes; random weights of --arch without")
+    parser.add_argument("--arch", default="vits14", help="a name of brh_jax.models.ARCHITECTURES, where there are no --weights")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
 
 
@@ -61,16 +62,16 @@ def from_options(arguments) -> Encoder:
         arguments.size = 28
     if arguments.weights and not arguments.tiny:
         return brh_jax.load(arguments.weights).at_size(arguments.size)
-    return random_vit("vits14", arguments.size, tiny=arguments.tiny)
+    return random_vit(arguments.arch, arguments.size, tiny=arguments.tiny)
 
 
-def in_transformers(encoder: Encoder, dtype: str = "float32"):
-    """The same ViT as a model of transformers, on torch's device.
+def in_transformers(encoder: Encoder, dtype: str = "float32", *, device: str = ""):
+    """The same ViT as a model of transformers, on torch's device or another.
 
     Raises:
         measure.Skipped: torch or transformers is missing.
     """
-    torch = measure.load_torch("transformers")
+    torch = measure.load_torch("transformers", device=device)
     import transformers
 
     from weights_convert import export
@@ -80,15 +81,15 @@ def in_transformers(encoder: Encoder, dtype: str = "float32"):
     with tempfile.TemporaryDirectory() as folder:
         path = export.write(encoder.replace(dtype=None, head=None), f"{folder}/model")
         model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
-    return model.requires_grad_(False).to(measure.torch_device(), getattr(torch, dtype))
+    return model.requires_grad_(False).to(device or measure.torch_device(), getattr(torch, dtype))
 
 
-def as_torch_images(images, dtype: str = "float32"):
+def as_torch_images(images, dtype: str = "float32", *, device: str = ""):
     """Preprocessed images as torch's models take them, `[batch, 3, height, width]`."""
     import torch
 
     pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(images), -1, 1)))
-    return pixels.to(measure.torch_device(), getattr(torch, dtype))
+    return pixels.to(device or measure.torch_device(), getattr(torch, dtype))
 
 
 def states_in_torch(model, pixels):

@@ -43,6 +43,7 @@ def main(argv=None) -> int:
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", default="dots", choices=tuple(POLICIES))
+    parser.add_argument("--plain-attention", action="store_true", help="also ours without cuDNN's kernel of attention")
     parser.add_argument("--compile", action="store_true", help="also a PyTorch step through torch.compile")
     parser.add_argument("--depths", default="6,12,24", help="of the teachers that the step is compiled for")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
@@ -67,9 +68,9 @@ def main(argv=None) -> int:
 class _Ours:
     """Our step, with its training state."""
 
-    def __init__(self, teacher, config, blocks, arguments):
+    def __init__(self, teacher, config, blocks, arguments, *, fused=True):
         self.teacher = teacher
-        self.update, optimiser = make_update(OBJECTIVE, teacher, config, seed=0, remat=arguments.remat)
+        self.update, optimiser = make_update(OBJECTIVE, teacher, config, seed=0, remat=arguments.remat, fused=fused)
         copied = jax.tree.map(jnp.copy, blocks)
         self.state = {"params": copied, "opt_state": optimiser.init(copied)}
 
@@ -123,12 +124,17 @@ def _speed(report, arguments):
         step_kept(kept)
     names = ["brh_jax, teacher inside", "brh_jax, states from memory"]
     sides = {names[0]: measure.ours(lambda: step(images)), names[1]: measure.ours(lambda: step_kept(kept))}
+    if arguments.plain_attention:
+        plain = _Ours(teacher, config, blocks, arguments, fused=False)
+        plain(images)  # here, before PyTorch takes the memory
+        sides["brh_jax, plain attention, teacher inside"] = measure.ours(lambda: plain(images))
     skipped = {}
     try:
         states_of = _torch_teacher(teacher, pixels, arguments.dtype) if measure.load_torch("transformers") else None
-        held = [state.clone() for state in states_of()]
-        peers = [_torch_step(config, blocks, teacher.layout, arguments) for _ in range(2)]
-        losses.append([float(peers[1](states_of())) for _ in range(3)])
+        with measure.enough_memory():
+            held = [state.clone() for state in states_of()]
+            peers = [_torch_step(config, blocks, teacher.layout, arguments) for _ in range(2)]
+            losses.append([float(peers[1](states_of())) for _ in range(3)])
         sides["PyTorch, states from memory"] = measure.theirs(lambda: peers[0](held))
         sides["PyTorch, teacher inside"] = measure.theirs(lambda: peers[1](states_of()))
         report.agree("losses of three steps", *losses, measure.tolerance(arguments.dtype))

@@ -20,6 +20,7 @@ def main(argv=None) -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--plain-attention", action="store_true", help="also ours without cuDNN's kernel of attention")
     parser.add_argument("--eager-only", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args(argv)
     if arguments.tiny:
@@ -35,10 +36,12 @@ def _measure(report, arch, arguments):
     encoder = models.random_vit(arch, arguments.size, tiny=arguments.tiny, dtype=dtype)
     images = jax.device_put(encoder.normalize_pixels(models.random_pixels(batch, arguments.size)))
     # As the training step runs it.
-    module = encoder.module.clone(fused=True)
-    forward = jax.jit(lambda params, images: module.apply({"params": params}, images))
+    forward = _forward(encoder.module.clone(fused=True))
     name = f"{arch}, brh_jax"
     sides = {name: measure.ours(lambda: forward(encoder.params, images))}
+    if arguments.plain_attention:
+        plain = _forward(encoder.module)
+        sides[f"{name}, plain attention"] = measure.ours(lambda: plain(encoder.params, images))
     skipped = {}
     try:
         sides |= _torch_sides(encoder, images, forward, report, arch, arguments, skipped)
@@ -50,6 +53,10 @@ def _measure(report, arch, arguments):
         report.row(side, found, **work, against=None if side == name else times[name])
     for side, reason in skipped.items():
         report.skip(side, reason)
+
+
+def _forward(module):
+    return jax.jit(lambda params, images: module.apply({"params": params}, images))
 
 
 def _torch_sides(encoder, images, forward, report, arch, arguments, skipped):

@@ -21,6 +21,7 @@ from brh_jax.data.transforms import CenterCrop, RandomResizedCrop, Transform
 from brh_jax.distill.objectives import Joint, init_blocks
 from brh_jax.distill.recipe import joint_recipe
 from brh_jax.distill.trainer import make_update, train_blocks
+from brh_jax.distill.validation import Validation
 from brh_jax.errors import UserError
 from brh_jax.models.encoder import Encoder
 from brh_jax.models.raptor import RaptorConfig
@@ -88,6 +89,7 @@ class Training:
         learning_rate: the largest.
         seed: of the blocks, the order of images and the crops.
         folder: for what the training loop leaves.
+        validation: what measures the blocks as they train; its time is on top of what `within` is given.
     """
 
     teacher: Encoder
@@ -98,6 +100,7 @@ class Training:
     learning_rate: float
     seed: int
     folder: pathlib.Path
+    validation: Validation | None = None
 
     def of(self, steps: int) -> Any:
         """The blocks after so many steps."""
@@ -153,4 +156,4 @@ class Training:
         loop = LoopSettings(log_every=every, save_every=10 * steps, keep_best=0)
         run = Run(self.folder, {}, make_mesh(), "fit a Raptor", loop)
         arguments = (self._objective(steps), self.teacher, self.config, self._fresh(), self._batches(), run)
-        return to_host(train_blocks(*arguments, batch_size=self.batch_size, seed=self.seed))
+        return to_host(train_blocks(*arguments, batch_size=self.batch_size, seed=self.seed, validation=self.validation))

@@ -84,16 +84,23 @@ def _on_params(visit: Callable[[Any], None]) -> Callable[[dict], None]:
 
 
 def make_update(
-    objective: Objective, teacher: Encoder, config: RaptorConfig, *, seed: int, remat: str = "dots", pieces: int = 1
+    objective: Objective,
+    teacher: Encoder,
+    config: RaptorConfig,
+    *,
+    seed: int,
+    remat: str = "dots",
+    pieces: int = 1,
+    fused: bool = True,
 ) -> tuple[Any, optax.GradientTransformation]:
     """The jitted step of an objective, and its optimiser.
 
     `update(state, teacher_params, batch, index, variant)` takes and gives `{"params", "opt_state"}` (donated), and gives metrics.
     The batch holds uint8 images as `image`, or the teacher's `states`, `[batch, depth + 1, tokens, dim]`. Of the teacher only its
-    architecture and preprocessing matter here: it can be compiled without any weights.
+    architecture and preprocessing matter here: it can be compiled without any weights. `fused` as in `models.layers.Attention`.
     """
-    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=True)
-    watched = teacher.module.clone(fused=True)
+    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=fused)
+    watched = teacher.module.clone(fused=fused)
     optimiser, schedule = optimizer(objective, [f"phase_{phase + 1}" for phase in range(config.partition.k)])
     key = jax.random.key(seed)
 
