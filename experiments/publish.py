@@ -12,10 +12,9 @@ from statistics import fmean
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
-from brh_jax.files import nearest_path
 from brh_jax.loading import load
 from experiments.results import Results
-from experiments.runs import read_results
+from experiments.runs import read_run
 from experiments.stages.agreement.run import AgreementResult, Fit
 from experiments.stages.distill.run import DistillResult, RaptorResult
 from experiments.stages.teacher.run import TeacherResult
@@ -45,15 +44,13 @@ def _training(results: Results, teacher: TeacherResult, raptor: RaptorResult) ->
     data, own = config["data"], config["distill"]
     stages = [own[stage] for stage in ("stage1", "stage2") if own[stage]["steps"]]
     how = ", then ".join(f"{s['steps']:,} steps with loss {s['loss']} and {s['optimizer']}" for s in stages)
-    images, share = (
-        own["batch_size"] * sum(s["steps"] for s in stages),
-        raptor.cost.flops_per_image / teacher.cost.flops_per_image,
-    )
+    views = own["batch_size"] * sum(s["steps"] for s in stages)
+    share = raptor.cost.flops_per_image / teacher.cost.flops_per_image
     return (
-        f"Teacher: {teacher.name}. Distilled on {images:,} images ({data['augment']} of `{_last(data['train'])}`): {how}, "
-        f"batches of {own['batch_size']}, seed {config['seed']}. Its blocks have {raptor.cost.block_params:,} parameters, "
-        f"the teacher's {teacher.cost.block_params:,}; an image takes {share:.2f} times the teacher's operations. Made by "
-        f"brh_jax {results.about['environment']['brh-jax']}."
+        f"Teacher: {teacher.name}. Distilled on {views:,} views ({data['augment']}) of `{_last(data['train'])}`: {how}, batches "
+        f"of {own['batch_size']}, seed {config['seed']}. Its blocks have {raptor.cost.block_params:,} parameters, the teacher's "
+        f"{teacher.cost.block_params:,}; an image takes {share:.2f} times the teacher's operations. Made by brh_jax "
+        f"{results.about['environment']['brh-jax']}."
     )
 
 
@@ -96,10 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _publish(arguments: argparse.Namespace) -> None:
     workdir = arguments.run.expanduser()
-    if not (workdir / "results.json").is_file():
-        hint = nearest_path(workdir) or "expected the work directory of a finished run"
-        raise UserError(f"no results.json in {workdir}: {hint.strip(' ;')}")
-    results = read_results(workdir / "results.json")
+    results = read_run(workdir)
     raptors = results.get(DistillResult)
     ks = sorted(raptor.k for raptor in raptors.raptors.values()) if raptors else []
     if not ks:

@@ -11,18 +11,17 @@ from collections.abc import Iterator, Sequence
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
-from brh_jax.files import nearest_path
 from brh_jax.report.html import Chapter, FigureEntry, Listing, render
 from brh_jax.train.metrics import clock
 from experiments import side_by_side, stages
 from experiments.page import Page, settings_of
 from experiments.results import Results
-from experiments.runs import read_results
+from experiments.runs import read_run
 from experiments.stages.agreement.figures import glance
 from experiments.stages.agreement.run import AgreementResult
 from experiments.stages.phases.run import PhasesResult
 from experiments.stages.teacher.run import TeacherResult
-from experiments.verdict import answer
+from experiments.verdict import answer, in_short
 
 # Title, the question that a chapter answers, and the stages that it is of; stages that are not named have one of their own.
 _STORY = (
@@ -58,6 +57,7 @@ def _lead(results: Results) -> Iterator[str]:
     if (teacher := results.get(TeacherResult)) and (phases := results.get(PhasesResult)):
         numbers = " or ".join(map(str, phases.partitions))
         yield f"Can {numbers} blocks, each applied again and again, do what the {teacher.depth} layers of {teacher.name} do?"
+    yield from in_short(results)
     if skipped := results.about["skipped_images"]:
         yield f"{len(skipped)} images could not be decoded and were skipped; results.json names them."
 
@@ -79,7 +79,8 @@ def _glance(page: Page) -> Iterator[FigureEntry]:
             "glance",
             "Phases, and R² of every state",
             "The further the coloured lines are above the grey ones, the more of the teacher is in the blocks. Left the "
-            "dissimilarity of layers, phases outlined; right how much of each state's variance is reproduced from the first.",
+            "dissimilarity of layers, phases outlined; right how much of each state's variance is reproduced from the first. "
+            "Triangles are values below the axis.",
         )
 
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_all(arguments: argparse.Namespace) -> None:
-    runs = {run.expanduser(): _read(run.expanduser()) for run in arguments.runs}
+    runs = {run.expanduser(): read_run(run.expanduser()) for run in arguments.runs}
     if len(runs) > 1:
         first = next(iter(runs))
         side_by_side.write((arguments.out or first / "report" / "side_by_side").expanduser(), runs)
@@ -109,13 +110,6 @@ def _write_all(arguments: argparse.Namespace) -> None:
         raise UserError("--out is for the page of several runs: that of one run is RUN/report/index.html")
     else:
         write(*next(iter(runs.items())))
-
-
-def _read(workdir: pathlib.Path) -> Results:
-    if not (workdir / "results.json").is_file():
-        hint = nearest_path(workdir) or "expected the work directory of a finished run"
-        raise UserError(f"no results.json in {workdir}: {hint.strip(' ;')}")
-    return read_results(workdir / "results.json")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from brh_jax.command import Parser, run_command
+from brh_jax.errors import UserError
+from brh_jax.files import nearest_path
 from experiments import stages
 from experiments.results import Results, check_schema, from_json, read_json
 
@@ -27,6 +29,23 @@ def read_results(path: pathlib.Path) -> Results:
     from_json(dict[str, dict[str, Any]], about, path)
     made = {name: from_json(kinds[name], value, path) for name, value in whole.items() if name in kinds}
     return Results(made, about)
+
+
+def read_run(workdir: pathlib.Path) -> Results:
+    """The results of the finished run in that folder.
+
+    Raises:
+        UserError: there is no run, or one that is not finished; and as `read_results`.
+    """
+    path = workdir / "results.json"
+    if not path.is_file() and any((workdir / stage.name).is_dir() for stage in stages.STAGES):
+        raise UserError(
+            f"the run in {workdir} is not finished, no results.json: give its command again, it goes on where it stopped"
+        )
+    if not path.is_file():
+        hint = nearest_path(workdir) or "expected the work directory of a finished run"
+        raise UserError(f"no results.json in {workdir}: {hint.strip(' ;')}")
+    return read_results(path)
 
 
 def schema() -> dict:

@@ -28,6 +28,19 @@ def answer(workdir: pathlib.Path, results: Results, name: str = "", colour: str 
     return Answer(name, list(_asked(results)), list(cards(workdir, results)), colour)
 
 
+def in_short(results: Results) -> Iterator[str]:
+    """Yields the answer in a sentence: what the Raptor does that keeps most of its teacher."""
+    distilled, teacher, agreement = results.get(DistillResult), results.get(TeacherResult), results.get(AgreementResult)
+    fits = {name: fit for name, fit in agreement.fits.items() if fit.kind == "raptor"} if agreement else {}
+    if not (distilled and teacher and fits):
+        return
+    name = max(fits, key=lambda name: (fits[name].kept.value if fits[name].kept else 0.0, fits[name].r2_all[-1]))
+    fit, share = fits[name], distilled.raptors[name].cost.block_params / teacher.cost.block_params
+    kept = f"keeps {_with_interval(fit.kept)} of its accuracy and " if fit.kept else ""
+    of_state = f"{fit.r2_all[-1]:.2f} of the variance" if fit.r2_all[-1] > 0 else f"nothing (R² {fit.r2_all[-1]:.2f})"
+    yield f"{name}, with {_percent(share, 0)} of the teacher's block parameters, {kept}reproduces {of_state} of the last state."
+
+
 def cards(workdir: pathlib.Path, results: Results) -> Iterator[Card]:
     """Yields the cards of what is done."""
     if phases := results.get(PhasesResult):
@@ -122,7 +135,8 @@ def _raptor_card(name: str, fit: Fit, baselines: list[Fit], probe: tuple[str, st
         facts.append(("Accuracy kept", f"{_with_interval(fit.kept)} of the teacher's"))
         rival = max((one for one in baselines if one.kept), key=lambda one: one.kept.value if one.kept else 0, default=None)
         if rival and rival.kept:
-            facts.append(("Best baseline", f"{_with_interval(rival.kept)} kept by {rival.label}"))
+            none, said = rival.kept.value == 0, f"{_with_interval(rival.kept)} kept by {rival.label}"
+            facts.append(("Best baseline", "none keeps any of it" if none else said))
             if rival.kept.value > fit.kept.value:
                 verdict, poor = f"{verdict} It keeps less of the accuracy than {rival.label}.".strip(), True
     if fit.same_class is not None:

@@ -116,6 +116,7 @@ def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str]
 def _save_file(tensors, path, metadata):
     try:
         save_file(tensors, path, metadata)
+        path.chmod(0o644)  # as its folder and the files beside it: safetensors lets nobody else read it
     except SafetensorError as error:  # it is a full disk or the like, under a name of its own
         raise OSError(f"{path.name} could not be written ({error})") from None
 

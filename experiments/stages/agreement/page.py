@@ -91,14 +91,28 @@ def _decisions_table(agreement: AgreementResult) -> Table:
             kept = f"{_percent(fit.kept.value)} [{100 * fit.kept.low:.1f}, {100 * fit.kept.high:.1f}]" if fit.kept else ""
             rows.append([spec, size, fit.label, _percent(fit.accuracy), kept, _percent(fit.same_class)])
     columns = ["images", "n / photographs", "model", "accuracy", "accuracy kept", "same class as the teacher"]
-    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    filled = _told(agreement, columns, rows)
     remark = (
-        "The teacher's own classifier on the last state, of the same views for all. Accuracy kept is a share of the teacher's, "
-        "with its 95 % bootstrap interval: photographs are drawn with what is said of them on either state. Without labels that "
-        "are the classifier's there is only whether it decides alike."
+        f"{_of_all(agreement)}The teacher's own classifier on the last state, of the same views for all. Accuracy kept is a "
+        "share of the teacher's, with its 95 % bootstrap interval: photographs are drawn with what is said of them on either "
+        "state. Without labels that are the classifier's there is only whether it decides alike."
     )
     cells = [[row[i] for i in filled] for row in rows]
     return Table("What the teacher's classifier says", [columns[i] for i in filled], cells, remark)
+
+
+def _told(agreement: AgreementResult, columns: list[str], rows: list[list[str]]) -> list[int]:
+    """Columns that tell something; of a single set of images the remark does."""
+    first = 0 if len(agreement.sets) > 1 else columns.index("model")
+    return [i for i in range(first, len(columns)) if any(row[i] for row in rows)]
+
+
+def _of_all(agreement: AgreementResult) -> str:
+    """What a table of a single set of images is measured on."""
+    if len(agreement.sets) > 1:
+        return ""
+    first = agreement.fits["identity"]
+    return f"On {of_photographs(first.num_images, first.num_photographs)} of {next(iter(agreement.sets))}. "
 
 
 def _percent(share: float | None) -> str:
@@ -132,12 +146,12 @@ def _errors_table(agreement: AgreementResult) -> Table:
         "largest, at layer",
         "e, all tokens",
     ]
-    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    filled = _told(agreement, columns, rows)
     remark = (
-        "Means over layers and images, with 95 % bootstrap intervals; crops of one photograph are drawn together. The mean state "
-        "and the linear maps are fitted "
-        "to the teacher's states of training images, apart for each token type. Linear blocks are one affine map for each phase, "
-        "fitted to the steps between the teacher's states and applied again and again."
+        f"{_of_all(agreement)}Means over layers and images, with 95 % bootstrap intervals; crops of one photograph are drawn "
+        "together. The mean state and the linear maps are fitted to the teacher's states of training images, apart for each "
+        "token type. Linear blocks are one affine map for each phase, fitted to the steps between the teacher's states and "
+        "applied again and again."
     )
     return Table("e in figures", [columns[i] for i in filled], [[row[i] for i in filled] for row in rows], remark)
 

@@ -234,7 +234,7 @@ def _train(
         seed = 2 * settings.seed + number
         identity = flat(settings.raptor) | flat(getattr(own, stage))
         identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
-        label = f"distill k={config.partition.k} stage {number}"
+        label = f"distill k={config.partition.k}" + (f" stage {number}" if len(objectives) > 1 else "")
         blocks = distill.train_blocks(
             objective,
             teacher,
