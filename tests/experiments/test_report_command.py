@@ -41,6 +41,7 @@ def test_the_page_of_a_run_tells_its_story(tmp_path, capsys):
     page = (run / "report/index.html").read_text()
     order = ("Raptor k2", "Cost", *(f'<h2 id="{one}">' for one in ("phases", "fidelity", "probes", "configuration")))
     places = [page.index(text) for text in order]
+    assert "block parameters, reproduces 0.50 of the variance of the last state." in page
     assert places == sorted(places) and '<h2 id="dynamics">' not in page
     assert {path.suffix for path in (run / "report/figures").iterdir()} == {".png", ".svg", ".csv"}
 
@@ -71,6 +72,10 @@ def test_what_a_command_gets_wrong(tmp_path, capsys):
     assert "--out is for the page of several runs" in capsys.readouterr().err
     assert report.main([str(run), str(tmp_path / "rum")]) == 2
     assert "no results.json in" in capsys.readouterr().err
+    (run / "results.json").unlink()
+    (run / "phases").mkdir(exist_ok=True)
+    assert report.main([str(run)]) == 2
+    assert f"the run in {run} is not finished" in capsys.readouterr().err
 
 
 def test_names_are_escaped(tmp_path):

@@ -10,7 +10,7 @@ from brh_jax.train.metrics import MetricsFile
 from experiments.interval import Interval
 from experiments.results import Results
 from experiments.stages.phases.run import RandomComparison, RandomWeights
-from experiments.verdict import answer, cards
+from experiments.verdict import answer, cards, in_short
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import made_up
@@ -52,6 +52,19 @@ def test_a_raptor_above_the_baselines():
     assert facts["Linear probe"] == "70.0 % [70.0, 70.0]; the teacher's 90.0 % [90.0, 90.0]"
     assert found.table.columns == ["R²", "cls", "all"]
     assert found.table.rows[2:] == [["last layer", "0.80", "0.70"], ["best baseline", "0.50", "0.40"]]
+
+
+def test_the_answer_in_a_sentence():
+    [said] = in_short(results(0.8))
+    assert said.endswith("keeps 80.0 % [70.0, 90.0] of its accuracy and reproduces 0.70 of the variance of the last state.")
+    [said] = in_short(results(-0.4, kept={}))
+    assert said.endswith("block parameters, reproduces nothing (R² -0.50) of the last state.")
+    assert not list(in_short(Results({"teacher": made_up.teacher()})))
+
+
+def test_baselines_that_keep_nothing():
+    nothing = dict(card(results(0.8, kept=KEPT | {"mean": Interval(0.0, 0.0, 0.0)}), "Raptor k2").facts)
+    assert nothing["Best baseline"] == "none keeps any of it"
 
 
 @pytest.mark.parametrize(

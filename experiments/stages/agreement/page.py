@@ -111,7 +111,7 @@ def _of_all(agreement: AgreementResult) -> str:
     """What a table of a single set of images is measured on."""
     if len(agreement.sets) > 1:
         return ""
-    first = agreement.fits["identity"]
+    first = next(iter(agreement.fits.values()))
     return f"On {of_photographs(first.num_images, first.num_photographs)} of {next(iter(agreement.sets))}. "
 
 
