@@ -132,7 +132,19 @@ def test_the_page_and_the_figures_are_there(done):
     ):
         assert title in page
     names = {p.stem for p in (workdir / "report" / "figures").glob("*.png")}
-    fit = {"teacher", "dissimilarity", "boundaries", "cut_weights", "training", "validation", "r2", "cosine", "error", "probes"}
+    fit = {
+        "glance",
+        "teacher",
+        "dissimilarity",
+        "boundaries",
+        "cut_weights",
+        "training",
+        "validation",
+        "r2",
+        "cosine",
+        "error",
+        "probes",
+    }
     dynamics = {"summary", "dynamics", "coherence", "ranks", "basins", "projections", "growth", "exponents", "jacobians", "modes"}
     dynamics |= {"sublayers", "influence", "extrapolation", "perturbations", "eigenvalues", "horizons"}
     assert names == fit | dynamics | {"swaps", "swaps_by_distance", "layer_effects", "hybrids"}
