@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -16,8 +15,8 @@ os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds
 # runs three times as long.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-# What one test compiles no other compiles again, subprocesses included. Workers have a folder each, since jax writes entries in
-# place and a worker that reads one half-written crashes: what is complete they hand over, see `compiled_programs`.
+# What one test compiles no other of the same worker compiles again, subprocesses included. Workers have a folder each: jax writes
+# entries in place, and a worker that reads one half-written crashes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="brh_jax_compiled_"))
 os.environ["JAX_COMPILATION_CACHE_DIR"] += "/" + os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -60,15 +59,9 @@ def wrong_types(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
-    """Gives the other workers what was compiled, and forgets programs before they are too many: each takes several memory maps,
-    of which Linux gives a process 65,530: one that wants more crashes."""
-    own = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    own.mkdir(parents=True, exist_ok=True)
+    """Forgets compiled programs before they are too many: each takes several memory maps, of which Linux gives a process 65,530:
+    one that wants more crashes."""
     yield
-    for other in own.parent.glob("gw*") if "PYTEST_XDIST_WORKER" in os.environ else ():
-        for entry in set(os.listdir(own)) - set(os.listdir(other)):
-            shutil.copy(own / entry, own.parent / f"from-{own.name}")
-            os.replace(own.parent / f"from-{own.name}", other / entry)  # at once whole
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()

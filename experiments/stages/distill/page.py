@@ -26,7 +26,8 @@ def page(page: Page) -> Iterator[FigureEntry]:
             "Training",
             "A line that still falls at its end would gain from more steps. Stage 1 trains every block on its own phase from "
             "the teacher's states; stage 2 joins the blocks and rolls them out from the first state. The losses are weighted "
-            "differently and do not compare across stages.",
+            "differently and do not compare across stages. Where layers start from the teacher's states at first (shaded), a "
+            "loss may rise as fewer of them do.",
         )
     measured = {name: validations(page.workdir, raptor) for name, raptor in raptors.items()}
     if any(rows for each in measured.values() for rows in each):

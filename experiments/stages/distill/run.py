@@ -227,6 +227,8 @@ def _train(
     own, folder = settings.distill, context.folder / name
     every: dict[int, Objective] = {1: Blockwise(own.stage1), 2: Joint(own.stage2)}
     objectives = {number: objective for number, objective in every.items() if objective.settings.steps}
+    # Where there is one training alone, people need not know its number.
+    called = {number: f" stage {number}" if len(objectives) > 1 else "" for number in objectives}
     blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
     for number, objective in objectives.items():
         stage = f"stage{number}"
@@ -234,7 +236,7 @@ def _train(
         seed = 2 * settings.seed + number
         identity = flat(settings.raptor) | flat(getattr(own, stage))
         identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
-        label = f"distill k={config.partition.k}" + (f" stage {number}" if len(objectives) > 1 else "")
+        label = f"distill k={config.partition.k}{called[number]}"
         blocks = distill.train_blocks(
             objective,
             teacher,
@@ -251,7 +253,7 @@ def _train(
         raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
         where = folder / ("raptor" if number == max(objectives) else f"{stage}/raptor")
         context.save(raptor, where, {"partition": str(config.partition), "stage": number})
-    return raptor, {f"k = {config.partition.k}, stage {number}": f"{name}/stage{number}" for number in objectives}
+    return raptor, {f"k = {config.partition.k}{called[number]}": f"{name}/stage{number}" for number in objectives}
 
 
 def _validation(context: Context, settings: Settings, teacher: Encoder, train: Source) -> Validation | None:
