@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from brh_jax.distill.low_rank import LowRank
 from brh_jax.distill.objectives import Objective, TrainingSettings
 from brh_jax.distill.states import StatesBatches
 from brh_jax.distill.validation import Validation
@@ -40,6 +41,7 @@ def train_blocks(
     remat: str = "dots",
     pieces: int = 1,
     validation: Validation | None = None,
+    low_rank: LowRank | None = None,
 ) -> Any:
     """Trains the blocks of a Raptor; returns their parameters.
 
@@ -51,8 +53,9 @@ def train_blocks(
         remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
         pieces: parts that a batch goes through in, gradients accumulated.
         validation: what measures the blocks as they train, without effect on them.
+        low_rank: what makes blocks of `config` of the parameters given; None where these are the blocks' own.
     """
-    update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces)
+    update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces, low_rank=low_rank)
     visits = validation.visits(config, run, objective.settings.steps, batch_size) if validation else {}
     layout, teacher = teacher.layout, teacher.on(run.mesh)
 
@@ -72,15 +75,19 @@ def train_blocks(
         run,
         num_steps=objective.settings.steps,
         batch_size=batch_size,
-        specs=state_specs(config, teacher, optimiser),
+        specs=state_specs(config, teacher, optimiser) if low_rank is None else jax.tree.map(lambda leaf: PartitionSpec(), state),
         flops_per_image=flops,
-        visits={step: _on_params(visit) for step, visit in visits.items()},
+        visits={step: _on_blocks(visit, low_rank) for step, visit in visits.items()},
     )
-    return state["params"]
+    return _blocks(state["params"], low_rank)
 
 
-def _on_params(visit: Callable[[Any], None]) -> Callable[[dict], None]:
-    return lambda state: visit(state["params"])
+def _on_blocks(visit: Callable[[Any], None], low_rank: LowRank | None) -> Callable[[dict], None]:
+    return lambda state: visit(_blocks(state["params"], low_rank))
+
+
+def _blocks(params: Any, low_rank: LowRank | None) -> Any:
+    return params if low_rank is None else low_rank.blocks(params)
 
 
 def make_update(
@@ -92,12 +99,14 @@ def make_update(
     remat: str = "dots",
     pieces: int = 1,
     fused: bool = True,
+    low_rank: LowRank | None = None,
 ) -> tuple[Any, optax.GradientTransformation]:
     """The jitted step of an objective, and its optimiser.
 
     `update(state, teacher_params, batch, index, variant)` takes and gives `{"params", "opt_state"}` (donated), and gives metrics.
     The batch holds uint8 images as `image`, or the teacher's `states`, `[batch, depth + 1, tokens, dim]`. Of the teacher only its
-    architecture and preprocessing matter here: it can be compiled without any weights. `fused` as in `models.layers.Attention`.
+    architecture and preprocessing matter here: it can be compiled without any weights. `fused` as in `models.layers.Attention`,
+    `low_rank` as in `train_blocks`.
     """
     layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=fused)
     watched = teacher.module.clone(fused=fused)
@@ -115,7 +124,7 @@ def make_update(
             noise_key = jax.random.fold_in(jax.random.fold_in(key, index), batch["row"][0])
 
             def loss(params):
-                return objective.loss(module, params, states, layout, index, noise_key, variant)
+                return objective.loss(module, _blocks(params, low_rank), states, layout, index, noise_key, variant)
 
             return jax.grad(loss, has_aux=True)(state["params"])
 
@@ -162,8 +171,15 @@ def muon(schedule: optax.Schedule, settings: TrainingSettings) -> optax.Gradient
 
 def _matrix_axes(path: tuple) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of the kernel at that path are its inputs and its outputs; None for what is no kernel of a block's layer."""
-    axes = KERNELS.get(tuple(key.key for key in path[-3:]))
-    return optax.contrib.MuonDimensionNumbers(*axes) if axes else None
+    names = tuple(key.key for key in path)
+    axes = KERNELS.get(names[-3:])
+    if axes is None:
+        return None
+    if names[0] in ("a", "b"):  # factors of `low_rank`
+        axes = (-2,), (-1,)
+    elif names[0] == "shared":  # phases come first there
+        axes = tuple(tuple(axis + (axis >= 0) for axis in found) for found in axes)
+    return optax.contrib.MuonDimensionNumbers(*axes)
 
 
 def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.GradientTransformation) -> Any:

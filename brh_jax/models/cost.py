@@ -67,6 +67,25 @@ def unshared(config: RaptorConfig) -> RaptorConfig:
     return dataclasses.replace(each, mlp_dim=int(hidden))
 
 
+def rank_of_size(config: RaptorConfig, params: int) -> int:
+    """The largest rank with which kernels of rank r (`distill.low_rank`) leave a model's unshared layers no more than so many
+    parameters.
+
+    Raises:
+        UserError: rank 1 takes more.
+    """
+    dim, hidden, gates = config.dim, config.mlp_dim, 2 if config.mlp == "swiglu" else 1
+    vectors = 4 * dim + 6 * dim + gates * hidden + dim  # biases of attention; norms and gains; biases of the feed-forward layer
+    per_rank = 4 * 2 * dim + (gates + 1) * (dim + hidden)
+    rank = (params // config.depth - vectors) // per_rank
+    if rank < 1:
+        raise UserError(
+            f"{config.depth} unshared layers of rank 1 have {config.depth * (vectors + per_rank):,} parameters, more than the "
+            f"{params:,} of the shared blocks: it needs more phases"
+        )
+    return min(int(rank), dim)
+
+
 def _block_params(config: RaptorConfig) -> tuple[int, int]:
     """Of a block: what does not depend on the hidden width of its feed-forward layer, and how many each hidden unit adds."""
     dim, gates = config.dim, 2 if config.mlp == "swiglu" else 1

@@ -32,6 +32,12 @@ _KINDS = {
     "random-fragmented": {"phases.method": "random_fragmented"},
     "unshared-shallow": {"phases.method": "max_cut", "raptor.unshared": "shallow"},
     "unshared-narrow": {"phases.method": "max_cut", "raptor.unshared": "narrow"},
+    "unshared-low-rank": {"phases.method": "max_cut", "raptor.unshared": "low_rank", "distill.stage2.learning_rate": 0.005},
+    "teacher-dropped": {"phases.method": "max_cut", "raptor.unshared": "dropped", "distill.stage2.learning_rate": 0.005},
+    **{
+        f"relaxed-{rank}": {"phases.method": "max_cut", "raptor.rank": rank, "distill.stage2.learning_rate": 0.01}
+        for rank in (4, 16, 64)
+    },
 }
 
 

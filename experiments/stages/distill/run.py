@@ -1,9 +1,7 @@
 """Distillation: a Raptor for every partition."""
 
 import dataclasses
-from collections.abc import Iterable
-
-import jax
+from collections.abc import Iterable, Iterator
 
 from brh_jax import distill
 from brh_jax.data.sources import Source
@@ -11,61 +9,22 @@ from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, 
 from brh_jax.distill.objectives import Objective
 from brh_jax.distill.states import StatesBatches, open_states
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
-from brh_jax.models import Encoder, RaptorConfig
-from brh_jax.models.cost import unshared
-from brh_jax.models.layers import MLP_KINDS
+from brh_jax.models import Encoder
+from brh_jax.models.cost import partition_bits
+from brh_jax.models.encoder import count_params
 from brh_jax.models.remat import POLICIES
-from brh_jax.partition import Partition
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Trajectory
 from experiments.data import EvalImages, ImageSet, TrainingImages
 from experiments.settings import Common, flat, without_effect
 from experiments.stage import Context
 from experiments.stages.accuracy.run import classifier
+from experiments.stages.distill.start import RaptorSettings, Start, start
 from experiments.stages.phases.run import read_partitions
 from experiments.stages.teacher.run import CostResult, cost_of, read_teacher
 
-
-@dataclasses.dataclass(frozen=True)
-class RaptorSettings:
-    """The architecture of the blocks (paper, section 3).
-
-    Attributes:
-        mlp: feed-forward layer, swiglu, gelu, gelu_tanh or quick_gelu.
-        mlp_ratio: its hidden width, of the width of a token.
-        depth_scaling: whether branches and output are scaled by a function of depth.
-        layer_scale_init: gain of the residual branches at the beginning.
-        unshared: a control with the same number of parameters: narrow, every layer a block of its own, with a narrower
-            feed-forward layer (k must be large enough for the attention); shallow, k blocks applied once each, for the last state
-            of each phase; empty for shared blocks.
-    """
-
-    mlp: str = "swiglu"
-    mlp_ratio: float = 4.0
-    depth_scaling: bool = True
-    layer_scale_init: float = 1e-5
-    unshared: str = ""
-
-    def __post_init__(self):
-        expect_one_of(self, "mlp", MLP_KINDS)
-        expect_positive(self, "mlp_ratio")
-        expect_not_negative(self, "layer_scale_init")
-        expect_one_of(self, "unshared", ("", "narrow", "shallow"))
-
-    def config(self, teacher: Encoder, partition: Partition) -> RaptorConfig:
-        """The architecture of a Raptor of that teacher. Raises UserError where its feed-forward layer would have no width."""
-        width = round(self.mlp_ratio * teacher.dim)
-        expect(width > 0, "config.raptor.mlp_ratio", self.mlp_ratio, f"more, for tokens of width {teacher.dim}")
-        config = RaptorConfig(
-            teacher.config,
-            partition,
-            mlp=self.mlp,
-            mlp_dim=width,
-            depth_scaling=self.depth_scaling,
-            layer_scale_init=self.layer_scale_init,
-            once=self.unshared == "shallow",
-        )
-        return unshared(config) if self.unshared == "narrow" else config
+_MOMENT_IMAGES = 256  # on which layers are brought to a low rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +167,41 @@ def run(context: Context, settings: Settings) -> DistillResult:
     source = context.source(settings.data.train, settings.data.data_dir)
     validation, raptors = _validation(context, settings, teacher, source), {}
     for k, partition in read_partitions(context).items():
-        config = settings.raptor.config(teacher, partition)
-        raptor, trainings = _train(context, settings, source, teacher, config, f"k{k}", validation)
-        raptors[f"k{k}"] = RaptorResult(k, str(partition), cost_of(raptor), trainings)
+        begun = start(
+            settings.raptor, teacher, partition, lambda: _trajectories(context, settings, source, teacher), settings.seed
+        )
+        raptor, trainings = _train(context, settings, source, teacher, begun, f"k{k}", validation)
+        raptors[f"k{k}"] = RaptorResult(k, str(partition), _cost(raptor, begun), trainings)
     return DistillResult(raptors)
+
+
+def _cost(raptor: Encoder, begun: Start) -> CostResult:
+    """Of blocks that are made of fewer parameters, these are counted."""
+    found = cost_of(raptor)
+    if begun.low_rank is None:
+        return found
+    own = count_params(begun.params)
+    fewer, extra = found.block_params - own, partition_bits(begun.partition)
+    block_bits = found.block_bits - 32 * fewer
+    return dataclasses.replace(
+        found,
+        params=found.params - fewer,
+        block_params=own,
+        parameter_bits=found.parameter_bits - 32 * fewer,
+        block_bits=block_bits,
+        partition_bits=extra,
+        levin=block_bits + extra + found.log2_flops,
+    )
+
+
+def _trajectories(context: Context, settings: Settings, source: Source, teacher: Encoder) -> Iterator[Trajectory]:
+    """The teacher's on some of the images to train on, whole in every process."""
+    transform = settings.data.transform("center_crop", teacher.preprocessing)
+    batches = context.measuring_batches(
+        source, transform, num_images=_MOMENT_IMAGES, batch_size=settings.distill.batch_size, label="what layers read"
+    )
+    for batch in batches:
+        yield to_host(teacher.trajectory(teacher.normalize_pixels(batch["image"])))
 
 
 def _train(
@@ -219,28 +209,31 @@ def _train(
     settings: Settings,
     source: Source,
     teacher: Encoder,
-    config: RaptorConfig,
+    begun: Start,
     name: str,
     validation: Validation | None,
 ) -> tuple[Encoder, dict[str, str]]:
     """The trained Raptor, and the folders of its trainings by what people call them."""
-    own, folder = settings.distill, context.folder / name
+    own, folder, blocks, partition = settings.distill, context.folder / name, begun.params, begun.partition
     every: dict[int, Objective] = {1: Blockwise(own.stage1), 2: Joint(own.stage2)}
     objectives = {number: objective for number, objective in every.items() if objective.settings.steps}
+    if begun.low_rank is not None and 1 in objectives:
+        raise UserError(
+            f"config.distill.stage1.steps is {own.stage1.steps}: layers of low rank are trained as a whole alone; expected 0"
+        )
     # Where there is one training alone, people need not know its number.
     called = {number: f" stage {number}" if len(objectives) > 1 else "" for number in objectives}
-    blocks = to_host(distill.init_blocks(config, teacher.layout, jax.random.key(settings.seed)))
     for number, objective in objectives.items():
         stage = f"stage{number}"
         # The second sees other crops in another order than the first.
         seed = 2 * settings.seed + number
         identity = flat(settings.raptor) | flat(getattr(own, stage))
-        identity |= {"partition": str(config.partition), "layout": str(teacher.layout)}
-        label = f"distill k={config.partition.k}{called[number]}"
+        identity |= {"partition": str(partition), "layout": str(teacher.layout)}
+        label = f"distill k={partition.k}{called[number]}"
         blocks = distill.train_blocks(
             objective,
             teacher,
-            config,
+            begun.config,
             blocks,
             _batches(context, settings, source, teacher, seed),
             Run(folder / stage, identity, context.mesh, label, context.loop),
@@ -249,11 +242,12 @@ def _train(
             remat=own.remat,
             pieces=own.pieces,
             validation=validation,
+            low_rank=begun.low_rank,
         )
-        raptor = distill.raptor_encoder(config, blocks, teacher, f"Raptor {config.partition} of {teacher.name}")
+        raptor = distill.raptor_encoder(begun.config, blocks, teacher, f"Raptor {partition} of {teacher.name}")
         where = folder / ("raptor" if number == max(objectives) else f"{stage}/raptor")
-        context.save(raptor, where, {"partition": str(config.partition), "stage": number})
-    return raptor, {f"k = {config.partition.k}{called[number]}": f"{name}/stage{number}" for number in objectives}
+        context.save(raptor, where, {"partition": str(partition), "stage": number})
+    return raptor, {f"k = {partition.k}{called[number]}": f"{name}/stage{number}" for number in objectives}
 
 
 def _validation(context: Context, settings: Settings, teacher: Encoder, train: Source) -> Validation | None:
