@@ -7,7 +7,8 @@ Reads results.json of every run in or below the folders given and writes, as Mar
     fit        R², cosine and e, means over layers, by model
     probes     linear probes: classification, segmentation, depth (paper, section 5)
     ablation   what each part of the distillation is worth, of runs of configs/ablation.py
-    controls   R² and e by number of phases, of max cut beside random partitions and blocks that are not shared, and as a figure
+    controls   fidelity by the parameters of the blocks, of max cut beside random partitions, layers that share less, and layers
+               that share nothing; and as a figure
 
 Cells are mean ± standard deviation over seeds (n - 1), and n. --by tells the rows of the first three apart by these settings.
 """
@@ -25,18 +26,21 @@ from matplotlib.figure import Figure
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError, did_you_mean
 from brh_jax.report.html import save_figure
-from brh_jax.report.study import fit_by_phases
+from brh_jax.report.study import fit_by_parameters
 from experiments import published
 from experiments.configs import ablation
 from experiments.results import Results
 from experiments.stages.agreement.run import ALL, AgreementResult, Fit, decisions
 from experiments.stages.distill.run import DistillResult
+from experiments.stages.teacher.run import TeacherResult
 from experiments.summarize import FinishedRun, Merits, Row, as_csv, as_markdown, gather, merits_of, read_runs, table, write_table
 
 _PROBES = ("top-1 %", "mIoU %", "RMSE", "RMSE per image")
 _CLASSIFIED = ("head as it is %", "probe %")
-_CONTROLLED = ("phases.method", "raptor.unshared")
-_AGAINST_K = ("R²", "e / norm", "R², last layer", "e / norm, last layer")
+_CONTROLLED = ("phases.method", "raptor.unshared", "raptor.rank")
+_NOT_CONTROLLED = ("phases.k", "distill.stage2.learning_rate")  # what else may differ: layers that begin as a teacher's want less
+_AGAINST_PARAMETERS = ("R² cls", "R² patches", "e / norm", "R², last layer")
+_PARAMETERS = "block parameters"
 
 
 class Named(NamedTuple):
@@ -135,6 +139,13 @@ def _raptor_merits(results: Results) -> Merits:
     return {name: values for name, values in fit_merits(results).items() if name in fits and fits[name].kind == "raptor"}
 
 
+def _controlled_merits(results: Results) -> Merits:
+    """The agreement of the Raptors and the parameters of their blocks."""
+    distilled = results.get(DistillResult)
+    sizes = {name: raptor.cost.block_params for name, raptor in distilled.raptors.items()} if distilled else {}
+    return {name: {_PARAMETERS: sizes[name]} | found for name, found in _raptor_merits(results).items() if name in sizes}
+
+
 def _ablation_merits(results: Results) -> Merits:
     """Raptor -> its teacher's classifier read off it, the fine-tuned probe, and its fit."""
     scores = _take(merits_of(results), _CLASSIFIED)
@@ -145,28 +156,32 @@ def control_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     """Rows of Raptors by the method of their partition and by what their blocks share.
 
     Unshared shallow networks are made for the last state of each phase alone: means over layers are left out.
-    No rows where the runs have only one kind, or differ in anything else but k and seeds, as those of an ablation do.
+    No rows where the runs have only one kind, or differ in anything else but k, learning rate and seeds, as an ablation's do.
     """
-    if any(set(row.settings) - {*_CONTROLLED, "phases.k"} for row in gather(runs, (), _raptor_merits)):
+    if any(set(row.settings) - {*_CONTROLLED, *_NOT_CONTROLLED} for row in gather(runs, (), _raptor_merits)):
         return []
     rows = []
-    for row in gather(runs, _CONTROLLED, _raptor_merits):
-        method, unshared = (json.loads(row.settings[name] or '""') for name in _CONTROLLED)
-        blocks = method.replace("_", " ") + (f", unshared {unshared}" if unshared else "")
-        values = {name: found for name, found in row.values.items() if unshared != "shallow" or name.endswith("last layer")}
+    for row in gather(runs, _CONTROLLED, _controlled_merits):
+        method, unshared, rank = (json.loads(row.settings[name] or '""') for name in _CONTROLLED)
+        blocks = method.replace("_", " ") + (f", unshared {unshared.replace('_', ' ')}" if unshared else "")
+        blocks += f", relaxed, rank {rank}" if rank else ""
+        once = unshared in ("shallow", "dropped")
+        values = {
+            name: found for name, found in row.values.items() if not once or name.endswith("last layer") or name == _PARAMETERS
+        }
         rows.append(row._replace(settings={"blocks": blocks}, values=values))
     return rows if len({row.settings["blocks"] for row in rows}) > 1 else []
 
 
 def control_figure(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Figure:
-    """R² and e of control rows against k; see `fit_by_phases`."""
-    distilled = [result for run in runs if (result := run.results.get(DistillResult))]
-    k = {name: raptor.k for result in distilled for name, raptor in result.raptors.items()}
-    curves: dict[str, dict[int, dict[str, list[float]]]] = {}
+    """Fidelity of control rows against the parameters of their blocks; see `fit_by_parameters`."""
+    whole = next(result.cost.block_params for run in runs if (result := run.results.get(TeacherResult)))
+    curves: dict[str, dict[float, dict[str, list[float]]]] = {}
     for row in rows:
-        values = {name: row.values.get(name, []) for name in _AGAINST_K}
-        curves.setdefault(row.settings["blocks"], {})[k[row.model]] = values
-    return fit_by_phases(curves)
+        kind = row.settings["blocks"].partition(", rank ")[0]
+        values = {name: row.values.get(name, []) for name in _AGAINST_PARAMETERS}
+        curves.setdefault(kind, {})[fmean(row.values[_PARAMETERS])] = values
+    return fit_by_parameters(curves, whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

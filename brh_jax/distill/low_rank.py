@@ -138,7 +138,7 @@ def input_moments(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks.values())
     every = jax.jit(jax.vmap(of_layer))
     found = [jax.device_get(every(stacked, states[:-1])) for states in trajectories]
-    return {path: np.mean([moments[path] for moments in found], 0, np.float64) for path in found[0]}
+    return {path: np.stack([moments[path] for moments in found]).mean(0, np.float64) for path in found[0]}
 
 
 def _nearest(matrices: np.ndarray, moment: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

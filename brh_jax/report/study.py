@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from brh_jax.report.run_statistics import mean_over_seeds
 from brh_jax.report.style import BASELINE, TEACHER, colour, legend, styled
@@ -92,28 +91,29 @@ def against_each_other(
 
 
 @styled
-def fit_by_phases(curves: dict[str, dict[int, dict[str, list[float]]]]) -> Figure:
-    """Draws R² and e against the number of phases, mean and standard deviation over runs, a line for each kind of Raptor.
+def fit_by_parameters(curves: dict[str, dict[float, dict[str, list[float]]]], whole: float) -> Figure:
+    """Draws fidelity against the parameters of the blocks, mean and standard deviation over runs, a line for each kind.
 
     Args:
-        curves: kind -> k -> figure of merit (an even number of them) -> values of the runs; none: no point.
+        curves: kind -> parameters -> figure of merit -> values of the runs; none: no point. The first kind is drawn on top.
+        whole: parameters of the teacher's blocks.
     """
     names = list(next(iter(next(iter(curves.values())).values())))
-    figure = Figure(figsize=(8.4, 2.7 * -(-len(names) // 2)), layout="constrained")
-    axes = figure.subplots(-(-len(names) // 2), 2).ravel()
-    for axis, name in zip(axes, names, strict=True):
-        for i, (kind, by_k) in enumerate(curves.items()):
-            ks = sorted(k for k in by_k if len(by_k[k][name]))
-            if not ks:
-                continue
-            mean = [np.mean(by_k[k][name]) for k in ks]
-            spread = [np.std(by_k[k][name], ddof=1) if len(by_k[k][name]) > 1 else 0.0 for k in ks]
-            places = np.array(ks) + 0.06 * (i - (len(curves) - 1) / 2)
-            axis.errorbar(places, mean, spread, fmt="o-", ms=4, lw=1.2, capsize=3, color=colour(i), label=kind)
-        axis.set_xlabel("number of phases k")
-        axis.set_ylabel(name if "layer" in name else f"{name}, mean of layers")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(figure, axes[0])
+    figure, axes = _grid({name: {} for name in names}, 2)
+    for axis, name in zip(axes, names, strict=False):
+        for i, (kind, by_size) in enumerate(curves.items()):
+            sizes = sorted(size for size in by_size if len(by_size[size][name]))
+            mean = [np.mean(by_size[size][name]) for size in sizes]
+            spread = [np.std(found, ddof=1) if len(found := by_size[size][name]) > 1 else 0.0 for size in sizes]
+            style = {"ms": 4, "lw": 1.2, "capsize": 3, "color": colour(i), "zorder": 3 - i / len(curves)}
+            axis.errorbar(
+                [size / whole for size in sizes], mean, spread, fmt=f"{_MARKERS[i % len(_MARKERS)]}-", label=kind, **style
+            )
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+        axis.set_xlabel("parameters of the blocks, of the teacher's")
+        axis.set_title(name if "layer" in name else f"{name}, mean of layers")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 

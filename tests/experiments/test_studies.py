@@ -180,6 +180,7 @@ def write_run(folder, seed, k, r2, accuracy, **settings):
     """R² of patches is half of that of cls, and zero at the first of two layers."""
     name = f"k{k}"
     results = {
+        "teacher": made_up.teacher(),
         "phases": made_up.phases(k),
         "distill": made_up.distilled(name, k),
         "agreement": made_up.agreement(made_up.fit(name, {"cls": [0.0, r2], "patches": [0.0, r2 / 2]}, [0.2, 0.4])),
@@ -245,8 +246,22 @@ def test_tables_beside_the_paper(tmp_path, capsys):
     runs = read_runs([tmp_path])
     (shallow,) = [row for row in tables.control_rows(runs) if "shallow" in row.settings["blocks"]]
     assert shallow.settings == {"blocks": "max cut, unshared shallow"}
-    assert set(shallow.values) == {"R², last layer", "e / norm, last layer"}
-    assert len(tables.control_figure(runs, tables.control_rows(runs)).axes) == 4
+    assert set(shallow.values) == {"R², last layer", "e / norm, last layer", "block parameters"}
+    for rank in (4, 16):
+        relaxed = {"phases.method": "max_cut", "raptor.rank": rank, "distill.stage2.learning_rate": 0.01}
+        write_run(tmp_path / f"relaxed-{rank}-seed0", 0, 3, 0.5, 0.8, **relaxed)
+    runs = read_runs([tmp_path])
+    figure = tables.control_figure(runs, tables.control_rows(runs))
+    panels = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in panels][1:] == [
+        "R² patches, mean of layers",
+        "e / norm, mean of layers",
+        "R², last layer",
+    ]
+    labels = panels[0].get_legend_handles_labels()[1]
+    assert labels.count("max cut, relaxed") == 1 and "max cut, unshared shallow" in labels
+    for rank in (4, 16):
+        shutil.rmtree(tmp_path / f"relaxed-{rank}-seed0")
     shutil.rmtree(tmp_path / "9-shallow-seed0")
     write_run(tmp_path / "6-gelu-seed0", 0, 3, 0.5, 0.8, **{"phases.method": "max_cut", "raptor.mlp": "gelu"})
     assert not tables.control_rows(read_runs([tmp_path]))  # partitions are not all that differs
@@ -258,7 +273,8 @@ def test_controls_are_a_study(tmp_path, capsys):
     assert runs["max-cut-seed1"]["phases.k"] == (1, 3) and runs["random-contiguous-seed1"]["phases.k"] == (3,)
     assert runs["random-fragmented-seed1"]["teacher.source"] == "{workdir}/teacher/teacher/model"
     pretrained = sweep.runs_of("configs/controls.py:dinov2,arch=vits14,runlocal,seeds=1")
-    kinds = ["max-cut", "random-contiguous", "random-fragmented", "unshared-shallow", "unshared-narrow"]
+    kinds = ["max-cut", "random-contiguous", "random-fragmented", "unshared-shallow", "unshared-narrow", "unshared-low-rank"]
+    kinds += ["teacher-dropped", "relaxed-4", "relaxed-16", "relaxed-64"]
     assert list(pretrained) == [f"{kind}-seed0" for kind in kinds]
     assert pretrained["unshared-narrow-seed0"]["phases.k"] == (4, 5, 6)
     assert not any("teacher.source" in changes for changes in pretrained.values())
