@@ -87,7 +87,7 @@ def main(argv) -> None:
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
     command = ["python -m experiments.main", *sys.argv[1:]]
     try:
-        pipeline.run(config, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
+        pipeline.run(config, workdir, mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
     except stopping.Stopped as stopped:
         print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])}", flush=True)
 
