@@ -50,7 +50,7 @@ def a_configuration_within_itself(folder):
 def a_deep_configuration(folder):
     config = quickstart.get_config().unlock()
     config.study = place = ConfigDict({})
-    for _ in range(3000):
+    for _ in range(100_000):  # of which Python 3.13 goes through some thousands
         place.inner = ConfigDict({})
         place = place.inner
     pipeline.read_settings(config)
