@@ -2,11 +2,15 @@
 
 import argparse
 import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from brh_jax.errors import UserError, did_you_mean
+
+NOBODY_READS = "stopped, as nobody reads what is printed here any more (a closed pipe): the same command goes on"
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,8 +62,22 @@ def run_command(
         arguments.more = unknown
         return body(arguments) or 0
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            error = UserError(NOBODY_READS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader is gone (`| head`, a `tee` that ended); what is left then goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    out = select.poll()
+    out.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in out.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def print_any_name() -> None:

@@ -32,8 +32,22 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(os.environ.get("BRH_JAX_CACHE") or f"{base}/brh_jax").expanduser()
 
 
+def is_address(path: PathLike) -> bool:
+    """Whether something is an address of the network (gs://bucket/run), which as a path would be a folder called `gs:`."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None and not os.path.lexists(path)
+
+
+def own_folder(path: PathLike) -> pathlib.Path:
+    """A folder to write to, of this machine. Raises UserError for an address."""
+    if is_address(path):
+        raise UserError(f"{path} is an address: expected a folder of this machine; mount it (gcsfuse, s3fs) and give its path")
+    return pathlib.Path(path).expanduser()
+
+
 def nearest_path(path: PathLike) -> str:
     """What to say of a path that leads nowhere: `did you mean X? `, or the folder that a relative one was looked for in."""
+    if is_address(path):
+        return "addresses are not read, download it or mount it and give its path; "
     missing = pathlib.Path(path).expanduser()
     rest: list[str] = []
     while not os.path.lexists(missing) and missing != missing.parent:

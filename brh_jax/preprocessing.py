@@ -12,6 +12,7 @@ from brh_jax.types import Array
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("nearest", "lanczos", "bilinear", "bicubic")}
+_LEAST_STD = 1e-6  # smaller ones are of no pixels
 _LONGEST = 100  # times its shorter side, what is enlarged of an image
 
 
@@ -27,7 +28,7 @@ class Preprocessing:
         crop: (height, width) in pixels of what the model sees.
         resize: before the crop: length of the shorter side, or (height, width) that an image is stretched to; an image is
             stretched to `crop` itself where this is None.
-        mean, std: per channel, for pixels in 0 ... 1.
+        mean, std: three each, of pixels in 0 ... 1.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
     """
 
@@ -46,8 +47,11 @@ class Preprocessing:
         expect(len(self.crop) == 2 and _pixels(self.crop), "crop", self.crop, "(height, width) in pixels")
         sides = self.resize is None or (len(resize) == 2 and _pixels(resize))
         expect(sides, "resize", self.resize, "pixels, (height, width) in pixels or None")
-        expect(all(is_number(m) for m in self.mean), "mean", self.mean, "numbers")
-        expect(all(is_number(s) and s > 0 for s in self.std), "std", self.std, "positive numbers")
+        of = "of pixels in 0 ... 1 (divide those of 0 ... 255 by 255)"
+        mean = len(self.mean) == 3 and all(is_number(m) and 0 <= m <= 1 for m in self.mean)
+        expect(mean, "mean", self.mean, f"three numbers from 0 to 1, {of}")
+        std = len(self.std) == 3 and all(is_number(s) and _LEAST_STD <= s <= 1 for s in self.std)
+        expect(std, "std", self.std, f"three positive numbers up to 1, {of}")
         if self.interpolation not in FILTERS:
             raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(FILTERS)}")
 

@@ -1,9 +1,10 @@
 """The section `config.data`: each stage takes the part of it that it uses."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from brh_jax.data.classes import check_labels
+from brh_jax.data.classes import check_labels, matched, outputs_of
 from brh_jax.data.pipeline import training_batches
 from brh_jax.data.sources import Source
 from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
@@ -148,8 +149,8 @@ class ImageSet(NamedTuple):
                 "--config.data.train=folder:photos/train --config.data.eval=folder:photos/test"
             )
 
-    def check(self) -> None:
-        """Raises UserError where it is not there, or lacks the classes that are needed."""
+    def check(self) -> Source:
+        """Opens it. Raises UserError where it is not there, or lacks the classes that are needed."""
         try:
             source = OPENERS[self.kind](self.spec, data_dir=self.data_dir, **dict(self.options))
             if self.labelled:
@@ -158,3 +159,19 @@ class ImageSet(NamedTuple):
             section = self.setting.partition(".")[0]
             needless = f"; or leave config.{section}.train and .eval empty for no such probe" if self.labelled else ""
             raise UserError(f"config.{self.setting}: {error}{needless if section != 'data' else ''}") from None
+        return source
+
+
+def check_classes(opened: Collection[tuple[ImageSet, Source]]) -> None:
+    """Raises UserError where what is tested on has classes that what is trained on, `SECTION.train`, does not have."""
+    of = {one.setting: source for one, source in opened if one.kind == "images"}
+    labelled = {one.setting for one, _ in opened if one.labelled}
+    for setting in sorted(labelled):
+        section, _, name = setting.partition(".")
+        train, test = of[setting], of.get(f"{section}.eval")
+        if name != "train" or test is None or len(test.classes) < 2 or outputs_of(train.classes, test.classes) is not None:
+            continue
+        try:
+            matched(train, test)
+        except UserError as error:
+            raise UserError(f"config.{section}: {error}") from None

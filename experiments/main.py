@@ -19,7 +19,7 @@ from types import ModuleType
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from brh_jax.command import print_any_name
+from brh_jax.command import NOBODY_READS, nobody_reads, print_any_name
 from brh_jax.errors import UserError, did_you_mean
 from experiments.settings import names_of, renamed, unknown_setting
 
@@ -87,7 +87,7 @@ def main(argv) -> None:
     workdir = _WORKDIR.value or f"runs/{pathlib.Path(_config_path(sys.argv)).stem}"
     command = ["python -m experiments.main", *sys.argv[1:]]
     try:
-        pipeline.run(config, pathlib.Path(workdir), mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
+        pipeline.run(config, workdir, mode=_MODE.value, rerun=_RERUN.value, command=command, profile=profile)
     except stopping.Stopped as stopped:
         print(f"{stopped}; go on with: {shlex.join(['python', '-m', 'experiments.main', *sys.argv[1:]])}", flush=True)
 
@@ -271,8 +271,11 @@ def cli() -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         _leave(130)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            print(f"error: {NOBODY_READS}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         _leave(1)
 
 

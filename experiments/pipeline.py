@@ -14,12 +14,14 @@ import jax
 from ml_collections import ConfigDict
 
 from brh_jax.data.files import printable
+from brh_jax.data.sources import Source
 from brh_jax.errors import UserError, did_you_mean
+from brh_jax.files import own_folder
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import differences, is_main, make_mesh, together, wait_for_all
 from experiments import full_disk, report, stages
-from experiments.data import ImageSet
+from experiments.data import check_classes
 from experiments.lock import Hold, hold
 from experiments.records import Record, differing_content, differing_settings, read_record
 from experiments.results import Results, from_json, to_json, write_json
@@ -100,7 +102,7 @@ def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False
     Raises:
         UserError: anything that the user can put right.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = own_folder(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give a folder as --workdir")
     if (place := str(workdir.absolute())) != place.encode("utf-8", "replace").decode():  # tensorstore writes to no such path
@@ -121,15 +123,17 @@ def _check_ready(plan: "_Plan", settings: dict[str, Any]) -> None:
     """Raises UserError where a stage that is to run lacks something that it reads from outside."""
     done = {name for name, record in plan.records.items() if record is not None and record.done} - plan.again
     waiting = [stage for stage in stages.STAGES if stage.name in plan.chosen and stage.name not in done]
-    sets: dict[tuple, ImageSet] = {}
-    for one in (one for stage in waiting for one in stage.reads(settings[stage.name])):
+    named = [one for stage in waiting for one in stage.reads(settings[stage.name])]
+    for one in named:
         one.check_named()
-        sets.setdefault(one[1:], one)
     for stage in waiting:
         if stage.ready is not None:
             stage.ready(settings[stage.name])
-    for one in sets.values():
-        one.check()
+    opened: dict[tuple, Source] = {}
+    for one in named:
+        if one[1:] not in opened:
+            opened[one[1:]] = one.check()
+    check_classes([(one, opened[one[1:]]) for one in named])
 
 
 def _run(config: ConfigDict, plan: "_Plan", own: RunSettings, mode: str, command, profile) -> Results:

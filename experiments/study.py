@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
+from brh_jax.files import own_folder
 from brh_jax.report import study as figures
 from brh_jax.report.html import Chapter, FigureEntry, Table, figure_entry, render
 from brh_jax.report.run_statistics import Correlation, correlation
@@ -320,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> None:
     workdir = pathlib.Path(arguments.workdir).expanduser()
-    out = pathlib.Path(arguments.out).expanduser() if arguments.out else workdir / "study"
+    out = own_folder(arguments.out) if arguments.out else workdir / "study"
     gather(workdir, out)
     print((out / "measures.md").read_text() + f"{out / 'index.html'}, measures and correlations as .md, .csv and .tex")
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
+from brh_jax.files import own_folder
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
 from experiments.main import check_flags, find_config, module_of
@@ -276,7 +277,7 @@ def _study(arguments: argparse.Namespace) -> int:
     """Lists or runs what the arguments say; returns the exit status."""
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
-    workdir, runs = pathlib.Path(arguments.workdir).expanduser(), runs_of(arguments.config)
+    workdir, runs = own_folder(arguments.workdir), runs_of(arguments.config)
     if arguments.more:
         check_flags(arguments.more, arguments.config, also=("list", "index", "jobs"))
     needs, index = needs_of(runs), arguments.index

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError, did_you_mean
+from brh_jax.files import own_folder
 from brh_jax.report.html import save_figure
 from brh_jax.report.study import fit_by_parameters
 from experiments import published
@@ -200,7 +201,7 @@ def _write(arguments: argparse.Namespace) -> None:
         hint = did_you_mean(unknown[0], known)
         raise UserError(f"--by names {unknown[0]!r}, a setting of none of these runs" + (f": {hint.strip()}" if hint else ""))
     found = list(tables_of(runs, by))
-    out = pathlib.Path(arguments.out or pathlib.Path(arguments.folders[0]) / "tables").expanduser()
+    out = own_folder(arguments.out or pathlib.Path(arguments.folders[0]) / "tables")
     out.mkdir(parents=True, exist_ok=True)
     for one in found:
         header, cells = one.cells()

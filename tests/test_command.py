@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from brh_jax.command import Parser, run_command
+from brh_jax.command import NOBODY_READS, Parser, run_command
 from brh_jax.errors import UserError
 
 
@@ -46,6 +46,28 @@ def test_bugs_keep_their_stack_trace():
 def test_flags_that_are_wrong_are_one_line_with_the_nearest(given, says, capsys):
     assert run_command(parser(), lambda arguments: 0, [given]) == 2
     assert capsys.readouterr().err == f"error: {says}\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; from brh_jax.command import Parser, run_command; "
+        "run = lambda body: sys.exit(run_command(Parser('p', ''), body, [])); ",
+        "from experiments import main; main._parse = list; main.app.run = lambda body, **given: body(0); "
+        "run = lambda body: (setattr(main, 'main', body), main.cli()); ",
+    ],
+    ids=["a command", "a run"],
+)
+def test_a_reader_that_is_gone_is_said(code):
+    """`python -m ... | head`: no stack trace, and no word of the interpreter's at its end."""
+    code += "run(lambda given: [print('line', flush=True) for _ in range(100_000)])"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read() == f"error: {NOBODY_READS}\n"
+    assert process.wait()
 
 
 def test_names_that_are_no_utf8_are_printed(tmp_path):

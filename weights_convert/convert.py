@@ -126,7 +126,7 @@ def convert(
         encoder, family, unused, assumed = _convert_vit(source, arch, dtype, num_heads)
     if image_size is not None:
         encoder = encoder.at_size(image_size)
-    used = len(source.tensors) - len(unused)
+    used, assumed = len(source.tensors) - len(unused), [*source.notes, *assumed]
     return encoder, Report(str(spec), _format(source), family, used, unused, assumed)
 
 

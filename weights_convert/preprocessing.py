@@ -82,14 +82,10 @@ def _of_transformers(origin: str, p: dict, facts: Facts, config: ViTConfig) -> P
         side = resize or (config.position_grid or (14,))[0] * config.patch_size
         crop = (side, side)
         facts.assume(f"a centre crop of {side} x {side}: the source's processor lets the size vary")
-    normalised = p.get("do_normalize", True)
-    return Preprocessing(
-        crop,
-        resize,
-        tuple(p["image_mean"]) if normalised else (0.0,) * 3,
-        tuple(p["image_std"]) if normalised else (1.0,) * 3,
-        FILTERS[p["resample"]],
-    )
+    mean, std = (p["image_mean"], p["image_std"]) if p.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3)
+    if not p.get("do_rescale", True):  # pixels stay in 0 ... 255, and mean and std are of those
+        mean, std = ([float(value) / 255 for value in values] for values in (mean, std))
+    return Preprocessing(crop, resize, tuple(mean), tuple(std), FILTERS[p["resample"]])
 
 
 def _of_timm(cfg: dict) -> Preprocessing:

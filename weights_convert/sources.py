@@ -28,6 +28,7 @@ class Source:
         tensors: name -> Tensor.
         hf, timm, open_clip: config.json of transformers or of timm, open_clip_config.json; None where it is not there.
         preprocessor: preprocessor_config.json of transformers, or None.
+        notes: what was taken where the files hold more than one thing.
     """
 
     origin: str
@@ -38,6 +39,7 @@ class Source:
     timm: dict | None = None
     open_clip: dict | None = None
     preprocessor: dict | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> pathlib.Path:
@@ -93,9 +95,10 @@ def open_source(spec: str) -> Source:
     except UserError as error:
         raise UserError(f"{spec} is damaged: {error}; download it again") from None
     tensors: dict[str, Tensor] = {}
-    kind = ""
+    kind, notes = "", []
     for file in files:
-        kind, found = _open_file(file)
+        kind, found, more = _open_file(file)
+        notes += more
         if twice := tensors.keys() & found.keys():
             raise UserError(
                 f"{file} holds tensors that another file beside it has too ({min(twice)}, ...): name the file you want"
@@ -115,6 +118,7 @@ def open_source(spec: str) -> Source:
         timm=config if "architecture" in config and not for_open_clip else None,
         open_clip=open_clip if for_open_clip else None,
         preprocessor=None if for_open_clip else _preprocessor(folder),
+        notes=tuple(notes),
     )
 
 
@@ -152,7 +156,8 @@ def _open_file(path: pathlib.Path):
         raise UserError(f"cannot read {path}: expected one of {', '.join(openers)}, got {path.suffix or 'no suffix'!r}")
     check_begin(path)
     kind, opener = openers[path.suffix]
-    return kind, opener(path)
+    found = opener(path)
+    return kind, *(found if isinstance(found, tuple) else (found, []))
 
 
 def _preprocessor(folder: pathlib.Path) -> dict | None:

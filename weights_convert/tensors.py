@@ -76,8 +76,12 @@ def open_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     }
 
 
-def open_torch(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote. Raises UserError where they are not all that there is to read."""
+def open_torch(path: pathlib.Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a file that torch.save wrote, and what was taken of several state dicts where it holds such.
+
+    Raises:
+        UserError: tensors that are not all that there is to read.
+    """
     try:
         import torch
     except ImportError:
@@ -96,31 +100,41 @@ def open_torch(path: pathlib.Path) -> dict[str, Tensor]:
             f"{path} cannot be read as plain tensors ({why}): it is damaged, or a pickle of more than a state "
             "dict, which is never unpickled here; save model.state_dict() instead"
         ) from None
-    tensors = {name: t for name, t in _unwrapped(path, tensors).items() if isinstance(t, torch.Tensor) and isinstance(name, str)}
+    inner, notes = _unwrapped(path, tensors, torch.Tensor)
+    tensors = {name: t for name, t in inner.items() if isinstance(t, torch.Tensor) and isinstance(name, str)}
     for name, t in tensors.items():
-        if t.layout != torch.strided or t.numel() * t.element_size() > t.untyped_storage().nbytes():
+        if t.is_nested or t.is_meta or t.layout != torch.strided:
+            kind = "nested" if t.is_nested else "without its values" if t.is_meta else f"of layout {t.layout}"
+            raise UserError(
+                f"{path}: {name} is a tensor {kind}, expected plain ones: save model.state_dict() of a model in memory"
+            )
+        if t.numel() * t.element_size() > t.untyped_storage().nbytes():
             raise UserError(f"{path}: {name} says {tuple(t.shape)}, and the file does not hold as many values: save it whole")
 
     def read(tensor):
         return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
 
-    return {
+    taken = {
         name: Tensor(tuple(t.shape), str(t.dtype).removeprefix("torch."), functools.partial(read, t))
         for name, t in tensors.items()
     }
+    return taken, notes
 
 
-def _unwrapped(path, tensors) -> dict:
-    """The state dict inside what a training script saved."""
-    passed = []
+def _unwrapped(path, tensors, kind: type) -> tuple[dict, list[str]]:
+    """The state dict inside what a training script saved, and which was taken where there are several (averages of it, say)."""
+    passed, notes = [], []
     while isinstance(tensors, dict) and (inner := [k for k in WRAPPERS if isinstance(tensors.get(k), dict)]):
         passed.append(id(tensors))
+        count = {k: sum(isinstance(t, kind) for t in v.values()) for k, v in tensors.items() if isinstance(v, dict)}
+        if others := [k for k, n in count.items() if k != inner[0] and n and 2 * n >= count[inner[0]] > 0]:
+            notes.append(f"the weights under {inner[0]!r}; the file holds others under {', '.join(map(repr, others))}")
         tensors = tensors[inner[0]]
         if id(tensors) in passed:
             raise UserError(f"{path} holds a dict that contains itself, under {inner[0]!r}: save model.state_dict() instead")
     if not isinstance(tensors, dict) or not tensors:
         raise UserError(f"{path} holds {type(tensors).__name__}, expected a state dict (name -> tensor)")
-    return tensors
+    return tensors, notes
 
 
 def check_begin(path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Image files: which there are below a folder, and what is in them."""
 
 import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -15,6 +16,12 @@ from brh_jax.types import PathLike
 
 T = TypeVar("T")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+# Images, of formats that are not read here.
+_OTHER_IMAGES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".tga", ".exr", ".hdr", ".psd", ".svg", ".dng", ".cr2",
+                 ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}  # fmt: skip
+# Of these the size says little about the content: it follows from the number of pixels.
+_OF_ONE_SIZE = {".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".npy"}
+_SAMPLE = 2**16  # bytes at the beginning, the middle and the end
 _OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that archives and file servers leave; hidden ones aside
 _OURS_TO_MEND = (errno.EMFILE, errno.ENFILE)  # no fault of the file
 
@@ -47,11 +54,13 @@ class Below(NamedTuple):
         files: of the endings asked for.
         folders: all that were looked into.
         dead: links with such an ending that lead nowhere.
+        unread: images of formats that are not read.
     """
 
     files: list[pathlib.Path]
     folders: list[pathlib.Path]
     dead: list[pathlib.Path]
+    unread: list[pathlib.Path]
 
 
 def files_below(folder: PathLike, suffixes: Container[str] = SUFFIXES) -> Below:
@@ -63,7 +72,7 @@ def files_below(folder: PathLike, suffixes: Container[str] = SUFFIXES) -> Below:
     Raises:
         UserError: a folder that may not be listed.
     """
-    found, ahead = Below([], [], []), [(pathlib.Path(folder), frozenset[tuple[int, int]]())]
+    found, ahead = Below([], [], [], []), [(pathlib.Path(folder), frozenset[tuple[int, int]]())]
     while ahead:
         here, above = ahead.pop()
         try:
@@ -81,6 +90,8 @@ def files_below(folder: PathLike, suffixes: Container[str] = SUFFIXES) -> Below:
                 ahead.append((path, above | {me}))
             elif kind != "other" and path.suffix.lower() in suffixes:
                 (found.files if kind == "file" else found.dead).append(path)
+            elif kind == "file" and path.suffix.lower() in _OTHER_IMAGES:
+                found.unread.append(path)
     return Below(*map(sorted, found))
 
 
@@ -94,8 +105,20 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def listing(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> list:
-    """Name relative to the folder and size in bytes of each file."""
-    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+    """Name relative to the folder and size in bytes of each file; where sizes say little, a hash of parts of it, too."""
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size, *_sampled(path)) for path in paths]
+
+
+def _sampled(path: pathlib.Path) -> list[str]:
+    """Sha256 of a file's beginning, middle and end, of formats whose files are all of one size; the whole of a small one."""
+    if path.suffix.lower() not in _OF_ONE_SIZE:
+        return []
+    size, found = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for start in (0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)):
+            file.seek(start)
+            found.update(file.read(_SAMPLE))
+    return [found.hexdigest()]
 
 
 def read_image(path: pathlib.Path, upright: bool = True) -> Image.Image:

@@ -19,6 +19,7 @@ from brh_jax.types import PathLike
 
 UNLABELLED = -1
 _NAMED = 10  # images that are named as they are skipped; the others are counted
+_MOST_CLASSES = 10**6  # of arrays, which name them by their numbers
 IDX_BYTES = 2**31  # that an IDX file may expand to: it is held in memory
 
 
@@ -129,8 +130,14 @@ class ArraySource(Source):
         found = np.full(len(images), UNLABELLED) if labels is None else np.asarray(labels)
         if not images.size:
             raise UserError(f"{name} holds no images: its shape is {images.shape}")
-        if len(found) != len(images):
-            raise UserError(f"{name}: {len(images)} images but {len(found)} labels")
+        if found.shape != (len(images),):
+            raise UserError(f"{name}: {len(images)} images but labels of shape {found.shape}: expected one label for each")
+        most = len(classes) or _MOST_CLASSES
+        if found.dtype.kind not in "biu" or not UNLABELLED <= found.min() <= found.max() < most:
+            some = ", ".join(map(str, np.unique(found)[[0, -1]].tolist()))
+            raise UserError(
+                f"{name}: labels such as {some}: expected whole numbers from 0 to {most - 1}, or {UNLABELLED} for none"
+            )
         if labels is not None and not len(classes):
             classes = [str(i) for i in range(int(found.max()) + 1)]
         super().__init__(name, classes)
@@ -213,7 +220,12 @@ class ImageFolder(Source):
         if below.dead:
             _warn(shown, "has links to images that lead nowhere, left out", [path.relative_to(folder) for path in below.dead])
         if not below.files:
-            raise UserError(f"{shown} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+            only = f", not in {', '.join(_endings(below.unread))}: convert them" if below.unread else ""
+            raise UserError(f"{shown} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}{only}")
+        if below.unread:
+            kinds = ", ".join(_endings(below.unread))
+            many = f"has {len(below.unread)} images of formats that are not read ({kinds}), left out"
+            _warn(shown, many, [path.relative_to(folder) for path in below.unread])
         self.paths, by_class = _labelled(folder, below)
         groups = [p.parent.relative_to(folder).as_posix() for p in self.paths]
         classes = sorted(set(groups)) if by_class else []
@@ -252,6 +264,10 @@ def _labelled(folder: pathlib.Path, below: Below) -> tuple[list[pathlib.Path], b
     if empty := [path.relative_to(folder) for path in below.folders if path not in used]:
         _warn(shown, "has classes without images, left out", empty)
     return [path for path in below.files if path.parent != folder], True
+
+
+def _endings(paths: Iterable[pathlib.Path]) -> list[str]:
+    return sorted({path.suffix.lower() for path in paths})
 
 
 def _warn(folder: str, what: str, names: Iterable[PathLike]) -> None:

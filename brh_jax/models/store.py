@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from brh_jax.errors import UserError
-from brh_jax.files import check_sums, inside, plain_file, read_json, write_sums
+from brh_jax.files import check_sums, inside, own_folder, plain_file, read_json, write_sums
 from brh_jax.models.encoder import Encoder, param_shapes
 from brh_jax.models.raptor import RaptorConfig
 from brh_jax.models.vit import ViTConfig
@@ -78,7 +78,7 @@ def write_folder(folder: str | os.PathLike, tensors: dict, files: dict[str, str]
         UserError: something else than an encoder is there.
         OSError: it cannot be written, for example for want of room.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = own_folder(folder).absolute()
     if folder.exists() and not _is_ours(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and holds no encoder: nothing is written over it, give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,19 @@ def run(**changes):
     return act
 
 
+def run_on_classes(train, test, section):
+    """The same with images of these classes to train and to test on, for the teacher or for a probe."""
+
+    def act(folder):
+        for part, names in {"train": train, "test": test}.items():
+            for name in names:
+                (folder / part / name).mkdir(parents=True)
+                Image.new("RGB", (8, 8)).save(folder / part / name / "a.png")
+        run(**{f"{section}__train": "folder:train", f"{section}__eval": "folder:test"})(folder)
+
+    return act
+
+
 def flags(*given):
     return lambda folder: main.check_flags(given, _QUICK)
 
@@ -95,6 +108,16 @@ CASES = [
         r"config\.probe\.train: photos/train has 0 classes: labelled images.*; or leave config\.probe\.train and \.eval empty",
     ),
     Case("no labels for a teacher", run(data__train="folder:photos/train"), r"config\.data\.train: photos/train has 0 classes"),
+    Case(
+        "other classes to test on",
+        run_on_classes(("ant", "bee"), ("bee", "cat"), "data"),
+        r"config\.data: train and test have different classes: no cat in train; no ant in test\. Classes are compared by",
+    ),
+    Case(
+        "other classes to test a probe on",
+        run_on_classes(("ant", "bee"), ("bee", "cat"), "probe"),
+        r"config\.probe: train and test have different classes: no cat in train; no ant in test\.",
+    ),
     Case("no weights named", run(teacher__source=""), r"config\.teacher\.source is empty: expected hf:organisation/model"),
     Case("no weights there", run(teacher__source="gone.onnx"), r"config\.teacher\.source: no weights at gone\.onnx: looked in "),
     Case(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from brh_jax.data.dense import open_depths, open_masks
 from brh_jax.data.pipeline import measuring_batches, training_batches
-from brh_jax.data.sources import ImageFolder, Selection
+from brh_jax.data.sources import ArraySource, ImageFolder, Selection, open_source
 from brh_jax.data.transforms import CenterCrop
 from brh_jax.preprocessing import Preprocessing
 from experiments.configs import quickstart
@@ -150,6 +150,33 @@ def a_pipe_for_names_of_classes(folder):
     open_masks(f"masks:{folder}")
 
 
+def photographs_of_a_telephone(folder):
+    save(folder / "1.jpg")
+    for name in ("2.HEIC", "3.heic", "4.avif"):
+        (folder / name).write_bytes(b"of a format that is not read")
+    assert len(ImageFolder(folder)) == 1
+
+
+def only_a_telephones(folder):
+    (folder / "2.HEIC").write_bytes(b"")
+    ImageFolder(folder)
+
+
+def images_of_one_size(folder):
+    """Other pixels in files of as many bytes are another set of images."""
+    prints = set()
+    for name in ("bmp", "ppm", "tif"):
+        for colour in ("red", "blue"):
+            place = folder / name
+            save(place / f"1.{name}", Image.new("RGB", (300, 300), colour))
+            prints.add(ImageFolder(place).fingerprint())
+    assert len(prints) == 6
+
+
+def labels(given, **more):
+    return lambda folder: ArraySource(np.zeros((3, 8, 8), np.uint8), given, **more)
+
+
 def setting(name, value):
     def act(folder):
         config = quickstart.get_config().unlock()
@@ -193,6 +220,18 @@ CASES = [
     Case("a work directory that is no UTF-8", a_work_directory_that_is_no_utf8, r"r\\xe9sultats is no name in UTF-8"),
     Case("two targets of one name", two_targets_of_one_name, "are of one name: expected one file"),
     Case("a pipe for names of classes", a_pipe_for_names_of_classes, "has 0 classes: expected 2 to 255"),
+    Case("photographs of a telephone", photographs_of_a_telephone),
+    Case("only a telephone's", only_a_telephones, r"holds no images: .*, not in \.heic: convert them"),
+    Case("images of one size", images_of_one_size),
+    Case("a bucket for a folder", lambda folder: open_source("folder:gs://bucket/images"), "addresses are not read, download it"),
+    Case("labels in a column", labels([[0], [1], [0]]), r"3 images but labels of shape \(3, 1\): expected one label for each"),
+    Case("labels that are no numbers", labels(["cat", "dog", "cat"]), "labels such as cat, dog: expected whole numbers from 0"),
+    Case("labels between classes", labels([0, 0.5, 1]), "labels such as 0.0, 1.0: expected whole numbers from 0"),
+    Case(
+        "labels below zero", labels([-5, 1, 1]), "labels such as -5, 1: expected whole numbers from 0 to 999999, or -1 for none"
+    ),
+    Case("labels beyond all bounds", labels([0, 1, 2**40]), "expected whole numbers from 0 to 999999"),
+    Case("labels beyond the classes", labels([0, 1, 2], classes=("cat", "dog")), "expected whole numbers from 0 to 1"),
     Case("workers=-1", setting("workers", -1), "config.data.workers is -1: expected 0 or more"),
     Case("crop_scale=(1.0, 0.5)", setting("crop_scale", (1.0, 0.5)), r"config.data.crop_scale is \(1.0, 0.5\): expected two"),
     Case("crop_ratio with infinity", setting("crop_ratio", (1.0, float("inf"))), r"config.data.crop_ratio is \(1.0, inf\)"),

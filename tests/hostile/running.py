@@ -50,7 +50,7 @@ def a_configuration_within_itself(folder):
 def a_deep_configuration(folder):
     config = quickstart.get_config().unlock()
     config.study = place = ConfigDict({})
-    for _ in range(3000):
+    for _ in range(100_000):  # of which Python 3.13 goes through some thousands
         place.inner = ConfigDict({})
         place = place.inner
     pipeline.read_settings(config)
@@ -128,6 +128,13 @@ def a_directory_removed_meanwhile(folder):
 def a_file_as_work_directory(folder):
     (folder / "file").touch()
     pipeline.run(quickstart.get_config(), folder / "file")
+
+
+def a_bucket_as_work_directory(folder):
+    try:
+        pipeline.run(quickstart.get_config(), pathlib.Path("gs://bucket/run"))
+    finally:
+        assert not list(folder.iterdir())
 
 
 def below_a_file(folder):
@@ -221,6 +228,7 @@ CASES = [
     Case("lock that was left", a_lock_that_was_left),
     Case("work directory removed", a_directory_removed_meanwhile, "was removed or replaced while this run was working in it"),
     Case("work directory that is a file", a_file_as_work_directory, "is a file: give a folder as --workdir"),
+    Case("work directory in a bucket", a_bucket_as_work_directory, "is an address: expected a folder of this machine; mount it"),
     Case("work directory below a file", below_a_file, "cannot write to .*: give another --workdir"),
     Case("full disk", a_full_disk, r"the disk of \S+ is full .*: make room, then the same command goes on"),
     Case("coordinator's port in use", a_port_in_use, r"port \d+ of this machine.* cannot be had \(Address already in use\)"),

@@ -163,6 +163,50 @@ def seen_larger(torch):
     return small | {"cls_token": torch.zeros(1).expand(1, 1, 10**7)}
 
 
+def with_bias(torch, bias):
+    return {name: torch.tensor(array) for name, array in state().items()} | {"norm.bias": bias}
+
+
+def nested(torch):
+    return with_bias(torch, torch.nested.nested_tensor([torch.zeros(DIM)]))
+
+
+def on_meta(torch):
+    return with_bias(torch, torch.zeros(DIM, device="meta"))
+
+
+def sparse(torch):
+    return with_bias(torch, torch.zeros(DIM).to_sparse())
+
+
+def averages(folder):
+    """Of several state dicts in one file it is said which was taken; what an optimiser keeps is none."""
+    import torch
+
+    model = {name: torch.tensor(array) for name, array in state().items()}
+    kept = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}
+    whole = {"model_ema": {f"module.{name}": 2 * tensor for name, tensor in model.items()}, "model": model, "optimizer": kept}
+    torch.save(whole, folder / "w.pt")
+    encoder, report = convert(str(folder / "w.pt"), num_heads=HEADS)
+    assert report.assumed[0] == "the weights under 'model'; the file holds others under 'model_ema'"
+    np.testing.assert_array_equal(encoder.params["norm"]["bias"], state()["norm.bias"])
+
+
+def pixels_to_255(folder):
+    """What transformers' processors then take mean and deviation of."""
+    about = {"do_rescale": False, "image_mean": [123.0, 116.0, 103.0], "image_std": [58.0, 57.0, 51.0]}
+    pixels = np.full((1, 8, 8, 3), (181, 2, 103), np.uint8)
+    seen = load(write(folder, **about)).preprocess(list(pixels))
+    np.testing.assert_allclose(seen[0, 0, 0], [1.0, -2.0, 0.0], atol=1e-5)
+    seen = load(write(folder, **about, do_normalize=False)).preprocess(list(pixels))
+    np.testing.assert_allclose(seen[0, 0, 0], [181, 2, 103], rtol=1e-6)
+
+
+def made(folder):
+    (folder / "hub").mkdir()
+    return load(write(folder / "hub"))
+
+
 def onnx_with(location: str):
     def act(folder):
         import onnx
@@ -275,6 +319,14 @@ CASES = [
     Case("a dict that contains itself", torch_file(contains_itself), "a dict that contains itself"),
     Case("a list in place of a state dict", torch_file(lambda torch: [1, 2]), "holds list, expected a state dict"),
     Case("a shape of which a file holds one value", torch_file(seen_larger), "does not hold as many values"),
+    Case("a nested tensor", torch_file(nested), "norm.bias is a tensor nested, expected plain ones"),
+    Case("a tensor without its values", torch_file(on_meta), "norm.bias is a tensor without its values, expected plain ones"),
+    Case("a sparse tensor", torch_file(sparse), "norm.bias is a tensor of layout torch.sparse_coo, expected plain ones"),
+    Case("weights and their average in one file", averages),
+    Case("weights at an address", lambda folder: brh_jax.load("gs://bucket/w.safetensors"), "addresses are not read, download"),
+    Case(
+        "a model saved to an address", lambda folder: brh_jax.save(made(folder), "gs://bucket/model"), "is an address: expected"
+    ),
     Case("a compressed .pt", compressed, "its parts are compressed"),
     Case("a pipe as weights", pipe("model.safetensors"), "is a pipe, socket or device: expected a file"),
     Case("a pipe as configuration", pipe("config.json"), "config.json is a pipe"),
@@ -290,8 +342,13 @@ CASES = [
     Case("a billion layers", setting(num_hidden_layers=10**9), "has [0-9,]+ parameters, the source [0-9,]+"),
     Case("an epsilon that is not a number", setting(layer_norm_eps=float("nan")), "layer_norm_eps in config.json is nan"),
     Case("a negative epsilon", setting(layer_norm_eps=-1e-6), "layer_norm_eps in config.json is -1e-06"),
-    Case("pixels divided by zero", processor(image_std=[0.5, 0, 0.5]), r"std is \(0.5, 0, 0.5\): expected positive numbers"),
-    Case("a mean that is not a number", processor(image_mean=[float("nan")] * 3), "mean is .*nan.*: expected numbers"),
+    Case(
+        "pixels divided by zero", processor(image_std=[0.5, 0, 0.5]), r"std is \(0.5, 0, 0.5\): expected three positive numbers"
+    ),
+    Case("a mean that is not a number", processor(image_mean=[float("nan")] * 3), "mean is .*nan.*: expected three numbers"),
+    Case("means of four channels", processor(image_mean=[0.5] * 4), "mean is .*: expected three numbers"),
+    Case("means of pixels to 255", processor(image_mean=[123.7, 116.3, 103.5]), "mean is .*divide those of 0 ... 255 by 255"),
+    Case("pixels that stay in 0 ... 255", pixels_to_255),
     Case("images of no size", processor(size={"height": 0, "width": 8}), r"crop is \(0, 8\)"),
     Case("an index that is a list", index(["model.safetensors"]), "weight_map that is list: expected an object"),
     Case("an index that leads out", index({"norm": "../../etc/passwd.safetensors"}), "nothing outside is read"),

@@ -191,9 +191,13 @@ def test_architectures_that_cannot_be(tiny_config, changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\): expected positive numbers"),
-        ({"std": (0.5, float("nan"), 0.5)}, "std is .*: expected positive numbers"),
-        ({"mean": (float("nan"),) * 3}, r"mean is \(nan, nan, nan\): expected numbers"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0.5, 0.0, 0.5\): expected three positive numbers"),
+        ({"std": (0.5, float("nan"), 0.5)}, "std is .*: expected three positive numbers"),
+        ({"mean": (float("nan"),) * 3}, r"mean is \(nan, nan, nan\): expected three numbers"),
+        ({"mean": (0.5,)}, r"mean is \(0\.5,\): expected three numbers"),
+        ({"mean": (123.7, 116.3, 103.5)}, "mean is .*: expected three numbers from 0 to 1, .*divide those of 0 ... 255 by 255"),
+        ({"std": (58.4, 57.1, 57.4)}, "std is .*: expected three positive numbers up to 1"),
+        ({"std": (1e-40,) * 3}, "std is .*: expected three positive numbers"),
         ({"crop": (8, 0)}, r"crop is \(8, 0\): expected \(height, width\) in pixels"),
         ({"crop": (8,)}, r"crop is \(8,\): expected"),
         ({"resize": -3}, "resize is -3: expected"),

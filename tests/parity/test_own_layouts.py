@@ -1,5 +1,6 @@
 """The layouts of the authors' own checkpoints: torch hub DINOv3, DINO v1, DeiT, MAE, and the paper's Raptors."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,16 @@ def test_raptors_of_the_authors(options, tmp_path):
     step = raptor.system().step
     np.testing.assert_allclose(step(step(state, 0), 1), theirs[2], atol=1e-5 * max(1, np.abs(theirs[2]).max()))
     assert dynamics.angular_speed(ours, raptor.layout).cls.shape == (6,)
+
+
+def test_raptors_of_the_authors_under_x64(tmp_path):
+    """Blocks that are made anew to be filled are float32 then, too."""
+    with jax.enable_x64(True):
+        test_raptors_of_the_authors({}, tmp_path)
+        raptor = brh_jax.load(tmp_path / "blocks.pt", partition=(2, 3, 1), num_heads=2)
+        assert {leaf.dtype for leaf in jax.tree.leaves(raptor.params)} == {np.dtype(np.float32)}
+        state = np.ones((1, raptor.layout.num_tokens, 64), np.float32)
+        assert raptor.rollout(state).dtype == np.float32
 
 
 def test_a_raptor_whose_phase_comes_back(tmp_path):
