@@ -123,6 +123,6 @@ def test_attention_in_parts_is_the_same(tiny_encoder, tiny_images, monkeypatch):
     assert layers._parts((7, 4, 7, 4), jnp.float32) == 3
     (in_parts, same), same_gradient = states_and_gradient()
     np.testing.assert_allclose(same, states, atol=1e-5)
-    assert in_parts == pytest.approx(whole, rel=1e-5)
+    assert float(in_parts) == pytest.approx(float(whole), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), same_gradient, gradient)
     assert layers._parts((10_000, 12, 257, 64), jnp.float32) == layers._MOST_PARTS
