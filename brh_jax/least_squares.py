@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from brh_jax.types import Array
+
 # A direction in which the snapshots are shorter than this share of |X|_F cannot be told from the rounding of float32 states,
 # nor, its square being an eigenvalue of X X^T, from that of float64.
 NEGLIGIBLE = 1e-6
@@ -29,9 +31,7 @@ class LeastSquares(NamedTuple):
     mean_y: np.ndarray
 
 
-def least_squares(
-    count: int, x: np.ndarray, xx: np.ndarray, y: np.ndarray, yx: np.ndarray, *, ridge: float, center: bool
-) -> LeastSquares:
+def least_squares(count: Array | float, x: Array, xx: Array, y: Array, yx: Array, *, ridge: float, center: bool) -> LeastSquares:
     """The maps W that minimise |Y - W X|_F^2 + alpha |W|_F^2, alpha = ridge |X|_F^2 / dim; X and Y about their means if `center`.
 
     Args:
@@ -43,7 +43,8 @@ def least_squares(
         ridge: penalty, in units of the mean squared entry of X.
         center: whether the maps are affine, the offset unpenalised.
     """
-    dim = len(xx)
+    x, xx, y, yx = (np.asarray(part) for part in (x, xx, y, yx))
+    dim, count = len(xx), float(count)
     mean_x, mean_y = (center * total / count for total in (x, y))
     about = xx - count * np.outer(mean_x, mean_x)
     values, vectors = np.linalg.eigh(about)

@@ -13,6 +13,7 @@ import optax
 from brh_jax.errors import expect, expect_one_of, expect_positive
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, init_params, pooled_features, pooled_width
+from brh_jax.models.head import apply_head, zero_head
 from brh_jax.models.remat import POLICIES
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
@@ -55,7 +56,7 @@ def train_vit(
     seed: int,
     name: str,
     snapshots: tuple[int, ...] = (),
-    keep: Callable[[int, Encoder], None] | None = None,
+    keep: Callable[[int, Encoder], None] = lambda step, encoder: None,
 ) -> Encoder:
     """Trains a ViT with a linear classifier on [cls, mean patch] of its last state.
 
@@ -68,7 +69,6 @@ def train_vit(
         The trained ViT, its classifier as `head`.
     """
     module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
-    num_features = pooled_width(config.dim, layout)
     init_key, drop_key = jax.random.split(jax.random.key(seed))
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
     adam, _ = adamw(settings, settings.steps)
@@ -77,8 +77,8 @@ def train_vit(
     def loss_fn(trained, batch, key):
         variables = {"params": trained["vit"]}
         states = module.apply(variables, preprocessing.normalize(batch["image"]), False, rngs={"drop_path": key})
-        features = pooled_features(module.apply(variables, states[-1], method="normalize"), layout)
-        logits = features @ trained["head"]["kernel"] + trained["head"]["bias"]
+        final: Any = module.apply(variables, states[-1], method="normalize")
+        logits = apply_head(trained["head"], pooled_features(final, layout))
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), settings.label_smoothing)
         right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
         return jnp.mean(optax.softmax_cross_entropy(logits, targets)), right
@@ -91,7 +91,7 @@ def train_vit(
         trained = optax.apply_updates(state["trained"], updates)
         return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
 
-    head = {"kernel": jnp.zeros((num_features, num_classes)), "bias": jnp.zeros(num_classes)}
+    head = zero_head(pooled_width(config.dim, layout), num_classes)
     trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
     boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}

@@ -80,11 +80,11 @@ def _background(paths: list[pathlib.Path], folder: pathlib.Path, rng: np.random.
 
 def _composed(cutout: Image.Image, background: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     side = max(1, int(min(background.size) * rng.uniform(0.4, 1)))
-    x, y = rng.integers(background.width - side + 1), rng.integers(background.height - side + 1)
+    x, y = (int(rng.integers(whole - side + 1)) for whole in background.size)
     image = background.crop((x, y, x + side, y + side)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     scale = rng.integers(120, 200) / max(cutout.size)
     cutout = cutout.resize([max(8, int(n * scale)) for n in cutout.size], Image.Resampling.LANCZOS)
-    x, y = int(rng.integers(_SIDE - cutout.width + 1)), int(rng.integers(_SIDE - cutout.height + 1))
+    x, y = (int(rng.integers(_SIDE - length + 1)) for length in cutout.size)
     image.paste(cutout, (x, y), cutout)
     mask = np.zeros((_SIDE, _SIDE), np.uint8)
     mask[y : y + cutout.height, x : x + cutout.width] = np.asarray(cutout)[..., 3] > 127

@@ -96,8 +96,8 @@ def read_study(finished: Sequence[FinishedRun]) -> list[Run]:
 
 def _runs_of(results: Results) -> Iterator[Run]:
     config = ConfigDict(results.about.get("config", {}))
-    phases, distilled, agreement = (results.get(kind) for kind in (PhasesResult, DistillResult, AgreementResult))
-    if not {"group", "step"} <= set(config.get("study") or ()) or None in (phases, distilled, agreement):
+    phases, distilled, agreement = results.get(PhasesResult), results.get(DistillResult), results.get(AgreementResult)
+    if phases is None or distilled is None or agreement is None or not {"group", "step"} <= set(config.get("study") or ()):
         return
     for name, raptor in distilled.raptors.items():
         structure = phases.partitions[raptor.k].structure

@@ -6,7 +6,7 @@ together, and the fit is exact however many images there are.
 
 import functools
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.float64 import float64
 from brh_jax.train.parallel import to_host
+from brh_jax.types import Array
 
 BASELINES = ("mean", "linear", "linear_blocks")
 
@@ -75,11 +76,11 @@ def fit_baselines(
 class _Moments(NamedTuple):
     """Sums over tokens of inputs x and targets y, stacked over layers; inputs that all layers share are not stacked."""
 
-    count: np.ndarray
-    x: np.ndarray  # [..., dim]
-    xx: np.ndarray  # [..., dim, dim]
-    y: np.ndarray  # [depth, dim]
-    yx: np.ndarray  # [depth, dim, dim]
+    number: Array
+    x: Array  # [..., dim]
+    xx: Array  # [..., dim, dim]
+    y: Array  # [depth, dim]
+    yx: Array  # [depth, dim, dim]
 
 
 class _Affine(NamedTuple):
@@ -93,14 +94,14 @@ class _Affine(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("layout", "names"))
 def _sums(states, valid, layout, names):
     states, weight = states.astype(jnp.float64), jnp.asarray(valid, jnp.float64)
-    out = {"images": weight.sum()}
+    out: dict[str, Any] = {"images": weight.sum()}
     if "mean" in names:
         out["mean"] = jnp.einsum("lbtd,b->ltd", states, weight)
 
     def moments(tokens, inputs):
         x, y = inputs * weight[:, None, None], tokens[1:]
         return _Moments(
-            count=weight.sum() * tokens.shape[-2],
+            number=weight.sum() * tokens.shape[-2],
             x=x.sum((-3, -2)),
             xx=jnp.einsum("...btd,...bte->...de", inputs, x),
             y=jnp.einsum("lbtd,b->ld", y, weight),
@@ -119,14 +120,14 @@ def _of_phase(moments: _Moments, partition: Partition, phase: int) -> _Moments:
     """The pairs of all layers of a phase as those of one map."""
     member = np.equal(partition.labels, phase)
     summed = (values[member].sum(0, keepdims=True) for values in moments[3:])
-    return _Moments(moments.count * member.sum(), *(values[member].sum(0) for values in moments[1:3]), *summed)
+    return _Moments(moments.number * member.sum(), *(values[member].sum(0) for values in moments[1:3]), *summed)
 
 
 def _fit(moments: _Moments, ridge: float) -> _Affine:
     # What does not vary (cls and registers of a_0) predicts nothing: its mean is in the offset.
     fit = least_squares(*moments, ridge=ridge, center=True)
     transposed = fit.basis @ np.swapaxes(fit.lift, -1, -2)
-    return _Affine(*(np.float32(part) for part in (transposed, fit.mean_x, fit.mean_y)))
+    return _Affine._make(np.float32(part) for part in (transposed, fit.mean_x, fit.mean_y))
 
 
 def _jitted(predict, parameters):

@@ -96,8 +96,7 @@ class TrajectoryFit(NamedTuple):
         r2_one_mean: what the paper's authors report of their training: of the last layer, 1 - (mean squared error) / (variance of
             all numbers of the prediction about their one mean), of each batch, mean over images. Tokens that differ among
             themselves, and dimensions of different mean, count as variance: it lies above `r2_all`, and is no share of what
-                images
-            differ by. It depends on the batches, hardly.
+            images differ by. It depends on the batches, hardly.
         cosine: mean cosine of predicted and true tokens.
         error: e of the hypothesis, mean over images of the Frobenius norm of the difference.
         relative_error: mean over images of that norm divided by the true state's.
@@ -166,8 +165,8 @@ def evaluate(
         UserError: no images.
     """
     photographs: list[np.ndarray] = []
-    totals = {name: None for name in predictors}
-    errors = {name: [] for name in predictors}
+    totals: dict[str, dict[str, Any]] = {}
+    errors: dict[str, list[ImageErrors]] = {name: [] for name in predictors}
     classes: dict[str, list[Classes | None]] = {name: [] for name in predictors}
     for batch in batches:
         states, valid = teacher_states(batch["image"]), batch["valid"]
@@ -181,8 +180,8 @@ def evaluate(
             found = _sums(measured, valid, predicted[-1, 0].size)
             found["final"] = final.astype(np.float64)[valid].sum()
             classes[name].append(_classes(given, batch, labelled))
-            totals[name] = found if totals[name] is None else _merge(totals[name], found)
-    if any(t is None for t in totals.values()):
+            totals[name] = _merge(totals[name], found) if name in totals else found
+    if not photographs:
         raise UserError("no images to evaluate on")
     views = np.concatenate(photographs)
     return {name: _fit(total, errors[name], classes[name], views) for name, total in totals.items()}
@@ -213,7 +212,9 @@ def _statistics(states, predicted, valid, layout) -> _Statistics:
     weight = valid.astype(states.dtype)
     images = weight.sum()
     weight /= images
-    types, errors, sizes = [], [], []  # the last two [layers, batch] for each type
+    types: list[dict[str, Array] | None] = []
+    errors: list[Array] = []  # [layers, batch] for each type, as sizes
+    sizes: list[Array] = []
     for target, guess in zip(*((*layout.split(whole[1:]), whole[1:]) for whole in (states, predicted)), strict=True):
         if not (tokens := target.shape[-2]):
             types.append(None)
@@ -230,7 +231,8 @@ def _statistics(states, predicted, valid, layout) -> _Statistics:
     last = predicted[-1]
     centre = jnp.einsum("btd,b->", last, weight / last[0].size, precision="highest")
     spread = length(last - centre, axis=(1, 2))
-    return _Statistics(types, ImageErrors(ByToken(*errors[:3]), ByToken(*relatives[:3]), errors[3], relatives[3]), spread)
+    by_type = (ByToken(*errors[:3]), ByToken(*relatives[:3]), errors[3], relatives[3])
+    return _Statistics(types, ImageErrors._make(by_type), spread)
 
 
 def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]:
@@ -241,7 +243,7 @@ def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]
         size: numbers of a state.
     """
 
-    def total(per_image, power=1):  # [..., batch] -> [...]
+    def total(per_image: Array, power: int = 1) -> np.ndarray:  # [..., batch] -> [...]
         return np.sum(np.asarray(per_image, np.float64)[..., valid] ** power, axis=-1)
 
     types = [
@@ -256,7 +258,7 @@ def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]
         for t, error in zip(measured.types, (*measured.errors.error, measured.errors.error_all), strict=True)
     ]
     images = valid.sum()
-    squares, variance = (of / (images * size) for of in (types[-1]["residual"][-1], total(measured.spread, 2)))
+    squares, variance = (total(of, 2) / (images * size) for of in (measured.errors.error_all[-1], measured.spread))
     return {"images": images, "types": types, "one_mean": images * (1 - squares / (variance + 1e-6))}
 
 

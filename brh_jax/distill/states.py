@@ -123,7 +123,7 @@ class StatesBatches(Iterator):
 
     def __init__(self, store: Any, batch_size: int, *, seed: int):
         self.store, self.batch_size, self.seed, self.step = store, batch_size, seed, 0
-        self._ahead = None  # (step, what is being read)
+        self._ahead: tuple[int, Any] | None = None  # (step, what is being read)
 
     def seek(self, step: int) -> None:
         """Makes batch number `step` the next one."""

@@ -65,7 +65,7 @@ def train_blocks(
     # Copied: the loop donates its state, and the caller may still want the blocks it gave.
     state = jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)})
     # The teacher once; the blocks forwards and twice as much backwards. The teacher-forced pass is not counted.
-    flops = {"student": 3 * vit_flops(config, layout)}
+    flops: dict[str, float] = {"student": 3 * vit_flops(config, layout)}
     if not isinstance(batches, StatesBatches):
         flops["teacher"] = vit_flops(teacher.config, layout)
     state = train(
@@ -117,7 +117,7 @@ def make_update(
     def update(state, teacher_params, batch, index, variant):
         def gradients(batch):
             if "states" in batch:
-                states = jnp.moveaxis(batch["states"], 1, 0)
+                states: Any = jnp.moveaxis(batch["states"], 1, 0)
             else:
                 pixels = teacher.normalize_pixels(batch["image"])
                 states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
@@ -175,11 +175,12 @@ def _matrix_axes(path: tuple) -> optax.contrib.MuonDimensionNumbers | None:
     axes = KERNELS.get(names[-3:])
     if axes is None:
         return None
+    inputs, outputs = axes
     if names[0] in ("a", "b"):  # factors of `low_rank`
-        axes = (-2,), (-1,)
+        inputs, outputs = (-2,), (-1,)
     elif names[0] == "shared":  # phases come first there
-        axes = tuple(tuple(axis + (axis >= 0) for axis in found) for found in axes)
-    return optax.contrib.MuonDimensionNumbers(*axes)
+        inputs, outputs = (tuple(axis + (axis >= 0) for axis in found) for found in axes)
+    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 
 
 def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.GradientTransformation) -> Any:

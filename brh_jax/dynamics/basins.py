@@ -69,8 +69,7 @@ def angular_basins(
         states: trajectory `[depth + 1, batch, tokens, dim]`, or the result of `image_directions` for more than one batch.
         labels: class of each image, integers from 0, every class with two images (of different photographs) or more. None: the
             last directions of the class token (the patches where there is none) are clustered by k-means of unit vectors. Classes
-            found in the last state are
-            apart there by construction: only earlier depths tell something.
+            found in the last state are apart there by construction: only earlier depths tell something.
         num_clusters: of k-means; None takes the number of 2 to 10 with the largest silhouette.
         num_components: of the projection.
         seed: of k-means.
@@ -108,7 +107,8 @@ def angular_basins(
     members = _members(labels)
     measured = [[_measures(depth, members, views) for depth in of_type] for of_type in directions]
     by_measure = (ByToken(*(np.array([m[i] for m in of_type]) for of_type in measured)) for i in range(6))
-    return AngularBasins(*by_measure, _project(leading, num_components), labels, numbered_groups(photographs, num_images))
+    projection = _project(leading, num_components)
+    return AngularBasins._make((*by_measure, projection, labels, numbered_groups(photographs, num_images)))
 
 
 def image_directions(batches: Iterable[TrajectoryBatch], layout: TokenLayout) -> ByToken:
@@ -258,7 +258,6 @@ def _check_labels(labels, num_images, views):
         alone = classes[others < 1]
         raise ValueError(
             f"{len(alone)} of {len(classes)} classes have one photograph only (class {alone[0]}, say), which has no angle within "
-            f"its "
-            "class: leave those out, or use more images of fewer classes"
+            "its class: leave those out, or use more images of fewer classes"
         )
     return labels

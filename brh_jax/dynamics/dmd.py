@@ -213,12 +213,12 @@ def dmd_horizon(
 class _Moments(NamedTuple):
     """Sums over snapshot pairs of a state and of the states some lags of layers on; columns of X and Y are snapshots."""
 
-    count: np.ndarray
-    x: np.ndarray  # [dim]
-    xx: np.ndarray  # X X^T
-    y: np.ndarray  # [lags, dim]
-    yx: np.ndarray  # Y X^T, [lags, dim, dim]
-    yy: np.ndarray  # |Y|_F^2, [lags]
+    number: Array
+    x: Array  # [dim]
+    xx: Array  # X X^T
+    y: Array  # [lags, dim]
+    yx: Array  # Y X^T, [lags, dim, dim]
+    yy: Array  # |Y|_F^2, [lags]
 
 
 class _LinearMap(NamedTuple):
@@ -255,7 +255,7 @@ def _products(trajectory, start, lags, layout, token):
 
     x, y = snapshots(start), snapshots(start + lags)
     return _Moments(
-        count=x.shape[0] * x.shape[1],
+        number=x.shape[0] * x.shape[1],
         x=x.sum((0, 1)),
         xx=jnp.einsum("btd,bte->de", x, x),
         y=y.sum((1, 2)),
@@ -281,11 +281,11 @@ def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_ran
     dim = len(moments.xx)
     if rank > dim and not clip_rank:
         raise ValueError(f"rank {rank} is above the width of the states, {dim}")
-    if not moments.count or (rank > moments.count and not clip_rank):
-        raise ValueError(f"rank {rank} is above the number of snapshot pairs, {moments.count}: give more images or a lower rank")
+    if not moments.number or (rank > moments.number and not clip_rank):
+        raise ValueError(f"rank {rank} is above the number of snapshot pairs, {moments.number}: give more images or a lower rank")
     fit = _least_squares(moments, ridge, center)
     if clip_rank:
-        rank = max(1, min(rank, int(moments.count), fit.spanned))
+        rank = max(1, min(rank, int(moments.number), fit.spanned))
     if rank > fit.spanned and not clip_rank:  # clipped, it is one where all snapshots are zero, and the map is zero too
         raise ValueError(
             f"rank {rank} is above the {fit.spanned} dimensions that the snapshots span, counting singular values above "
@@ -294,8 +294,8 @@ def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_ran
     basis, lift = fit.basis[:, :rank], fit.lift[0, :, :rank]
     if projected:
         lift = basis @ (basis.T @ lift)
-    yx = moments.yx[0] - moments.count * np.outer(fit.mean_y[0], fit.mean_x)
-    yy = moments.yy[0] - moments.count * np.sum(fit.mean_y[0] ** 2)
+    yx = moments.yx[0] - moments.number * np.outer(fit.mean_y[0], fit.mean_x)
+    yy = moments.yy[0] - moments.number * np.sum(fit.mean_y[0] ** 2)
     error = yy - 2 * np.sum(lift * (yx @ basis)) + np.sum(lift**2 * fit.values[:rank])
     eigenvalues, vectors = np.linalg.eig(basis.T @ lift)
     order = np.lexsort((-eigenvalues.imag, -np.abs(eigenvalues)))
@@ -306,7 +306,7 @@ def _decompose(moments: _Moments, span, rank, ridge, center, projected, clip_ran
         basis=basis,
         lift=lift,
         mean=np.stack([fit.mean_x, fit.mean_y[0]]),
-        singular_values=np.sqrt(fit.values / moments.count),
+        singular_values=np.sqrt(fit.values / moments.number),
         residual=float(np.sqrt(max(error, 0.0) / max(moments.yy[0], _TINY))),
         span=tuple(span),
     )

@@ -165,7 +165,7 @@ def _structure(system, state, layer, key, *, num_probes, length, sphere) -> Jaco
         error = jnp.std(samples, axis=0, ddof=1) / num_probes**0.5
         # Of the root of what was averaged.
         error = jnp.where(norms > 0, error / (2 * jnp.where(norms > 0, norms, 1)), 0)
-        return JacobianStructure(*norms, JacobianStructure(*error))
+        return JacobianStructure(*norms)._replace(standard_error=JacobianStructure(*error))
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(per_image)(state)
@@ -173,7 +173,7 @@ def _structure(system, state, layer, key, *, num_probes, length, sphere) -> Jaco
 
 @functools.partial(jax.jit, static_argnames="sphere")
 def _block_structure(block, state, *, sphere) -> JacobianStructure:
-    identity = jnp.eye(block.shape[-1], dtype=block.dtype)
+    identity: Array = jnp.eye(block.shape[-1], dtype=block.dtype)
     if sphere:
         identity = tangential(state[:, None], identity)
     transposed = block.mT

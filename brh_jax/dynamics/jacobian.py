@@ -131,7 +131,8 @@ def jacobian_eigenvalues(
     num_steps = _check_count("num_steps", num_steps, min(8 * num_values + 64, size), size, least=num_values)
     key = jax.random.key(0) if key is None else key
     found = _hessenberg(system, state, layer, key, length=length, sphere=sphere, num_steps=num_steps)
-    return _ritz(*to_host(found), num_values, state.dtype)
+    hessenberg, rest = to_host(found)
+    return _ritz(hessenberg, rest, num_values, state.dtype)
 
 
 def jacobian_block(

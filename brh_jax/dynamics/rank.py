@@ -54,13 +54,13 @@ class UpdateGrams(NamedTuple):
     Attributes:
         gram: of u u^T, `[depth, dim, dim]`; `[0, dim, dim]` for a type that the model lacks.
         total: of u, `[depth, dim]`.
-        count: number of updates, `[depth]`.
+        number: of updates, `[depth]`.
         rounding: of the squares of what rounding of the states leaves in them, `[depth]`.
     """
 
     gram: ByToken
     total: ByToken
-    count: ByToken
+    number: ByToken
     rounding: ByToken
 
     def centred(self) -> "UpdateGrams":
@@ -262,7 +262,7 @@ def _spectra(grams: UpdateGrams, center: bool) -> ByToken:
         values = _spectrum(gram, np.trace(whole, axis1=1, axis2=2) if center else None)
         return np.where(count[:, None] > 0, values, np.nan)
 
-    return ByToken(*map(of_type, (grams.centred() if center else grams).gram, grams.gram, grams.count))
+    return ByToken(*map(of_type, (grams.centred() if center else grams).gram, grams.gram, grams.number))
 
 
 def _norm(x):
@@ -282,14 +282,14 @@ def _of_each(function, matrices) -> list:
         return list(threads.map(function, matrices))
 
 
-def _ranks(squares) -> UpdateRank:
-    """Ranks from squared singular values `[..., n]`, zero where all are, NaN where they are."""
+def _ranks(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ranks of UpdateRank from squared singular values `[..., n]`, zero where all are, NaN where they are."""
     total, largest = squares.sum(-1), squares.max(-1)
     some = largest != 0
     sigma = np.sqrt(squares)
     shares = sigma / np.where(some, sigma.sum(-1), 1.0)[..., None]
     entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=-1)
-    return UpdateRank(
+    return (
         total / np.where(some, largest, 1.0),
         np.where(some, np.exp(entropy), 0.0),
         total**2 / np.where(some, np.sum(squares**2, axis=-1), 1.0),

@@ -170,7 +170,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
             raise UserError(f"{names[0]} is the name of a file: open it first, preprocess([PIL.Image.open({names[0]!r})])")
         if isinstance(images, Image.Image):
             raise UserError("preprocess takes several images, and was given one: preprocess([image])")
-        return self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images]))
+        return np.asarray(self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images])))
 
     def normalize_pixels(self, images: Array) -> Array:
         """uint8 pixels to what the model takes: (pixels / 255 - mean) / std."""
@@ -207,7 +207,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         self._need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
 
-    def logits(self, images: Array) -> jax.Array:
+    def logits(self, images: Array) -> Array:
         """What the classifier gives for preprocessed images, `[batch, height, width, 3] -> [batch, classes]`.
 
         It reads the normalised last state: the class token, the mean patch or both, see `pooled_head`.
@@ -266,7 +266,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
                 "it was distilled from (an Encoder, or anything that load takes). system() and rollout(state) work as they are"
             )
 
-    def _check(self, images):
+    def _check(self, images: Array) -> jax.Array:
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != self.config.vit.channels:
             raise UserError(f"images must be [batch, height, width, {self.config.vit.channels}], got {tuple(images.shape)}")

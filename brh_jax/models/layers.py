@@ -1,7 +1,7 @@
 """The layers that ViT and Raptor blocks are made of. Normalisation and softmax run in the residual stream's precision."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -108,19 +108,21 @@ def _parts(shape: tuple[int, ...], dtype: Any) -> int:
     return max(1, min(-(-size // _CACHED), batch, _MOST_PARTS))
 
 
-def fused_attention(q: HeadTokens, k: HeadTokens, v: HeadTokens, implementation: str = "cudnn") -> HeadTokens | None:
+def fused_attention(
+    q: HeadTokens, k: HeadTokens, v: HeadTokens, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> HeadTokens | None:
     """Attention `[batch, heads, tokens, head_dim]` in one kernel: cuDNN's on NVIDIA GPUs in half precision; None elsewhere."""
     if implementation == "cudnn" and not (jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)):
         return None
-    by_token = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
+    q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
     try:
-        return jnp.moveaxis(jax.nn.dot_product_attention(*by_token, implementation=implementation), 2, 1)
+        return jnp.moveaxis(jax.nn.dot_product_attention(q, k, v, implementation=implementation), 2, 1)
     except (NotImplementedError, RuntimeError, ValueError):
         return None  # a shape or a version that it does not take
 
 
 # Where the kernels of a block have their inputs and outputs; axes that are neither number matrices side by side.
-KERNELS = {
+KERNELS: dict[tuple[str, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
     ("attn", "qkv", "kernel"): ((0,), (2, 3)),
     ("attn", "proj", "kernel"): ((0, 1), (2,)),
     ("mlp", "fc1", "kernel"): ((0,), (-1,)),
@@ -148,8 +150,13 @@ class Mlp(nn.Module):
 
     def _first(self, features: tuple[int, ...]) -> Dense:
         gates = (None,) * (len(features) - 1)
-        inits = {"kernel_init": named(_KERNEL, "embed", *gates, "hidden"), "bias_init": named(_BIAS, *gates, "hidden")}
-        return Dense(features, dtype=self.dtype, **inits, name="fc1")
+        return Dense(
+            features,
+            dtype=self.dtype,
+            kernel_init=named(_KERNEL, "embed", *gates, "hidden"),
+            bias_init=named(_BIAS, *gates, "hidden"),
+            name="fc1",
+        )
 
 
 class LayerScale(nn.Module):

@@ -30,15 +30,15 @@ _SIZES = {
 _LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant", "so400m": "so400m"}
 
 
-def _vit(size, patch_size, image_size, **changes):
+def _vit(size: str, patch_size: int, image_size: int, **changes: Any) -> ViTConfig:
     dim, depth, heads = _SIZES[size]
     grid = (image_size // patch_size,) * 2
     config = ViTConfig(dim=dim, depth=depth, num_heads=heads, mlp_dim=4 * dim, patch_size=patch_size, position_grid=grid)
     return dataclasses.replace(config, **changes)
 
 
-def _dinov2(size, registers):
-    changes = {"layer_scale": True}
+def _dinov2(size: str, registers: bool) -> Architecture:
+    changes: dict[str, Any] = {"layer_scale": True}
     if size == "g":
         changes |= {"mlp": "swiglu", "mlp_dim": 4096}
     if registers:
@@ -47,10 +47,16 @@ def _dinov2(size, registers):
     return Architecture(_vit(size, 14, 518, **changes), hub, 224)
 
 
-def _dinov3(size, plus=False):
+def _dinov3(size: str, plus: bool = False) -> Architecture:
     dim, _, heads = _SIZES[size]
     heads = 20 if size == "h" else heads
-    changes = {"layer_scale": True, "num_registers": 4, "layer_norm_eps": 1e-5, "position_grid": None, "num_heads": heads}
+    changes: dict[str, Any] = {
+        "layer_scale": True,
+        "num_registers": 4,
+        "layer_norm_eps": 1e-5,
+        "position_grid": None,
+        "num_heads": heads,
+    }
     changes["rope_periods"] = rotary.periods(dim // heads, 100.0)
     if plus or size == "7b":
         changes |= {"mlp": "swiglu", "mlp_dim": 2 * dim if size == "7b" else 4 * dim}
@@ -58,14 +64,14 @@ def _dinov3(size, plus=False):
     return Architecture(_vit(size, 16, 224, **changes), hub, 224)
 
 
-def _clip(size, patch, pixels):
+def _clip(size: str, patch: int, pixels: int) -> Architecture:
     changes = {"pre_norm": True, "mlp": "quick_gelu", "layer_norm_eps": 1e-5}
     hub = f"openai/clip-vit-{_LONG[size]}-patch{patch}{'-336' if pixels == 336 else ''}"
     return Architecture(_vit(size, patch, pixels, **changes), hub, pixels)
 
 
-def _siglip(size, patch, pixels, version=""):
-    changes = {"num_cls": 0, "mlp": "gelu_tanh", "drop_remainder": pixels % patch != 0}
+def _siglip(size: str, patch: int, pixels: int, version: str = "") -> Architecture:
+    changes: dict[str, Any] = {"num_cls": 0, "mlp": "gelu_tanh", "drop_remainder": pixels % patch != 0}
     if size == "so400m":
         changes["mlp_dim"] = 4304
     hub = f"google/siglip{version}-{_LONG[size]}-patch{patch}-{pixels}"

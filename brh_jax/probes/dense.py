@@ -11,8 +11,8 @@ Amounts = tuple[tuple[int, int], tuple[int, int]]  # of pixels before and after 
 
 def pad_amounts(encoder: Encoder, height: int, width: int) -> Amounts:
     """Pixels to add before and after rows and columns, so that both sides are multiples of the patch; the image stays central."""
-    missing = [-size % encoder.config.vit.patch_size for size in (height, width)]
-    return tuple((size // 2, size - size // 2) for size in missing)
+    rows, columns = (-size % encoder.config.vit.patch_size for size in (height, width))
+    return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
 
 def pad_target(target: Array, amounts: Amounts, value: float) -> jax.Array:
@@ -38,11 +38,8 @@ def token_maps(encoder: Encoder, images: Pixels) -> tuple[jax.Array, jax.Array]:
     pixels = encoder.normalize_pixels(images)
     amounts = pad_amounts(encoder, *images.shape[1:3])
     pixels = jnp.pad(pixels, ((0, 0), *amounts, (0, 0)))
-    variables = {"params": encoder.params}
-    states = encoder.module.apply(variables, pixels)
-    final = encoder.module.apply(variables, states[-1], method="normalize")
     layout = encoder.layout_for(*pixels.shape[1:3])
-    by_token = layout.split(final)
+    by_token = layout.split(encoder.features(encoder.trajectory(pixels)[-1]))
     return by_token.patches.reshape(len(images), *layout.grid, -1), by_token.cls
 
 

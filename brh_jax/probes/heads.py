@@ -97,7 +97,7 @@ def choose(candidates: Sequence[float], count: int, share: float, seed: int, sco
         return candidates[0], {}
     rest, held = split_rows(count, share, seed)
     scores = {candidate: float(score(candidate, rest, held)) for candidate in candidates}
-    return max(scores, key=scores.get), scores
+    return max(scores, key=scores.__getitem__), scores
 
 
 def bootstrap_interval(

@@ -1,6 +1,6 @@
 """What runs say together: a mean over seeds, the correlation of two measures, each with an interval."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,14 +75,17 @@ def correlation(
         raise ValueError("the values are not all finite: leave those runs out before they are correlated")
     members = [np.flatnonzero([g == name for g in groups]) for name in names]
     draws = [np.concatenate([members[i] for i in draw]) for draw in bootstrap_draws(len(names), num_resamples, seed)]
-    found = []
-    for measure in (_pearson, lambda a, b: _pearson(stats.rankdata(a), stats.rankdata(b))):
-        value, interval = measure(x, y), None
+
+    def with_interval(measure: Callable) -> tuple[float | None, tuple[float, float] | None]:
+        value = measure(x, y)
         drawn = [r for draw in draws if (r := measure(x[draw], y[draw])) is not None]
-        if value is not None and len(names) > 2 and drawn:
-            interval = tuple(float(q) for q in np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2)))
-        found += [value, interval]
-    return Correlation(*found, num_points=len(x), num_groups=len(names))
+        if value is None or len(names) < 3 or not drawn:
+            return value, None
+        low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+        return value, (float(low), float(high))
+
+    spearman = with_interval(lambda a, b: _pearson(stats.rankdata(a), stats.rankdata(b)))
+    return Correlation(*with_interval(_pearson), *spearman, len(x), len(names))
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -210,7 +210,7 @@ def _check_finite(state: Any, label: str, done: int) -> None:
 
 
 @jax.jit
-def _finite(state):
+def _finite(state: Any) -> jax.Array:
     """Whether every number of a training state is finite."""
     numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers])) if numbers else jnp.array(True)
@@ -229,25 +229,26 @@ def _speed(rate: float | None, flops_per_image: dict[str, float]) -> dict:
 class _Trace:
     """jax's profiler over a window of steps, counted from 1; None for no window."""
 
-    def __init__(self, window: tuple[int, int] | None, folder):
-        self.window, self.folder, self.running = window, folder, False
+    def __init__(self, window: tuple[int, int] | None, folder: pathlib.Path):
+        self.first, self.last = window or (0, -1)
+        self.folder, self.running = folder, False
 
-    def before(self, step: int, state) -> None:
+    def before(self, step: int, state: Any) -> None:
         """Starts or stops where `step` is about to be done."""
-        if self.window and not self.running and self.window[0] <= step <= self.window[1]:
+        if not self.running and self.first <= step <= self.last:
             jax.block_until_ready(state)
             jax.profiler.start_trace(str(self.folder))
             self.running = True
-        elif self.running and step > self.window[1]:
+        elif self.running and step > self.last:
             self.stop(state)
 
-    def stop(self, state) -> None:
+    def stop(self, state: Any) -> None:
         """Ends a trace that runs."""
         if self.running:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self.running = False
-            print(f"profile of steps {self.window[0]} to {self.window[1]}: {self.folder}", flush=True)
+            print(f"profile of steps {self.first} to {self.last}: {self.folder}", flush=True)
 
 
 def accumulate(grad_fn: Callable, batch: Any, pieces: int) -> Any:

@@ -139,7 +139,8 @@ def agree(flag: bool) -> bool:
 
 def together(do: Callable[[], T]) -> T:
     """What `do` gives here; where it raises a UserError in one process, all raise one. All must come together."""
-    found, refused = None, None
+    found: Any = None
+    refused: UserError | None = None
     try:
         found = do()
     except UserError as error:
@@ -202,7 +203,7 @@ def start_processes(coordinator: str = "", num_processes: int = 0, process_id: i
         return
     if process_id == 0:
         _check_port(coordinator)
-    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+    if jax.config.read("jax_platforms") == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**here)

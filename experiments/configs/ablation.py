@@ -66,7 +66,7 @@ def sweep(arg: str = "") -> dict[str, dict]:
 def rows(config: ConfigDict) -> dict[str, dict]:
     """Row of the table -> settings that it changes of the whole."""
     off, found = dict(WITHOUT), {}
-    for name, setting in zip(_PARTS, (*WITHOUT, None), strict=True):
+    for name, setting in zip(_PARTS, (*WITHOUT, ""), strict=True):
         found[name] = dict(off)
         off.pop(setting, None)
     steps = config.distill.stage1.steps + config.distill.stage2.steps

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from brh_jax.models.registry import architecture
 from experiments.configs import number, numbers, split_argument
 
-_KINDS = {
+_KINDS: dict[str, dict] = {
     "max-cut": {"phases.method": "max_cut"},
     "random-contiguous": {"phases.method": "random_contiguous"},
     "random-fragmented": {"phases.method": "random_fragmented"},
