@@ -128,8 +128,9 @@ def test_the_one_way_back_is_inside_a_function():
     assert not [node for node in top if "weights_convert" in ast.unparse(node)]
 
 
-def test_importing_brh_jax_is_light():
-    code = f"import sys, brh_jax; print([name for name in {HEAVY!r} if name in sys.modules])"
+@pytest.mark.parametrize("package", ["brh_jax", "brh_jax.dynamics", "brh_jax.phases"])
+def test_importing_is_light(package):
+    code = f"import sys, {package}; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

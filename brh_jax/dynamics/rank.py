@@ -18,7 +18,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import threadpoolctl
 
 from brh_jax.dynamics.directions import checked
@@ -178,6 +177,8 @@ def principal_angles(grams: UpdateGrams, *, num_directions: int, center: bool = 
     Raises:
         ValueError: `num_directions` out of range, or more than the rank of a layer's updates, which then span no such subspace.
     """
+    from scipy.linalg import subspace_angles  # two fifths of what importing brh_jax.dynamics took
+
     dim = grams.gram.cls.shape[-1]
     if not 1 <= num_directions <= dim:
         raise ValueError(f"num_directions {num_directions} is out of range: states of dimension {dim} have 1 to {dim}")
@@ -193,7 +194,7 @@ def principal_angles(grams: UpdateGrams, *, num_directions: int, center: bool = 
                     f"layer {layer} moves {name} in {number:.0f} directions only, so {num_directions} leading ones are not "
                     "defined: ask for fewer, or use more images"
                 )
-        angles = _of_each(lambda pair: scipy.linalg.subspace_angles(*pair)[::-1], itertools.pairwise(_of_each(leading, gram)))
+        angles = _of_each(lambda pair: subspace_angles(*pair)[::-1], itertools.pairwise(_of_each(leading, gram)))
         defined = [not np.isnan(pair).any() for pair in itertools.pairwise(directions[name])]
         return np.where(np.array(defined, bool)[:, None], np.array(angles).reshape(-1, num_directions), np.nan)
 
