@@ -6,6 +6,7 @@ accelerator runs those that a GPU is for, in so many minutes.
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 NAMES = (
     "teacher",
@@ -25,7 +26,7 @@ NAMES = (
 )
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("-h", "--help"):

@@ -11,6 +11,7 @@ python -m benchmarks accelerator --minutes=25 --out=DIR
 python -m benchmarks accelerator --minutes=25 --out=DIR --source=vit_tiny --images=photos --eval=labelled
 """
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
@@ -48,7 +50,7 @@ class Item(NamedTuple):
     rest: bool = False
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is not there yet; returns the exit status."""
     begun = monotonic()
     parser = Parser("benchmarks accelerator", __doc__)
@@ -77,7 +79,7 @@ def main(argv=None) -> int:
     return 1 if failed else 0
 
 
-def plan(arguments) -> list[Item]:
+def plan(arguments: argparse.Namespace) -> list[Item]:
     """What there is to do, most valuable first.
 
     Raises:

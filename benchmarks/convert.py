@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from brh_jax.files import SUMS
 from weights_convert import convert, export
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("convert", __doc__)
     parser.add_argument("--arch", default="vitb14", help="a name of brh_jax.models.ARCHITECTURES")

@@ -4,6 +4,7 @@ python -m benchmarks dmd --num-images=16
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from benchmarks import measure, models
 from brh_jax import dynamics
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("dmd", __doc__, repeats=3)
     models.add_options(parser)

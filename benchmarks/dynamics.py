@@ -4,6 +4,7 @@ python -m benchmarks dynamics --weights=weights.onnx --images=photos/test
 """
 
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ ANGLES = "angles between neighbouring layers' updates"
 BASINS = "angular basins of 4 classes"
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("dynamics", __doc__, repeats=3)
     models.add_options(parser)

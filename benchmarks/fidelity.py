@@ -10,6 +10,7 @@ python -m benchmarks fidelity --weights=weights.onnx --images=photos --eval=labe
 import pathlib
 import tempfile
 import time
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ MEASURED = 6  # times within the training
 SHARE = 0.85  # of the minutes for phases and training; the rest for loading, measuring and what takes longer than thought
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     begun = time.monotonic()
     arguments = _parser().parse_args(argv)

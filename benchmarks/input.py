@@ -8,6 +8,8 @@ import gc
 import pathlib
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +21,7 @@ from brh_jax.data.transforms import CenterCrop, RandomResizedCrop
 from brh_jax.preprocessing import Preprocessing
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("input", __doc__)
     parser.add_argument("--num-images", type=int, default=1024, help="files that are generated")
@@ -139,7 +141,7 @@ def _endless(loader):
         yield from loader
 
 
-def center_crop(image, size: int):
+def center_crop(image: Image.Image, size: int) -> Any:
     """torchvision's Resize of the shorter side to 256 : 224 of the crop, bicubic, and CenterCrop, in PIL."""
     short = round(size * 256 / 224)
     width, height = image.size
@@ -149,7 +151,7 @@ def center_crop(image, size: int):
     return image.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(image, size: int):
+def random_resized_crop(image: Image.Image, size: int) -> Any:
     """torchvision's RandomResizedCrop (0.08 - 1, bicubic) and RandomHorizontalFlip, in PIL."""
     import torch
 

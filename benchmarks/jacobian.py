@@ -7,6 +7,8 @@ Random weights have other spectra than trained ones, and Krylov methods need mor
 python -m benchmarks jacobian --weights=weights.onnx --dense-size=56
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from brh_jax.dynamics.lyapunov import lyapunov_exponents
 EXPONENTS = 8
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("jacobian", __doc__, repeats=3)
     models.add_options(parser)

@@ -11,13 +11,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from brh_jax.command import Parser
 
@@ -47,12 +48,12 @@ class Side(NamedTuple):
     wait: Callable[[Any], Any] = lambda result: result
 
 
-def ours(run) -> Side:
+def ours(run: Callable[[], Any]) -> Side:
     """A side in jax."""
     return Side(run, jax.block_until_ready)
 
 
-def theirs(run) -> Side:
+def theirs(run: Callable[[], Any]) -> Side:
     """A side in PyTorch."""
     import torch
 
@@ -60,7 +61,7 @@ def theirs(run) -> Side:
 
 
 def in_turns(
-    sides: dict[str, Side], repeats: int, *, least_seconds: float = 0.2, pause: float = 0.05, already_warm=()
+    sides: dict[str, Side], repeats: int, *, least_seconds: float = 0.2, pause: float = 0.05, already_warm: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
     """Seconds per call of each side, `[repeats]`: A B A B ..., so that whatever else the machine does hits all alike.
 
@@ -75,7 +76,7 @@ def in_turns(
         if name not in already_warm:
             seconds = _seconds(side, 1)
         calls[name] = max(1, math.ceil(least_seconds / max(seconds, 1e-7)))
-    found = {name: [] for name in sides}
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             time.sleep(pause)
@@ -125,12 +126,23 @@ class Report:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
         self.name, self.file = name, arguments.json
         self.arguments = {key: value for key, value in vars(arguments).items() if key != "json"}
-        self.ceiling = None
-        self.rows, self.notes = [], []
+        self.ceiling: float | None = None
+        self.rows: list[dict[str, Any]] = []
+        self.notes: list[str] = []
         print(f"{name}: {machine()}", flush=True)
         print(" ".join(f"{title:>{width}}" for _, title, width, _ in self.COLUMNS), flush=True)
 
-    def row(self, what: str, times=None, *, images=None, flops=None, against=None, peak_gb=None, remark: str = "") -> None:
+    def row(
+        self,
+        what: str,
+        times: Sequence[float] | np.ndarray | None = None,
+        *,
+        images: int | None = None,
+        flops: float | None = None,
+        against: Sequence[float] | np.ndarray | None = None,
+        peak_gb: float | None = None,
+        remark: str = "",
+    ) -> None:
         """One line.
 
         Args:
@@ -139,7 +151,7 @@ class Report:
             against: times of ours, on a peer's row.
             remark: printed below the row.
         """
-        found = {"what": what, "remark": remark}
+        found: dict[str, Any] = {"what": what, "remark": remark}
         if times is not None:
             seconds = float(np.median(times))
             found |= {"seconds": seconds, "quartiles": [float(q) for q in np.percentile(times, (25, 75))]}
@@ -164,7 +176,7 @@ class Report:
         """Figures of other kinds than time and memory, by their names; `remark` says them to people."""
         self._print({"what": what} | values | {"remark": remark})
 
-    def skip(self, what: str, reason) -> None:
+    def skip(self, what: str, reason: Exception | str) -> None:
         """A row that could not be measured here."""
         self._print({"what": what, "skipped": str(reason), "remark": f"skipped: {reason}"})
 
@@ -173,7 +185,7 @@ class Report:
         self.notes.append(text)
         print(f"  {text}", flush=True)
 
-    def agree(self, what: str, ours, theirs, tolerance: float) -> None:
+    def agree(self, what: str, ours: ArrayLike, theirs: ArrayLike, tolerance: float) -> None:
         """Notes |ours - theirs| / |theirs| over all entries.
 
         Raises:
@@ -190,8 +202,8 @@ class Report:
     def finish(self) -> int:
         """Writes the file asked for; the exit status."""
         if self.file:
-            about = {"benchmark": self.name, "machine": machine(), "versions": versions(), "arguments": self.arguments}
-            about |= {"ceiling_flops": self.ceiling, "rows": self.rows, "notes": self.notes}
+            about: dict[str, Any] = {"benchmark": self.name, "machine": machine(), "versions": versions()}
+            about |= {"arguments": self.arguments, "ceiling_flops": self.ceiling, "rows": self.rows, "notes": self.notes}
             pathlib.Path(self.file).write_text(json.dumps(about, indent=2) + "\n")
         return 0
 
@@ -205,7 +217,9 @@ class Report:
             print(f"    {row['remark']}", flush=True)
 
 
-def measure_with_ceiling(report: Report, sides: dict[str, Side], repeats: int, dtype: str, *, size: int = 0):
+def measure_with_ceiling(
+    report: Report, sides: dict[str, Side], repeats: int, dtype: str, *, size: int = 0
+) -> dict[str, np.ndarray]:
     """`in_turns`, with a large matrix product of each library among the sides: the best of them is the report's ceiling."""
     size = size or (8192 if jax.default_backend() != "cpu" else 2048)
     products = _products(dtype, size)
@@ -230,7 +244,7 @@ def _products(dtype, size):
     return sides | {"torch": theirs(lambda: same @ same)}
 
 
-def load_torch(*others: str, device: str = ""):
+def load_torch(*others: str, device: str = "") -> Any:
     """torch, with as many threads as this process may use.
 
     Args:
@@ -255,7 +269,7 @@ def load_torch(*others: str, device: str = ""):
 
 
 @contextlib.contextmanager
-def enough_memory():
+def enough_memory() -> Iterator[None]:
     """Raises Skipped where torch has not enough beside what jax has taken."""
     try:
         yield
@@ -277,7 +291,7 @@ def tolerance(dtype: str) -> float:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def forget_peak() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from benchmarks import measure
 from brh_jax.models import Encoder, ViT, ViTConfig, architecture
 from brh_jax.models.encoder import init_params
 from brh_jax.preprocessing import Preprocessing
+from brh_jax.types import Array
 
 TINY = ViTConfig(
     dim=48, depth=3, num_heads=4, mlp_dim=192, patch_size=14, position_grid=(2, 2), layer_scale=True, num_registers=2,
@@ -56,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
 
 
-def from_options(arguments) -> Encoder:
+def from_options(arguments: argparse.Namespace) -> Encoder:
     """The encoder that `add_options` asks for."""
     if arguments.tiny:
         arguments.size = 28
@@ -65,7 +67,7 @@ def from_options(arguments) -> Encoder:
     return random_vit(arguments.arch, arguments.size, tiny=arguments.tiny)
 
 
-def in_transformers(encoder: Encoder, dtype: str = "float32", *, device: str = ""):
+def in_transformers(encoder: Encoder, dtype: str = "float32", *, device: str = "") -> Any:
     """The same ViT as a model of transformers, on torch's device or another.
 
     Raises:
@@ -84,7 +86,7 @@ def in_transformers(encoder: Encoder, dtype: str = "float32", *, device: str = "
     return model.requires_grad_(False).to(device or measure.torch_device(), getattr(torch, dtype))
 
 
-def as_torch_images(images, dtype: str = "float32", *, device: str = ""):
+def as_torch_images(images: Array, dtype: str = "float32", *, device: str = "") -> Any:
     """Preprocessed images as torch's models take them, `[batch, 3, height, width]`."""
     import torch
 
@@ -92,11 +94,11 @@ def as_torch_images(images, dtype: str = "float32", *, device: str = ""):
     return pixels.to(device or measure.torch_device(), getattr(torch, dtype))
 
 
-def states_in_torch(model, pixels):
+def states_in_torch(model: Any, pixels: Any) -> Any:
     """a_0 ... a_L of a model of transformers, a list of `[batch, tokens, dim]`."""
     return model(pixels, output_hidden_states=True).hidden_states
 
 
-def to_numpy(states) -> np.ndarray:
+def to_numpy(states: Any) -> np.ndarray:
     """States of torch, `[depth + 1, batch, tokens, dim]` float32."""
     return np.stack([state.detach().float().cpu().numpy() for state in states])

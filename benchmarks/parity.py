@@ -6,6 +6,8 @@ PyTorch works on jax's device, or on the CPU where it has no such device.
 python -m benchmarks parity --weights=weights.onnx
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -14,7 +16,7 @@ from benchmarks import measure, models
 TOLERANCE = 1e-4
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("parity", __doc__, repeats=1)
     models.add_options(parser)

@@ -3,7 +3,9 @@
 python -m benchmarks partition --depth=24 --k=2,3,4,6,8
 """
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from benchmarks import measure
 from brh_jax import phases
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("partition", __doc__)
     parser.add_argument("--depth", type=int, default=24)
@@ -30,8 +32,8 @@ def main(argv=None) -> int:
         d = matrices[0]
         names = f"k = {k}, phases.max_cut", f"k = {k}, brute force"
         sides = {
-            names[0]: measure.Side(lambda k=k, d=d: phases.max_cut(d, k)),
-            names[1]: measure.Side(lambda k=k, d=d: brute_force(d, k)),
+            names[0]: measure.Side(functools.partial(phases.max_cut, d, k)),
+            names[1]: measure.Side(functools.partial(brute_force, d, k)),
         }
         times = measure.in_turns(sides, arguments.repeats)
         report.row(names[0], times[names[0]])
@@ -45,7 +47,7 @@ def _random(depth, seed):
     return np.linalg.norm(walk[:, None] - walk[None], axis=-1)
 
 
-def brute_force(dissimilarity, k: int) -> tuple[int, ...]:
+def brute_force(dissimilarity: np.ndarray, k: int) -> tuple[int, ...]:
     """Lengths of the phases of the best of all cuts, all of them weighed in one numpy expression."""
     depth = len(dissimilarity)
     above = np.zeros((depth + 1, depth + 1))

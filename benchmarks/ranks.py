@@ -3,6 +3,8 @@
 python -m benchmarks ranks --weights=weights.onnx --num-images=64
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.linalg
 
@@ -10,7 +12,7 @@ from benchmarks import measure, models
 from brh_jax.dynamics.rank import gram_rank, update_grams
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("ranks", __doc__, repeats=3)
     models.add_options(parser)

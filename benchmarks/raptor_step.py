@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ IMAGES = 20_000_000  # the paper's 312,500 steps of 64
 OBJECTIVE = Joint(JointSettings(warmup_steps=0))
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("raptor_step", __doc__)
     parser.add_argument("--arch", default="vitb14_reg", help="the teacher, a name of brh_jax.models.ARCHITECTURES")
@@ -128,9 +129,10 @@ def _speed(report, arguments):
         plain = _Ours(teacher, config, blocks, arguments, fused=False)
         plain(images)  # here, before PyTorch takes the memory
         sides["brh_jax, plain attention, teacher inside"] = measure.ours(lambda: plain(images))
-    skipped = {}
+    skipped: dict[str, Exception] = {}
     try:
-        states_of = _torch_teacher(teacher, pixels, arguments.dtype) if measure.load_torch("transformers") else None
+        measure.load_torch("transformers")
+        states_of = _torch_teacher(teacher, pixels, arguments.dtype)
         with measure.enough_memory():
             held = [state.clone() for state in states_of()]
             peers = [_torch_step(config, blocks, teacher.layout, arguments) for _ in range(2)]
@@ -153,8 +155,8 @@ def _speed(report, arguments):
             remark = f"beside ours with states from memory too: ratio {np.median(found) / np.median(times[names[1]]):.2f}"
         flops = student + (watched if inside else 0)
         report.row(name, found, images=batch, flops=flops, against=None if name in names else times[names[0]], remark=remark)
-    for name, reason in skipped.items():
-        report.skip(name, reason)
+    for name, why in skipped.items():
+        report.skip(name, why)
     rate = batch / float(np.median(times[names[0]]))
     report.note(f"{IMAGES:,} images at {rate:,.4g} images/s, derived: {IMAGES / rate / 3600:,.4g} hours of this machine")
 
@@ -199,7 +201,7 @@ def _alone(arguments) -> dict:
 
 def _compile(report, arguments):
     """Cold: without jax's cache on disk, every program a new one."""
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.read("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         found = {int(depth): _compile_seconds(int(depth), arguments) for depth in arguments.depths.split(",")}

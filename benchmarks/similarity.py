@@ -3,6 +3,8 @@
 python -m benchmarks similarity --weights=weights.onnx --num-images=320
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -11,7 +13,7 @@ from brh_jax import phases
 from brh_jax.models.cost import vit_flops
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("similarity", __doc__, repeats=3)
     models.add_options(parser)

@@ -6,6 +6,9 @@ python -m benchmarks stage1
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ from brh_jax.models.cost import vit_flops
 from brh_jax.phases import Partition
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("stage1", __doc__)
     parser.add_argument("--arch", default="vits14_reg", help="the teacher, a name of brh_jax.models.ARCHITECTURES")
@@ -43,9 +46,9 @@ def main(argv=None) -> int:
         names.append((f"side by side, {when}", f"{config.partition.k} separate runs, {when}"))
         together = _together(teacher, config, blocks, pixels, settings, forced)
         apart = [_apart(teacher, config, phase, blocks, pixels, settings, forced) for phase in range(config.partition.k)]
-        report.agree(f"losses of the blocks, {when}", together(), np.concatenate([run() for run in apart]), 1e-4)
+        report.agree(f"losses of the blocks, {when}", together(), np.concatenate(_each(apart)), 1e-4)
         sides[names[-1][0]] = measure.ours(together)
-        sides[names[-1][1]] = measure.ours(lambda apart=apart: [run() for run in apart])
+        sides[names[-1][1]] = measure.ours(functools.partial(_each, apart))
     size = 256 if arguments.tiny else 0
     times = measure.measure_with_ceiling(report, sides, arguments.repeats, arguments.dtype, size=size)
     layers = arguments.batch_size / config.depth
@@ -66,6 +69,10 @@ def main(argv=None) -> int:
     return report.finish()
 
 
+def _each(runs: list[Callable[[], Any]]) -> list:
+    return [run() for run in runs]
+
+
 def _together(teacher, config, blocks, pixels, settings, forced):
     """A function that does one step of all blocks and gives their losses, `[k]`."""
     update, optimiser = make_update(Blockwise(settings), teacher, config, seed=0)
@@ -82,7 +89,7 @@ def _apart(teacher, config, phase, blocks, pixels, settings, forced):
 
     @jax.jit
     def states(params, images):
-        found = module.apply({"params": params}, teacher.normalize_pixels(images))
+        found: Any = module.apply({"params": params}, teacher.normalize_pixels(images))
         return jnp.moveaxis(found[run.start :], 1, 0)
 
     one = RaptorConfig(dataclasses.replace(teacher.config, depth=run.stop - run.start), Partition((run.stop - run.start,)))

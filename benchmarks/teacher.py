@@ -6,6 +6,8 @@ python -m benchmarks teacher --arch=vitb14 --batch-size=256 --dtype=bfloat16    
 
 import os
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -13,7 +15,7 @@ from benchmarks import measure, models
 from brh_jax.models.cost import vit_flops
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = measure.parser("teacher", __doc__)
     parser.add_argument("--arch", default="vits14,vitb14", help="names of brh_jax.models.ARCHITECTURES")
@@ -42,7 +44,7 @@ def _measure(report, arch, arguments):
     if arguments.plain_attention:
         plain = _forward(encoder.module)
         sides[f"{name}, plain attention"] = measure.ours(lambda: plain(encoder.params, images))
-    skipped = {}
+    skipped: dict[str, Exception] = {}
     try:
         sides |= _torch_sides(encoder, images, forward, report, arch, arguments, skipped)
     except measure.Skipped as reason:
@@ -51,8 +53,8 @@ def _measure(report, arch, arguments):
     work = {"images": batch, "flops": batch * vit_flops(encoder.config, encoder.layout)}
     for side, found in times.items():
         report.row(side, found, **work, against=None if side == name else times[name])
-    for side, reason in skipped.items():
-        report.skip(side, reason)
+    for side, why in skipped.items():
+        report.skip(side, why)
 
 
 def _forward(module):
@@ -87,7 +89,7 @@ def _torch_sides(encoder, images, forward, report, arch, arguments, skipped):
     return sides
 
 
-def compiled_states(model):
+def compiled_states(model: Any):
     """`models.states_in_torch` of a model through torch.compile.
 
     Raises:

@@ -6,8 +6,12 @@ AdamW, gradients set to None.
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
+
+from brh_jax.distill import JointSettings
+from brh_jax.models import RaptorConfig
 
 
 class RaptorBlock(nn.Module):
@@ -23,7 +27,7 @@ class RaptorBlock(nn.Module):
         self.ls1, self.ls2 = nn.Parameter(torch.empty(dim)), nn.Parameter(torch.empty(dim))
         self.depth1, self.depth2 = nn.Linear(1, 16), nn.Linear(16, 3 * dim)
 
-    def forward(self, x, depth):
+    def forward(self, x: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
         """[batch, tokens, dim] -> [batch, tokens, dim]; `depth` is `[1]`, the 1-based index of the layer produced."""
         batch, tokens, dim = x.shape
         attn, mlp, out = (self.depth2(F.silu(self.depth1(depth))) + 1).to(x.dtype).chunk(3)
@@ -39,14 +43,14 @@ class RaptorBlock(nn.Module):
 class Raptor(nn.Module):
     """k blocks, rolled out over a contiguous partition from a_0."""
 
-    def __init__(self, config):
+    def __init__(self, config: RaptorConfig):
         super().__init__()
         heads = config.teacher.num_heads
         blocks = [RaptorBlock(config.dim, heads, config.mlp_dim, config.layer_norm_eps) for _ in config.partition.lengths]
         self.blocks = nn.ModuleList(blocks)
         self.labels = config.partition.labels
 
-    def forward(self, state):
+    def forward(self, state: torch.Tensor) -> list[torch.Tensor]:
         """a_0 -> a_1 ... a_L, a list."""
         states = []
         for layer, phase in enumerate(self.labels, start=1):
@@ -55,7 +59,7 @@ class Raptor(nn.Module):
         return states
 
     @torch.no_grad()
-    def copy_from(self, params) -> None:
+    def copy_from(self, params: dict) -> None:
         """Takes the weights of ours, the parameters of `brh_jax.models.raptor.Blocks`."""
         for phase, block in enumerate(self.blocks, start=1):
             flat = {name: np.asarray(leaf) for name, leaf in _flatten(params[f"phase_{phase}"])}
@@ -79,14 +83,23 @@ class Step:
     """One optimiser step of stage 2 on a batch; gives the loss before it.
 
     Args:
-        config: RaptorConfig.
         token_weights: `[tokens]`, of the squared errors.
-        settings: JointSettings; the learning rate is its peak, the schedule costs nothing.
+        settings: the learning rate is their peak, the schedule costs nothing.
         dtype: of the products; parameters, residual stream, loss and optimiser stay float32 as in ours.
         compiled: through torch.compile.
     """
 
-    def __init__(self, config, params, token_weights, settings, *, device: str, dtype: torch.dtype, compiled: bool = False):
+    def __init__(
+        self,
+        config: RaptorConfig,
+        params: dict,
+        token_weights: ArrayLike,
+        settings: JointSettings,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        compiled: bool = False,
+    ):
         self.raptor = Raptor(config).to(device)
         self.raptor.copy_from(params)
         self.weights = torch.from_numpy(np.asarray(token_weights, np.float32)).to(device)
@@ -95,7 +108,7 @@ class Step:
         self.clip_norm, self.dtype, self.device = settings.clip_norm, dtype, device
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
-    def __call__(self, states):
+    def __call__(self, states: list[torch.Tensor]) -> torch.Tensor:
         """`states`: a_0 ... a_L of the teacher, a list of `[batch, tokens, dim]`."""
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             loss = self.loss(states)

@@ -5,13 +5,13 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError, did_you_mean
 
 
-def explain(kinds, section: str = "") -> str:
+def explain(kinds: Iterable[type], section: str = "") -> str:
     """Every setting with its default and what the docstring of its dataclass says of it.
 
     Args:

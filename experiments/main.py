@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from absl import app, flags, logging
@@ -64,7 +64,7 @@ def help_text() -> str:
     return f"{__doc__.strip()}\n\n" + "\n".join(lines)
 
 
-def main(argv) -> None:
+def main(argv: Sequence[str]) -> None:
     """After flags are parsed."""
     if len(argv) > 1:
         raise UserError(f"unexpected {' '.join(argv[1:])}: options are --config=..., --workdir=... and --config.name=value")

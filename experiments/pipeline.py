@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from brh_jax.files import own_folder
 from brh_jax.train.loop import LoopSettings
 from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import differences, is_main, make_mesh, together, wait_for_all
+from brh_jax.types import PathLike
 from experiments import full_disk, report, stages
 from experiments.data import check_classes
 from experiments.lock import Hold, hold
@@ -88,7 +90,15 @@ class _Plan:
     again: frozenset[str]  # stages to do whatever is there
 
 
-def run(config: ConfigDict, workdir, *, mode: str = "train", rerun: bool = False, command=(), profile=None) -> Results:
+def run(
+    config: ConfigDict,
+    workdir: PathLike,
+    *,
+    mode: str = "train",
+    rerun: bool = False,
+    command: Sequence[str] = (),
+    profile: tuple[int, int] | None = None,
+) -> Results:
     """Runs the stages that `config.stages` names and returns what results.json holds.
 
     Args:

@@ -63,7 +63,7 @@ def without_effect(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"effect": False})
 
 
-def merged_defaults(kinds) -> dict:
+def merged_defaults(kinds: Iterable[type]) -> dict:
     """The defaults of several settings dataclasses as one nested dictionary.
 
     Raises:
@@ -86,7 +86,7 @@ def _merge(into: dict, settings, path: str) -> None:
             raise ValueError(f"{path}.{name} has two defaults: {into[name]!r} and {value!r}")
 
 
-def read(kind: type[T], config, path: str = "config") -> T:
+def read(kind: type[T], config: ConfigDict | dict, path: str = "config") -> T:
     """A settings dataclass from the part of the configuration that it describes; fields that are not there keep their defaults.
 
     Raises:
@@ -165,7 +165,7 @@ def _check_finite(settings, path: str) -> None:
             raise UserError(f"{path}.{field.name} is {value!r}: expected finite numbers")
 
 
-def names_of(config, prefix: str = "") -> Iterator[str]:
+def names_of(config: ConfigDict | dict, prefix: str = "") -> Iterator[str]:
     """Every setting of a configuration, `section.name`."""
     for name, value in config.items():
         if isinstance(value, dict | ConfigDict):
@@ -184,7 +184,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown setting config.{name}: {hint}python -m experiments.explain lists and explains them all")
 
 
-def check_names(config, known: dict, path: str = "config", every: Iterable[str] = ()) -> None:
+def check_names(config: ConfigDict | dict, known: dict, path: str = "config", every: Iterable[str] = ()) -> None:
     """Raises UserError where the configuration has a setting that nothing uses; sections of a study's own are let through."""
     every = every or list(names_of(known))
     for name, value in config.items():
@@ -197,7 +197,7 @@ def check_names(config, known: dict, path: str = "config", every: Iterable[str] 
             raise unknown_setting(full.removeprefix("config."), every)
 
 
-def check_plain(config) -> None:
+def check_plain(config: ConfigDict) -> None:
     """Raises UserError where a configuration holds what cannot be kept with the results, a study's own sections included."""
     try:
         json.dumps(json.loads(config.to_json()), allow_nan=False)
@@ -216,7 +216,7 @@ def renamed(setting: str) -> str | None:
     return None
 
 
-def flat(settings, *, all_fields: bool = False, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any, *, all_fields: bool = False, prefix: str = "") -> dict[str, Any]:
     """`section.name` -> value, as JSON has it, of the settings that what comes out depends on."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):

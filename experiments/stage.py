@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from brh_jax.data.pipeline import measuring_batches
 from brh_jax.data.sources import Skip, Source
+from brh_jax.data.transforms import Transform
 from brh_jax.errors import UserError
 from brh_jax.models import Encoder, store
 from brh_jax.train.loop import LoopSettings
@@ -155,7 +156,15 @@ class Context:
         return source
 
     def measuring_batches(
-        self, source: Source, transform, *, num_images: int, batch_size: int, label: str, seed: int = 0, threads: int = 8
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        num_images: int,
+        batch_size: int,
+        label: str,
+        seed: int = 0,
+        threads: int = 8,
     ) -> Iterator[dict]:
         """One pass over `num_images` images, all of them where that is 0, with a progress line.
 

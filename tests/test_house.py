@@ -176,7 +176,7 @@ def test_most_functions_are_short():
 LIBRARY = [room for room in ALL_ROOMS if room.split(".")[0] in ("brh_jax", "weights_convert")]
 
 
-@pytest.mark.parametrize("room", LIBRARY)
+@pytest.mark.parametrize("room", ALL_ROOMS)
 def test_public_arguments_have_types(room):
     wrong = []
     for name, tree in TREES.items():
