@@ -84,7 +84,7 @@ class Attention(nn.Module):
                 self.sow("intermediates", "weights", weights)
             else:
                 parts = (jnp.array_split(one, _parts(q.shape, x.dtype)) for one in (q, k, v))
-                out = jnp.concatenate([_attend(*part, x.dtype)[0] for part in zip(*parts, strict=True)])
+                out = jnp.concatenate([_attend(q, k, v, x.dtype)[0] for q, k, v in zip(*parts, strict=True)])
         kernel_init = named(_KERNEL, "heads", None, "embed")
         return Dense(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))
 

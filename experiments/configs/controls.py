@@ -37,7 +37,7 @@ _KINDS: dict[str, dict] = {
     "unshared-narrow": {"phases.method": "max_cut", "raptor.unshared": "narrow"},
 }
 # What begins as the teacher's own layers is for recipe=joint, at learning rates of its own (docs/experiments.md).
-_FROM_TEACHER = {
+_FROM_TEACHER: dict[str, dict] = {
     "unshared-low-rank": {"raptor.unshared": "low_rank", "distill.stage2.learning_rate": 0.005},
     "teacher-dropped": {"raptor.unshared": "dropped", "distill.stage2.learning_rate": 0.005},
     **{f"relaxed-{rank}": {"raptor.rank": rank, "distill.stage2.learning_rate": 0.01} for rank in (4, 16, 64)},
