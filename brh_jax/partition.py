@@ -97,10 +97,6 @@ class Partition:
         """Whether every phase is one run."""
         return self.k == len(self.lengths)
 
-    def phase_of(self, layer: int) -> int:
-        """Phase (from 0) of a layer (from 0)."""
-        return self.labels[layer]
-
     def __str__(self) -> str:
         """Layers counted from 1: `1-7 | 8-10 | 11-12`; fragments of a phase are joined by commas."""
         return " | ".join(",".join(str(r) for r in self.runs if r.phase == phase) for phase in range(self.k))

@@ -8,7 +8,6 @@ def test_lengths_boundaries_and_text():
     assert str(p) == "1-7 | 8-10 | 11-12"
     assert (p.k, p.depth, p.boundaries, p.contiguous) == (3, 12, (7, 10), True)
     assert p.labels == (0,) * 7 + (1,) * 3 + (2,) * 2
-    assert [p.phase_of(layer) for layer in (0, 6, 7, 11)] == [0, 0, 1, 2]
     assert [tuple(r) for r in p.runs] == [(0, 0, 7), (1, 7, 10), (2, 10, 12)]
 
 

@@ -21,21 +21,6 @@ from brh_jax.types import Array, Directed
 from brh_jax.vectors import directed, length, unit
 
 
-def sphere_jvp(f: Callable, state: Directed, tangent: Directed) -> tuple[Array, Array]:
-    """Pushes one tangent vector through the map of directions of `f`.
-
-    Args:
-        f: `state -> state`.
-        state: the reference x, `[..., tokens, dim]`. A token that is zero has no direction to change.
-        tangent: v, of the same shape; its radial part at each token is ignored.
-
-    Returns:
-        (f(state), the image of the tangent, of the same shape).
-    """
-    output, image = jax.jvp(f, (state,), (length(state, keepdims=True) * tangential(state, tangent),))
-    return output, _as_directions(output, image)
-
-
 def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
     """The derivative of the map of directions of `f` at `state`, as a function to be applied to many tangent vectors.
 
@@ -44,7 +29,8 @@ def sphere_linearize(f: Callable, state: Directed) -> tuple[Array, Callable]:
         state: the reference x, `[..., tokens, dim]`. A token that is zero has no direction to change.
 
     Returns:
-        (f(state), linear), `linear(tangent)` as in `sphere_jvp`; `jax.linear_transpose(linear, state)` is its transpose.
+        (f(state), linear): `linear(tangent)` is the image of a vector of the state's shape, whose radial part at each token is
+        ignored; `jax.linear_transpose(linear, state)` is its transpose.
     """
     output, push = jax.linearize(f, state)
 
