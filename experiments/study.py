@@ -101,8 +101,8 @@ def _runs_of(results: Results) -> Iterator[Run]:
         return
     for name, raptor in distilled.raptors.items():
         structure = phases.partitions[raptor.k].structure
-        found = {measure: structure[measure] for measure in STRUCTURE} | _fit(agreement.fits[name]) | _accuracies(results)
-        values = {measure: value for measure, value in found.items() if value is not None and math.isfinite(value)}
+        measured = {measure: structure[measure] for measure in STRUCTURE} | _fit(agreement.fits[name]) | _accuracies(results)
+        values = {measure: value for measure, value in measured.items() if value is not None and math.isfinite(value)}
         study = config.study
         yield Run(study.group, study.step, study.step, config.teacher.vit.drop_path, config.seed, raptor.k, values)
 
@@ -133,7 +133,7 @@ def measure_rows(runs: Iterable[Run]) -> list[Row]:
 def correlations(runs: Sequence[Run]) -> Correlations:
     """Correlations of structure or p with fit or accuracy, where there are enough runs."""
     subsets = {"all ViTs": runs, "trained to the end": [run for run in runs if run.kind == "trained"]}
-    found: Correlations = {}
+    by_subset: Correlations = {}
     for name, chosen in subsets.items():
         pairs = [(x, y) for x in STRUCTURE for y in FITS]
         if name == "trained to the end":
@@ -142,19 +142,19 @@ def correlations(runs: Sequence[Run]) -> Correlations:
             both = [(run, _value(run, x), _value(run, y)) for run in chosen if None not in (_value(run, x), _value(run, y))]
             if len(both) >= 3:
                 kept, xs, ys = zip(*both, strict=True)
-                found.setdefault(name, {})[x, y] = correlation(xs, ys, [run.training for run in kept])
-    return found
+                by_subset.setdefault(name, {})[x, y] = correlation(xs, ys, [run.training for run in kept])
+    return by_subset
 
 
 def _value(run: Run, name: str) -> float | None:
     return run.p if name == "p" else run.values.get(name)
 
 
-def correlation_table(found: Correlations) -> tuple[list[str], list[list[str]]]:
+def correlation_table(by_subset: Correlations) -> tuple[list[str], list[list[str]]]:
     """Header and cells."""
     header = ["ViTs", "measure", "with", "Pearson", "95 % interval", "Spearman", "95 % interval", "ViTs, n", "trainings"]
     cells = []
-    for subset, pairs in found.items():
+    for subset, pairs in by_subset.items():
         for (x, y), c in pairs.items():
             numbers = [_text(c.pearson), _interval(c.pearson_interval), _text(c.spearman), _interval(c.spearman_interval)]
             cells.append([subset, LABELS.get(x, x), LABELS[y], *numbers, str(c.num_points), str(c.num_groups)])
@@ -169,7 +169,7 @@ def _interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def figure_entries(runs: Sequence[Run], found: Correlations, folder: pathlib.Path) -> Iterator[FigureEntry]:
+def figure_entries(runs: Sequence[Run], by_subset: Correlations, folder: pathlib.Path) -> Iterator[FigureEntry]:
     """Yields the page's figures, as far as there are runs for them."""
     finished = [run for run in runs if run.kind == "trained"]
     if len({run.p for run in finished}) > 1:
@@ -189,8 +189,8 @@ def figure_entries(runs: Sequence[Run], found: Correlations, folder: pathlib.Pat
         chosen = [run for run in runs if run.group == group]
         if len({run.step for run in chosen}) > 1:
             yield _along_training(runs, chosen, group, folder)
-    if "all ViTs" in found:
-        yield _scatter(runs, found["all ViTs"], folder)
+    if "all ViTs" in by_subset:
+        yield _scatter(runs, by_subset["all ViTs"], folder)
 
 
 def _kinds(runs: Sequence[Run], folder: pathlib.Path) -> FigureEntry:
@@ -235,7 +235,7 @@ def _along_training(runs: Sequence[Run], chosen: Sequence[Run], group: str, fold
     )
 
 
-def _scatter(runs: Sequence[Run], found: Mapping[tuple[str, str], Correlation], folder: pathlib.Path) -> FigureEntry:
+def _scatter(runs: Sequence[Run], pairs: Mapping[tuple[str, str], Correlation], folder: pathlib.Path) -> FigureEntry:
     rows = {name: label for name, label in FITS.items() if all(name in run.values for run in runs)}
     columns = {name: label for name, label in STRUCTURE.items() if all(name in run.values for run in runs)}
     kinds = {"untrained": "untrained", "trained": "trained", "over-fitted": "over-fitted", "": "in training"}
@@ -245,7 +245,7 @@ def _scatter(runs: Sequence[Run], found: Mapping[tuple[str, str], Correlation], 
         if members:
             points[label] = {name: np.array([run.values[name] for run in members]) for name in (*rows, *columns)}
     notes = {}
-    for (x, y), c in found.items():
+    for (x, y), c in pairs.items():
         if c.spearman is not None:
             notes[y, x] = f"ρ = {_text(c.spearman)}" + (f" ({_interval(c.spearman_interval)})" if c.spearman_interval else "")
     return figure_entry(
@@ -272,11 +272,11 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Writes page, figures and tables."""
     finished = read_runs([workdir])
     runs = read_study(finished)
-    found, rows = correlations(runs), measure_rows(runs)
-    measures, correlated = table(rows), correlation_table(found)
+    by_subset, rows = correlations(runs), measure_rows(runs)
+    measures, correlated = table(rows), correlation_table(by_subset)
     out.mkdir(parents=True, exist_ok=True)
     write_table(out, "measures", *measures, as_csv(rows))
-    write_table(out, "correlations", *correlated, _correlations_csv(found))
+    write_table(out, "correlations", *correlated, _correlations_csv(by_subset))
     tables = [
         Table("All measures", *measures, "Mean ± standard deviation over seeds (n)."),
         Table("Correlations", *correlated, "Intervals as in the figure above."),
@@ -286,7 +286,7 @@ def gather(workdir: pathlib.Path, out: pathlib.Path) -> None:
         title=f"Small-scale study: {workdir.name}",
         lead=list(_lead(runs, workdir)),
         chapters=[
-            Chapter("Figures", "", list(figure_entries(runs, found, out / "figures"))),
+            Chapter("Figures", "", list(figure_entries(runs, by_subset, out / "figures"))),
             Chapter("Tables", "", tables),
             Chapter("Configuration", f"Of the first of the runs in {workdir}.", [settings_of(finished[0].results)]),
         ],
@@ -301,9 +301,9 @@ def _lead(runs: Sequence[Run], workdir: pathlib.Path) -> Iterator[str]:
         yield f"Not finished, and not counted: {', '.join(unfinished)}."
 
 
-def _correlations_csv(found: Correlations) -> str:
+def _correlations_csv(by_subset: Correlations) -> str:
     lines: list[list[str | float]] = [["subset", "x", "y", "coefficient", "value", "low", "high", "points", "trainings"]]
-    for subset, pairs in found.items():
+    for subset, pairs in by_subset.items():
         for (x, y), c in pairs.items():
             for name in ("pearson", "spearman"):
                 value, interval = getattr(c, name), getattr(c, f"{name}_interval") or ("", "")

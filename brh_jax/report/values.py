@@ -46,7 +46,7 @@ class Panel(NamedTuple):
 
 def panels(figure: Figure) -> list[Panel]:
     """What each panel of a figure shows. A panel without a title or label of its own has that of its column or row."""
-    below, beside, found = figure.get_supxlabel(), figure.get_supylabel(), []
+    below, beside, drawn = figure.get_supxlabel(), figure.get_supylabel(), []
 
     def label(axis: Axes, which: str, span: str, otherwise: str = "") -> str:
         alike = [one for one in figure.axes if _place(one, span) == _place(axis, span)]
@@ -55,31 +55,31 @@ def panels(figure: Figure) -> list[Panel]:
 
     for axis in (one for one in figure.axes if one.get_visible() and one.get_label() != "<colorbar>"):
         title, x, y = label(axis, "title", "col"), label(axis, "xlabel", "col", below), label(axis, "ylabel", "row", beside)
-        found.append(Panel(title, x, y, *_values(axis)))
-    return found
+        drawn.append(Panel(title, x, y, *_values(axis)))
+    return drawn
 
 
-def as_csv(found: Iterable[Panel]) -> str:
+def as_csv(all_panels: Iterable[Panel]) -> str:
     """A line for each value; empty where there are none."""
     lines = [
         [panel.title, panel.x, panel.y, *("" if cell is None else _rounded(cell) for cell in value)]
-        for panel in found
+        for panel in all_panels
         for value in panel.values
     ]
     return csv_text([_COLUMNS, *lines]) if lines else ""
 
 
-def in_words(found: list[Panel]) -> str:
+def in_words(all_panels: list[Panel]) -> str:
     """What is drawn, an alternative text: "Lines in 2 panels (cls; patches): R² against layer. Of k2; k3. From 0.1 to 0.9."."""
-    kind = next((panel.kind for panel in found if panel.kind), "Pictures")
-    titles = dict.fromkeys(panel.title for panel in found if panel.title)
-    text = kind + (f" in {len(found)} panels" if len(found) > 1 else "") + (f" ({_listed(titles)})" if titles else "")
-    said = dict.fromkeys(f"{p.y} against {p.x}" if p.y and p.x else p.y or p.x for p in found if p.y or p.x)
+    kind = next((panel.kind for panel in all_panels if panel.kind), "Pictures")
+    titles = dict.fromkeys(panel.title for panel in all_panels if panel.title)
+    text = kind + (f" in {len(all_panels)} panels" if len(all_panels) > 1 else "") + (f" ({_listed(titles)})" if titles else "")
+    said = dict.fromkeys(f"{p.y} against {p.x}" if p.y and p.x else p.y or p.x for p in all_panels if p.y or p.x)
     text += f": {_listed(said)}." if said else "."
-    series = dict.fromkeys(value.series for panel in found for value in panel.values)
+    series = dict.fromkeys(value.series for panel in all_panels for value in panel.values)
     if named := [name for name in series if name and not name.startswith(_UNNAMED)]:
         text += f" Of {_listed(named)}."
-    drawn = [v.value if p.kind == "Heat map" else v.y for p in found for v in p.values]
+    drawn = [v.value if p.kind == "Heat map" else v.y for p in all_panels for v in p.values]
     heights = [height for height in drawn if height is not None and np.isfinite(height)]
     return text + (f" From {min(heights):.3g} to {max(heights):.3g}." if heights else "")
 
@@ -112,8 +112,8 @@ def _place(axis: Axes, which: str) -> int | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = list(names)
-    return "; ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+    listed = list(names)
+    return "; ".join(listed[:_NAMED]) + (f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else "")
 
 
 def _values(axis: Axes) -> tuple[str, list[Value]]:
@@ -191,15 +191,15 @@ def _points(axis: Axes) -> Iterator[Value]:
 
 def _bands(axis: Axes) -> dict[str, dict[float, tuple[float, float]]]:
     """Of `fill_between(..., gid=LABEL)`: label of the line -> x -> low and high edge."""
-    found: dict[str, dict[float, tuple[float, float]]] = {}
+    bands: dict[str, dict[float, tuple[float, float]]] = {}
     for drawn in axis.collections:
         if isinstance(drawn, PolyCollection) and (series := drawn.get_gid()) is not None:
             heights: dict[float, list[float]] = {}
             for path in drawn.get_paths():
                 for x, y in np.asarray(path.vertices, float):
                     heights.setdefault(round(float(x), 9), []).append(float(y))
-            found.setdefault(series, {}).update({x: (min(ys), max(ys)) for x, ys in heights.items()})
-    return found
+            bands.setdefault(series, {}).update({x: (min(ys), max(ys)) for x, ys in heights.items()})
+    return bands
 
 
 def _ends(errors: ErrorbarContainer) -> dict[float, tuple[float, float]]:

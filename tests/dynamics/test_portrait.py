@@ -88,7 +88,7 @@ def test_one_call_gives_every_measure_of_both(comparison, states):
         per_image = dynamics.update_rank(trajectory[:, :6], LAYOUT, over="tokens")
         np.testing.assert_allclose(portrait["ranks"].tokens.stable.patches.mean(-1), per_image.stable.patches, rtol=1e-6)
         np.testing.assert_allclose(np.abs(jacobians.eigenvalues.values), 1.0, atol=1e-3)
-        fates = [[dynamics.FATES[i] for i in run.fate] for run in portrait["extrapolation"].found]
+        fates = [[dynamics.FATES[i] for i in run.fate] for run in portrait["extrapolation"].ends]
         assert fates == [["leaves"] * 3] * 2  # it grows by a tenth in each step
 
 

@@ -17,14 +17,14 @@ class IteratedBlocks(NamedTuple):
 
     Attributes:
         runs: their layers, as a partition prints them.
-        found: where the iterates of each image end.
+        ends: where the iterates of each image end.
         speed: angle turned in each step, mean over all tokens and the images that stay finite, `[runs, steps]`; NaN where none
             does.
         norm: of a token, likewise, `[runs, steps + 1]`.
     """
 
     runs: tuple[str, ...]
-    found: tuple[Extrapolation, ...]
+    ends: tuple[Extrapolation, ...]
     speed: np.ndarray
     norm: np.ndarray
 
@@ -33,9 +33,9 @@ def _compute(seen: Seen) -> IteratedBlocks | None:
     steps, runs = seen.settings.extrapolated_steps, seen.partition.runs
     if not steps:
         return None
-    found = tuple(to_host(extrapolated_depth(seen.system, seen.states[run.stop], run.stop - 1, steps)) for run in runs)
-    means = (np.stack([_over_tokens(getattr(one, name), seen.layout) for one in found]) for name in ("speed", "norm"))
-    return IteratedBlocks(tuple(map(str, runs)), found, *means)
+    ends = tuple(to_host(extrapolated_depth(seen.system, seen.states[run.stop], run.stop - 1, steps)) for run in runs)
+    means = (np.stack([_over_tokens(getattr(one, name), seen.layout) for one in ends]) for name in ("speed", "norm"))
+    return IteratedBlocks(tuple(map(str, runs)), ends, *means)
 
 
 def _over_tokens(values: ByToken, layout: TokenLayout) -> np.ndarray:

@@ -52,12 +52,12 @@ def _layer(seen: Seen, layer: int, number: int) -> Jacobians:
     return Jacobians(values, residual, raw, eigenvalues, to_host(structure))
 
 
-def _curves(found: Jacobians) -> dict[str, Curve]:
-    structure = found.structure
+def _curves(jacobians: Jacobians) -> dict[str, Curve]:
+    structure = jacobians.structure
     values = {
-        "gain": found.singular_values[..., 0],
-        "raw_gain": found.raw_singular_values[..., 0],
-        "spectral_radius": np.abs(found.eigenvalues.values[..., 0]),
+        "gain": jacobians.singular_values[..., 0],
+        "raw_gain": jacobians.raw_singular_values[..., 0],
+        "spectral_radius": np.abs(jacobians.eigenvalues.values[..., 0]),
         "from_identity": structure.from_identity / structure.norm,
         "antisymmetric": (structure.antisymmetric / structure.norm) ** 2,
     }
@@ -79,10 +79,10 @@ def eigenvalues(values: Mapping[str, LayerSpectra]):
     figure = Figure(figsize=(3.1 * len(values) + 1.0, 3.3), layout="constrained")
     axes = figure.subplots(1, len(values), squeeze=False, sharex=True, sharey=True)[0]
     turn = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
-    for axis, (system, found) in zip(axes, values.items(), strict=True):
+    for axis, (system, spectrum) in zip(axes, values.items(), strict=True):
         axis.plot(turn.real, turn.imag, color="#bbbbbb", lw=0.8, gid=GUIDE)
-        layers = np.broadcast_to(np.arange(1, len(found) + 1)[:, None, None], found.shape)
-        points = axis.scatter(found.real, found.imag, c=layers, s=7, cmap="viridis", linewidths=0)
+        layers = np.broadcast_to(np.arange(1, len(spectrum) + 1)[:, None, None], spectrum.shape)
+        points = axis.scatter(spectrum.real, spectrum.imag, c=layers, s=7, cmap="viridis", linewidths=0)
         axis.set_title(system)
         axis.set_xlabel("real part")
         axis.set_aspect("equal")

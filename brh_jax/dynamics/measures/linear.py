@@ -70,26 +70,26 @@ def _horizons(seen: Seen, run, train: np.ndarray) -> ByToken:
     return ByToken(*(of_type(token, count) for token, count in seen.layout.counts._asdict().items()))
 
 
-def _curves(found: LinearModels) -> dict[str, Curve]:
+def _curves(models: LinearModels) -> dict[str, Curve]:
     """`horizon_cls`: cosine of predictions on images not fitted to, phase by phase and step by step; `modulus_cls`: the moduli of
     each phase's eigenvalues, largest first."""
     curves = {}
     for token in ByToken._fields:
-        if horizons := _present(found.horizons, token):
-            curves[f"horizon_{token}"] = Curve(np.concatenate([h.dmd.cosine for h in horizons]), "horizon", token, found.tested)
-        if modes := _present(found.modes, token):
+        if horizons := _present(models.horizons, token):
+            curves[f"horizon_{token}"] = Curve(np.concatenate([h.dmd.cosine for h in horizons]), "horizon", token, models.tested)
+        if modes := _present(models.modes, token):
             curves[f"modulus_{token}"] = Curve(np.concatenate([np.abs(m.eigenvalues) for m in modes]), "modes", token)
     return curves
 
 
-def _arrays(found: LinearModels) -> dict[str, np.ndarray]:
+def _arrays(models: LinearModels) -> dict[str, np.ndarray]:
     """`phases`; by token type complex `modes_cls [phases, r]` and `horizon_cls [phases, predictors, steps]`, NaN where there are
     fewer."""
-    arrays = {"phases": np.array(found.phases)}
+    arrays = {"phases": np.array(models.phases)}
     for token in ByToken._fields:
-        if modes := _present(found.modes, token):
+        if modes := _present(models.modes, token):
             arrays[f"modes_{token}"] = _padded([m.eigenvalues for m in modes])
-        if horizons := _present(found.horizons, token):
+        if horizons := _present(models.horizons, token):
             cosines = [np.stack([getattr(h, name).cosine for name in _PREDICTORS]) for h in horizons]
             arrays[f"horizon_{token}"] = _padded(cosines)
     return arrays

@@ -260,22 +260,22 @@ def _kept(classes: Classes, photographs: np.ndarray) -> Interval | None:
 
 def decisions(fits: dict[str, Fit]) -> dict[str, dict[str, float]]:
     """Model -> what the teacher's own classifier says of it, in percent; the teacher among them, none without a classifier."""
-    found: dict[str, dict[str, float]] = {}
+    by_model: dict[str, dict[str, float]] = {}
     for name, fit in fits.items():
         if fit.teacher_accuracy is not None:
-            found["teacher"] = {"own head %": 100 * fit.teacher_accuracy}
+            by_model["teacher"] = {"own head %": 100 * fit.teacher_accuracy}
         kept = fit.kept.value if fit.kept else None
         said = {"own head %": fit.accuracy, "kept %": kept, "same class %": fit.same_class}
-        found[name] = {figure: 100 * share for figure, share in said.items() if share is not None}
-    return {name: figures for name, figures in found.items() if figures}
+        by_model[name] = {figure: 100 * share for figure, share in said.items() if share is not None}
+    return {name: figures for name, figures in by_model.items() if figures}
 
 
 def merits(result: AgreementResult) -> dict[str, dict[str, float]]:
     """Model -> figure of merit -> value."""
-    found = {name: dict(figures) for name, figures in decisions(result.fits).items()}
+    by_model = {name: dict(figures) for name, figures in decisions(result.fits).items()}
     for name, fit in result.fits.items():
-        found.setdefault(name, {})
-        found[name] |= {f"R² {token}": values[-1] for token, values in fit.r2.items()}
-        found[name] |= {f"cosine {token}": values[-1] for token, values in fit.cosine.items()}
-        found[name]["relative e"] = float(np.mean(fit.relative_error[ALL]))
-    return found
+        by_model.setdefault(name, {})
+        by_model[name] |= {f"R² {token}": values[-1] for token, values in fit.r2.items()}
+        by_model[name] |= {f"cosine {token}": values[-1] for token, values in fit.cosine.items()}
+        by_model[name]["relative e"] = float(np.mean(fit.relative_error[ALL]))
+    return by_model

@@ -24,21 +24,21 @@ _WITHOUT_DISTANCE = {f"{name}_{token}" for name in ("acceleration", "within", "b
 
 def page(page: Page) -> Iterator[FigureEntry | Table]:
     """Yields teacher and Raptors side by side."""
-    found = page.result(DynamicsResult)
-    shown = _shown(page, found)
+    result = page.result(DynamicsResult)
+    shown = _shown(page, result)
     for picture in pictures():
         if (figure := picture.draw(shown)) is not None:
             yield page.figure(figure, picture.name, picture.title, picture.caption_of(shown))
         if picture.name == "summary":
-            yield _directions_table(found.models)
-            yield from _basins_table(found.models)
-            yield from _jumps_table(found.models)
-            yield from _stability_table(found.models)
-            yield from _distance_table(found.models)
-    yield from _iterated_table(found)
+            yield _directions_table(result.models)
+            yield from _basins_table(result.models)
+            yield from _jumps_table(result.models)
+            yield from _stability_table(result.models)
+            yield from _distance_table(result.models)
+    yield from _iterated_table(result)
 
 
-def _shown(page: Page, found: DynamicsResult) -> Shown:
+def _shown(page: Page, result: DynamicsResult) -> Shown:
     layout, distilled = page.result(TeacherResult).layout, page.results.get(DistillResult)
     phases, raptors = page.result(PhasesResult), distilled.raptors if distilled else {}
     arrays = read_arrays(page.workdir / "dynamics" / "arrays.npz")
@@ -47,13 +47,13 @@ def _shown(page: Page, found: DynamicsResult) -> Shown:
         return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
     return Shown(
-        bands={name: model.bands for name, model in found.models.items()},
-        arrays={name: of(name) for name in found.models},
-        partitions={name: phases.partition_of(raptors[name].k) for name in found.models if name in raptors},
+        bands={name: model.bands for name, model in result.models.items()},
+        arrays={name: of(name) for name in result.models},
+        partitions={name: phases.partition_of(raptors[name].k) for name in result.models if name in raptors},
         layout=TokenLayout(layout.num_cls, layout.num_registers, layout.grid),
-        num_images=found.num_images,
-        num_photographs=found.num_photographs,
-        tangent_images=found.tangent_images,
+        num_images=result.num_images,
+        num_photographs=result.num_photographs,
+        tangent_images=result.tangent_images,
     )
 
 
@@ -76,16 +76,16 @@ def _directions_table(models: dict[str, ModelResult]) -> Table:
 
 def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
     """Accuracy of the nearest class mean at the first, the middle and the last state, and where it is best."""
-    found = {name: model.basins for name, model in models.items() if model.basins is not None}
-    if not found:
+    measured = {name: model.basins for name, model in models.items() if model.basins is not None}
+    if not measured:
         return
     rows = []
-    for name, basins in found.items():
+    for name, basins in measured.items():
         for token, states in basins.accuracy.items():
             best = max(range(len(states)), key=lambda i: -1.0 if (state := states[i]) is None else state.value)
             cells = (f"{i}: {_percent(states[i])}" for i in (0, len(states) // 2, len(states) - 1, best))
             rows.append([name, token, *cells])
-    first = next(iter(found.values()))
+    first = next(iter(measured.values()))
     remark = (
         f"Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other "
         f"views of "
@@ -119,12 +119,12 @@ def _jumps_table(models: dict[str, ModelResult]) -> Iterator[Table]:
 
 
 def _stability_table(models: dict[str, ModelResult]) -> Iterator[Table]:
-    found = {name: model.stability for name, model in models.items() if model.stability is not None}
-    if not found:
+    measured = {name: model.stability for name, model in models.items() if model.stability is not None}
+    if not measured:
         return
-    kinds = list(next(iter(found.values())).recovery)
+    kinds = list(next(iter(measured.values())).recovery)
     rows = []
-    for name, one in found.items():
+    for name, one in measured.items():
         row = [name, _number(one.exponent), _number(one.direction_exponent), " / ".join(map(_number, one.by_phase))]
         rows.append([*row, *(" / ".join(_number(r, 2) for r in one.recovery[kind]) for kind in kinds)])
     columns = ["model", "largest exponent", "of directions", "by phase", *(f"recovery, {kind}" for kind in kinds)]
@@ -137,24 +137,24 @@ def _stability_table(models: dict[str, ModelResult]) -> Iterator[Table]:
 
 
 def _distance_table(models: dict[str, ModelResult]) -> Iterator[Table]:
-    found = {name: model.distance for name, model in models.items() if model.distance}
-    names = [name for name in next(iter(found.values()), {}) if name not in _WITHOUT_DISTANCE]
+    by_model = {name: model.distance for name, model in models.items() if model.distance}
+    names = [name for name in next(iter(by_model.values()), {}) if name not in _WITHOUT_DISTANCE]
     if names:
-        rows = [[name.replace("_", " "), *(_share(distances.get(name)) for distances in found.values())] for name in names]
+        rows = [[name.replace("_", " "), *(_share(distances.get(name)) for distances in by_model.values())] for name in names]
         remark = "Of each curve, mean over images: Euclidean norm of the difference along depth over that of the teacher's curve."
-        yield Table("Distance of the dynamics from the teacher's", ["curve", *found], rows, remark)
+        yield Table("Distance of the dynamics from the teacher's", ["curve", *by_model], rows, remark)
 
 
-def _iterated_table(found: DynamicsResult) -> Iterator[Table]:
+def _iterated_table(result: DynamicsResult) -> Iterator[Table]:
     rows, steps = [], 0
-    for name, model in found.models.items():
+    for name, model in result.models.items():
         for one in model.iterated:
             fates = (", ".join(f"{fate} {count}" for fate, count in of.items()) for of in (one.fates, one.direction_fates))
             rows.append([name, one.layers, *fates, _number(one.norm_growth, 4)])
             steps = one.num_steps
     if rows:
         columns = ["model", "layers", "states", "directions", "norm, factor per step at the end"]
-        remark = f"Fates of {found.tangent_images} images after {steps} applications."
+        remark = f"Fates of {result.tangent_images} images after {steps} applications."
         yield Table("Where iterated blocks end", columns, rows, remark)
 
 

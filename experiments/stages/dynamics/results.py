@@ -132,14 +132,14 @@ def model_result(portrait: Portrait, teacher: Portrait, classes: bool) -> ModelR
     Args:
         classes: whether basins are of classes; otherwise of clusters, apart by construction.
     """
-    found = curves(portrait)
-    types = {c.token for c in found.values() if c.token}
+    by_name = curves(portrait)
+    types = {c.token for c in by_name.values() if c.token}
     basins = portrait.results.get("basins") if classes else None
     return ModelResult(
         basins=None if basins is None else _basins(basins),
-        bands={name: band(curve, portrait.photographs) for name, curve in found.items()},
-        tokens={token: _token_result(found, token, portrait.partition) for token in sorted(types)},
-        stability=_stability(portrait, found) if "exponents" in portrait.results else None,
+        bands={name: band(curve, portrait.photographs) for name, curve in by_name.items()},
+        tokens={token: _token_result(by_name, token, portrait.partition) for token in sorted(types)},
+        stability=_stability(portrait, by_name) if "exponents" in portrait.results else None,
         iterated=_iterated(portrait["extrapolation"]) if "extrapolation" in portrait.results else [],
         distance=distance(teacher, portrait) if portrait is not teacher else {},
     )
@@ -160,15 +160,15 @@ def _accuracy(hits: Array, photographs: np.ndarray) -> Interval | None:
     return mean_interval(hits, groups=photographs) if np.isfinite(hits).all() else None
 
 
-def _token_result(found: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
-    convergence, speed = (found[f"{name}_{token}"].mean for name in ("convergence", "speed"))
+def _token_result(by_name: dict[str, Curve], token: str, partition: Partition) -> TokenResult:
+    convergence, speed = (by_name[f"{name}_{token}"].mean for name in ("convergence", "speed"))
     return TokenResult(
         half=_crossing(convergence, 0.5),
         nine_tenths=_crossing(convergence, 0.9),
         speed=[_number(speed[i]) for i in (0, len(speed) // 2, -1)],
-        stable_rank=_thirds(found[f"stable_rank_{token}"].mean),
-        jumps=_jumps({name: found[f"{name}_{token}"] for name in JUMPS if f"{name}_{token}" in found}, partition),
-        uncentred_stable_rank=_thirds(found[f"uncentred_stable_rank_{token}"].mean),
+        stable_rank=_thirds(by_name[f"stable_rank_{token}"].mean),
+        jumps=_jumps({name: by_name[f"{name}_{token}"] for name in JUMPS if f"{name}_{token}" in by_name}, partition),
+        uncentred_stable_rank=_thirds(by_name[f"uncentred_stable_rank_{token}"].mean),
     )
 
 
@@ -177,8 +177,8 @@ def _crossing(curve: Array, level: float) -> float | None:
     first = int(np.argmax(np.isfinite(curve)))
     if not np.isfinite(curve[first:]).all():
         return None
-    found = crossing(curve[first:], level)
-    return None if found is None else first + found
+    place = crossing(curve[first:], level)
+    return None if place is None else first + place
 
 
 def _thirds(curve: Array) -> list[float | None]:
@@ -187,19 +187,19 @@ def _thirds(curve: Array) -> list[float | None]:
     return [_number(part.mean()) if part.size else None for part in thirds]
 
 
-def _jumps(found: dict[str, Curve], partition: Partition) -> dict[str, JumpTest]:
+def _jumps(by_name: dict[str, Curve], partition: Partition) -> dict[str, JumpTest]:
     if not 0 < len(partition.boundaries) < partition.depth - 1:
         return {}
-    of_layers = {name: np.diff(c.mean) if c.axis == "states" else c.mean for name, c in found.items()}
+    of_layers = {name: np.diff(c.mean) if c.axis == "states" else c.mean for name, c in by_name.items()}
     return {name: boundary_jump_test(v, partition.boundaries) for name, v in of_layers.items() if np.isfinite(v).all()}
 
 
-def _stability(portrait: Portrait, found: dict[str, Curve]) -> StabilityResult:
+def _stability(portrait: Portrait, by_name: dict[str, Curve]) -> StabilityResult:
     growth = portrait["perturbations"].growth
     return StabilityResult(
-        exponent=_number(found["exponents"].mean[0]),
-        direction_exponent=_number(found["direction_exponents"].mean[0]),
-        by_phase=[_number(value) for value in found["phase_exponents"].mean],
+        exponent=_number(by_name["exponents"].mean[0]),
+        direction_exponent=_number(by_name["direction_exponents"].mean[0]),
+        by_phase=[_number(value) for value in by_name["phase_exponents"].mean],
         recovery={kind: [_number(r) for r in np.mean(one.recovery, axis=-1)] for kind, one in growth.items()},
     )
 
@@ -209,10 +209,10 @@ def _iterated(blocks: IteratedBlocks) -> list[IteratedResult]:
         return {fate: int(np.sum(fates == i)) for i, fate in enumerate(FATES) if np.any(fates == i)}
 
     results = []
-    for layers, found in zip(blocks.runs, blocks.found, strict=True):
-        finite = found.norm_growth[np.isfinite(found.norm_growth)]
+    for layers, end in zip(blocks.runs, blocks.ends, strict=True):
+        finite = end.norm_growth[np.isfinite(end.norm_growth)]
         growth = float(finite.mean()) if finite.size else None
-        results.append(IteratedResult(layers, blocks.speed.shape[1], counts(found.fate), counts(found.direction_fate), growth))
+        results.append(IteratedResult(layers, blocks.speed.shape[1], counts(end.fate), counts(end.direction_fate), growth))
     return results
 
 

@@ -300,8 +300,8 @@ def _cut_result(dissimilarity: Dissimilarity, partition: Partition, settings: Ph
     )
 
 
-def _threshold(found: Bisection, k: int) -> float | None:
-    return float(found.thresholds[k - 2]) if k > 1 else None
+def _threshold(bisection: Bisection, k: int) -> float | None:
+    return float(bisection.thresholds[k - 2]) if k > 1 else None
 
 
 def _objectives(dissimilarity: Dissimilarity, ks: list[int], settings: PhaseSettings):
@@ -310,10 +310,10 @@ def _objectives(dissimilarity: Dissimilarity, ks: list[int], settings: PhaseSett
     for min_length in sorted({1, 2, settings.min_length} & set(range(depth + 1))):
         bisection = phases.bisection(dissimilarity, min_length)
         for k in (k for k in ks if k > 1 and k * min_length <= depth):
-            found = {cut.__name__: cut(dissimilarity, k, min_length) for cut in (phases.max_cut, phases.contrast_cut)}
+            partitions = {cut.__name__: cut(dissimilarity, k, min_length) for cut in (phases.max_cut, phases.contrast_cut)}
             if k <= bisection.most:
-                found["recursive_bisection"] = bisection.partition(k)
-            for method, partition in found.items():
+                partitions["recursive_bisection"] = bisection.partition(k)
+            for method, partition in partitions.items():
                 weight = float(phases.cut_weight(dissimilarity, partition))
                 threshold = _threshold(bisection, k) if method == "recursive_bisection" else None
                 yield ObjectiveResult(method, k, min_length, str(partition), weight, threshold)
@@ -406,8 +406,8 @@ def cuts_of(settings: PhaseSettings) -> list[Callable]:
 
     def cut(matrix, k):
         if settings.method == "recursive_bisection":
-            found = phases.bisection(matrix, settings.min_length)
-            return found.partition(min(k, found.most))  # resampled images may end it earlier
+            bisection = phases.bisection(matrix, settings.min_length)
+            return bisection.partition(min(k, bisection.most))  # resampled images may end it earlier
         if settings.method == "random_contiguous":
             return phases.random_contiguous(len(matrix), k, settings.seed, settings.min_length)
         if settings.method == "random_fragmented":

@@ -86,15 +86,15 @@ def trained_with(settings: dict[str, Any]) -> set[str]:
 
 def merits(result: ProbesResult) -> dict[str, dict[str, float]]:
     """Model -> figure of merit -> value."""
-    found: dict[str, dict[str, float]] = {}
+    by_model: dict[str, dict[str, float]] = {}
     for name, probe in result.linear.models.items() if result.linear else ():
-        found[name] = {"probe %": 100 * probe.accuracy.value}
+        by_model[name] = {"probe %": 100 * probe.accuracy.value}
         if probe.accuracy_of_given_head is not None:
-            found[name]["head as it is %"] = 100 * probe.accuracy_of_given_head
-        found[name]["top-1 %"] = 100 * probe.accuracy.value
+            by_model[name]["head as it is %"] = 100 * probe.accuracy_of_given_head
+        by_model[name]["top-1 %"] = 100 * probe.accuracy.value
     for name, masks in result.segmentation.models.items() if result.segmentation else ():
-        found.setdefault(name, {})["mIoU %"] = 100 * masks.miou.value
+        by_model.setdefault(name, {})["mIoU %"] = 100 * masks.miou.value
     for name, metres in result.depth.models.items() if result.depth else ():
-        found.setdefault(name, {})["RMSE"] = metres.rmse.value
-        found[name]["RMSE per image"] = metres.rmse_per_image.value
-    return found
+        by_model.setdefault(name, {})["RMSE"] = metres.rmse.value
+        by_model[name]["RMSE per image"] = metres.rmse_per_image.value
+    return by_model
