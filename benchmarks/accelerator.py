@@ -104,7 +104,7 @@ def plan(arguments: argparse.Namespace) -> list[Item]:
 
 
 def _speed_and_memory(tiny: str) -> list[Item]:
-    """In bfloat16, beside PyTorch. Tiny ones are of one shape, without torch.compile, which is slow with any."""
+    """Runs in bfloat16, beside PyTorch. Tiny ones are of one shape, without torch.compile, which is slow with any."""
     archs, batches, compiled = (["vits14"], [4], "") if tiny else (["vitb14", "vits14"], [64, 256], " --compile")
     speed, memory = list[Item](), list[Item]()
     for batch, arch in itertools.product(batches, archs):

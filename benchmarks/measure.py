@@ -143,7 +143,7 @@ class Report:
         peak_gb: float | None = None,
         remark: str = "",
     ) -> None:
-        """One line.
+        """Prints a row and keeps it.
 
         Args:
             times: seconds of each turn.

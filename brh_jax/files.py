@@ -160,7 +160,7 @@ def _array_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def sha256(path: PathLike) -> str:
-    """Of a file's content. Raises UserError where it is no plain file."""
+    """SHA-256 of a file's content. Raises UserError where it is no plain file."""
     with open(plain_file(path), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

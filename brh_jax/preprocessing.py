@@ -56,7 +56,7 @@ class Preprocessing:
             raise UserError(f"unknown interpolation {self.interpolation!r}: expected one of {', '.join(FILTERS)}")
 
     def at_size(self, crop: tuple[int, int]) -> "Preprocessing":
-        """For another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
+        """The same for another crop; the resized side keeps its ratio to the crop's longer side (256 : 224 for DINOv2)."""
         resize = self.resize
         if isinstance(resize, tuple):
             resize = round(resize[0] * crop[0] / self.crop[0]), round(resize[1] * crop[1] / self.crop[1])

@@ -18,7 +18,7 @@ class Interval:
 
 
 def mean_interval(values: Array, seed: int = 0, groups: Array | None = None) -> Interval:
-    """Of a mean over images, of which groups are drawn; that of a single image has no width."""
+    """The interval of a mean over images, of which groups are drawn; that of a single image has no width."""
     if len(values) < 2:
         return Interval(*(float(np.mean(values)),) * 3)
     band = summarize(np.asarray(values, float), seed=seed, groups=groups)
@@ -26,7 +26,7 @@ def mean_interval(values: Array, seed: int = 0, groups: Array | None = None) -> 
 
 
 def ratio_interval(numerator: Array, denominator: Array, seed: int = 0, groups: Array | None = None) -> Interval | None:
-    """Of a quotient of sums over the same images, of which groups are drawn; None where there is nothing to divide by."""
+    """The interval of a quotient of sums over the same images, groups of them drawn; None where there is nothing to divide by."""
     return Interval(*ratio(numerator, denominator, seed=seed, groups=groups)) if np.sum(denominator) else None
 
 

@@ -65,7 +65,7 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """After flags are parsed."""
+    """Runs what the flags ask for, once they are parsed."""
     if len(argv) > 1:
         raise UserError(f"unexpected {' '.join(argv[1:])}: options are --config=..., --workdir=... and --config.name=value")
     if _CONFIG.value is None and _config_path(sys.argv) == _NO_CONFIG:
@@ -196,7 +196,7 @@ def check_flags(argv: Iterable[str], config: str, also: Iterable[str] = ()) -> N
 
 
 def _unknown_flag(name: str, config: str, also: Iterable[str] = ()) -> UserError:
-    """For a mistyped flag, or a setting without `config.` before it."""
+    """What to say of a mistyped flag, or of a setting without `config.` before it."""
     settings = names_of(config_of(config)) if config else ()
     flat = f"did you mean --config.{name}? " if name in settings else ""
     hint = flat or did_you_mean(f"--{name}", [f"--{known}" for known in (*(own.name for own in _OWN), *also)])

@@ -329,7 +329,7 @@ def _do(stage: Stage, plan: _Plan, context: Context, records: dict[str, Record |
 
 
 def _about(config: ConfigDict, command, records: dict[str, Record | None]) -> dict:
-    """Of results.json, what is of no single stage: with which settings, where and how long."""
+    """The part of results.json that is of no single stage: with which settings, where and how long."""
     done = {name: record for name, record in records.items() if record and record.done}
     device = jax.devices()[0]
     return {

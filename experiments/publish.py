@@ -55,7 +55,7 @@ def _training(results: Results, teacher: TeacherResult, raptor: RaptorResult) ->
 
 
 def _table(spec: str, fits: dict[str, Fit], name: str) -> str:
-    """What it keeps on a set of images, beside the baselines."""
+    """What the Raptor keeps on a set of images, beside the baselines."""
     shown = {key: fit for key, fit in fits.items() if key == name or fit.kind == "baseline"}
     first = fits[name]
     header = ["", *(f"R² {token}, mean of layers / last" for token in first.r2), "top-1 kept", "same class as the teacher"]

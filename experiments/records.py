@@ -42,7 +42,7 @@ class Record:
 
     @property
     def fingerprint(self) -> str:
-        """The same for stages that make the same."""
+        """A digest that is the same for stages that make the same."""
         made_of = json.dumps([self.settings, self.outside, self.needs], sort_keys=True)
         return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 

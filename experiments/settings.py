@@ -175,7 +175,7 @@ def names_of(config: ConfigDict | dict, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> UserError:
-    """For a mistyped `section.name`, or one that is put into another section: the error that names the nearest."""
+    """The error for a mistyped `section.name`, or one that is put into another section: it names the nearest."""
     known = list(known)
     elsewhere = [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]
     near = difflib.get_close_matches(name, elsewhere or known, n=3, cutoff=0.5)

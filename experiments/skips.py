@@ -14,7 +14,7 @@ _NAME = "skipped-"
 
 
 class Skips:
-    """Those of this process, in a file of its own, and of all attempts before; all processes make one together.
+    """Images that this process skipped, in a file of its own, and those of all attempts before; all processes make one together.
 
     Args:
         folder: of the stage.
@@ -47,7 +47,7 @@ class Skips:
         return gathered(self._found)
 
     def remove(self) -> None:
-        """Of the first process: leaves no files, of any process; for what is kept elsewhere."""
+        """Removes the files of all processes, where this is the first: what they say is kept elsewhere."""
         for path in _files(self._folder):
             path.unlink(missing_ok=True)
 

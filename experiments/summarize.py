@@ -60,7 +60,7 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[FinishedRun]:
 
 
 def _settings(workdir: pathlib.Path) -> dict[str, str]:
-    """Of the records of its stages: what the results depend on."""
+    """The settings in the records of its stages: what the results depend on."""
     records = [record for stage in stages.STAGES if (record := read_record(workdir / stage.name))]
     settings = {name: json.dumps(value) for record in records for name, value in record.settings.items()}
     return settings | {"name": re.sub(r"-?seed\d+", "", workdir.name)}

@@ -60,7 +60,7 @@ def runs_of(value: str) -> dict[str, dict]:
 
 
 def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more: Sequence[str] = ()) -> list[str]:
-    """What runs one of them."""
+    """The command that runs one of them."""
     settings = [f"--config.{key}={_text(value).replace('{workdir}', str(workdir))}" for key, value in changes.items()]
     return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *settings, *more]
 

@@ -93,13 +93,13 @@ def tables_of(runs: Sequence[FinishedRun], by: Sequence[str] = ()) -> Iterator[N
 
 
 def _take(merits: Merits, names: Sequence[str]) -> Merits:
-    """Those of these names, in this order, of the models that have any."""
+    """The merits of these names, in this order, of the models that have any."""
     taken = {model: {name: values[name] for name in names if name in values} for model, values in merits.items()}
     return {model: values for model, values in taken.items() if values}
 
 
 def _summarized(results: Results) -> Merits:
-    """Those that no other table is for."""
+    """The figures of merit that no other table is for."""
     merits = merits_of(results)
     return _take(merits, [name for values in merits.values() for name in values if name not in _PROBES])
 

@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
         return all(d.largest <= TOLERANCE * max(d.size, 1.0) for d in self.stages)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """What was compared, a line each, for people."""
         worst = max(d.largest / max(d.size, 1.0) for d in self.stages)
         verdict = "agrees" if self.passed else "DOES NOT AGREE"
         return [

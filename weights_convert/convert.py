@@ -56,7 +56,7 @@ class Report(NamedTuple):
     assumed: list[str]
 
     def lines(self, encoder: Encoder) -> list[str]:
-        """For people."""
+        """What was found, a line each, for people."""
         c, layout = encoder.config, encoder.layout
         height, width = encoder.preprocessing.crop
         vit = c.vit

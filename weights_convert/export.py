@@ -218,7 +218,7 @@ def _torch_tensors(tensors: dict, config: Any, family: Family) -> dict[str, list
 
 
 def _processor(p: Preprocessing) -> dict:
-    """As transformers' processors are configured."""
+    """The preprocessing as transformers' processors are configured."""
 
     def pair(size):
         return {"height": size[0], "width": size[1]}

@@ -150,6 +150,6 @@ def check_begin(path: pathlib.Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's message, for a message of ours."""
+    """The first line of an error's message, for a message of ours."""
     text = re.sub(r"\s+", " ", (str(error).strip().splitlines() or [""])[0])
     return text[:200].rstrip(".:") or type(error).__name__

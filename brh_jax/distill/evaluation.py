@@ -271,7 +271,7 @@ def _final(target, predicted, head, layout) -> tuple:
 
 
 def _classes(given, batch, labelled: bool) -> Classes | None:
-    """Of the images of a batch that count; None where no classifier gave any."""
+    """The classes of the images of a batch that count; None where no classifier gave any."""
     if not given:
         return None
     true, predicted = (one[batch["valid"]] for one in given)

@@ -135,7 +135,7 @@ class Training:
         return training_batches(self.source, transform, self.batch_size, seed=self.seed)
 
     def _pace(self) -> Pace:
-        """Of the first steps, on blocks of their own."""
+        """Measures the first steps, on blocks of their own."""
         mesh, objective = make_mesh(), self._objective(1000)
         update, optimiser = make_update(objective, self.teacher, self.config, seed=self.seed)
         params, blocks = self.teacher.on(mesh).params, self._fresh()

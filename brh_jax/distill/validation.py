@@ -83,7 +83,7 @@ def _said(classes: Classes | None) -> dict[str, float]:
 
 
 def _line(fit: TrajectoryFit) -> str:
-    """For people."""
+    """A fit in one line, as it is printed on the way."""
     r2 = ", ".join(f"{token} {v.mean():.3f} (last {v[-1]:.3f})" for token, v in fit.r2._asdict().items() if len(v))
     line = f"on {fit.num_images} images: R² {r2}; e / norm {fit.relative_error_all.mean():.3f}"
     if (classes := fit.classes) is not None:

@@ -245,7 +245,7 @@ class _Images:
 
 
 def _results(measure: Measure, seen: dict[str, Seen], gathered: dict, before: Callable[[str, str], None]) -> dict[str, Any]:
-    """Of each system. Empty where there are not the images that the measure is on."""
+    """The results of each system; empty where there are not the images that the measure is on."""
     any_system = next(iter(seen.values()))
     if (measure.on == "tangent" and any_system.start is None) or (measure.on == "trajectories" and not any_system.trajectories):
         return {}

@@ -25,7 +25,7 @@ class Swap(NamedTuple):
 
     @property
     def distance(self) -> int:
-        """|place - layer|."""
+        """How far from its place the layer comes from, |place - layer|."""
         return abs(self.places[0] - self.layers[0])
 
     def is_inter(self, partition: Partition) -> bool | None:

@@ -113,7 +113,7 @@ def train_probe(
 
 
 def hits(head: dict[str, Any], features: Features, labels: Labels) -> np.ndarray:
-    """Of each image whether its largest logit is the label's, bool `[n]`."""
+    """Whether each image's largest logit is the label's, bool `[n]`."""
     return np.argmax(np.asarray(apply_head(head, features)), -1) == labels
 
 

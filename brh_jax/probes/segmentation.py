@@ -136,7 +136,7 @@ def predictor(encoder: Encoder) -> Callable:
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def pixel_counts(predicted: Array, target: Array, num_classes: int) -> jax.Array:
-    """Of each image and class the pixels that are right, predicted and true: what of its confusion matrix mIoU needs.
+    """The pixels of each image and class that are right, predicted and true: what of its confusion matrix mIoU needs.
 
     Args:
         predicted: classes `[batch, height, width]`.

@@ -36,7 +36,7 @@ class FigureEntry(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of the figure on the page, in pixels."""
+        """How wide the figure is on the page, in pixels."""
         with Image.open(self.png) as image:
             return round(image.width * 96 / DPI)
 
@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
     @property
     def sides(self) -> list[str]:
-        """Of each column the side that its cells lie at: numbers at the right, texts at the left."""
+        """The side that the cells of each column lie at: numbers at the right, texts at the left."""
         return ["right" if all(_NUMBER.match(row[i]) for row in self.rows) else "left" for i in range(len(self.columns))]
 
 

@@ -137,5 +137,5 @@ def _limits(axis: Axes, values: list[float]) -> None:
 
 
 def _shade(place: int, count: int):
-    """From light to dark, for lines with an order."""
+    """A colour from light to dark, for lines with an order."""
     return colormaps["viridis_r"](0.1 + 0.85 * place / max(count - 1, 1))

@@ -190,7 +190,7 @@ def _points(axis: Axes) -> Iterator[Value]:
 
 
 def _bands(axis: Axes) -> dict[str, dict[float, tuple[float, float]]]:
-    """Of `fill_between(..., gid=LABEL)`: label of the line -> x -> low and high edge."""
+    """Reads `fill_between(..., gid=LABEL)`: label of the line -> x -> low and high edge."""
     bands: dict[str, dict[float, tuple[float, float]]] = {}
     for drawn in axis.collections:
         if isinstance(drawn, PolyCollection) and (series := drawn.get_gid()) is not None:

@@ -123,7 +123,7 @@ def zeros(facts: Facts, c: ViTConfig):
 
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
-    """OpenAI's."""
+    """Resized and cropped to the table's size, with OpenAI's mean and deviation."""
     size = table_size(c)
     return Preprocessing(size, min(size), MEAN, STD)
 

@@ -47,7 +47,7 @@ def config(facts: Facts) -> ViTConfig:
 
 
 def preprocessing(facts: Facts, c: ViTConfig) -> Preprocessing:
-    """Likewise. Raises ValueError."""
+    """The preprocessing stands there too. Raises ValueError where that is gone."""
     raise ValueError("its config.json has no section brh_jax, which holds the preprocessing: download it again")
 
 

@@ -13,7 +13,7 @@ from brh_jax.train.parallel import to_host
 
 @readable(by_phase="per layer, natural logarithm")
 class Exponents(NamedTuple):
-    """Of each tangent image.
+    """Lyapunov exponents of each tangent image.
 
     Attributes:
         states: of the raw map.

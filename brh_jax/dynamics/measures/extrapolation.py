@@ -13,7 +13,7 @@ from brh_jax.train.parallel import to_host
 
 @readable(speed="rad per step")
 class IteratedBlocks(NamedTuple):
-    """Of each run of the partition.
+    """The last layer of each run of the partition, iterated.
 
     Attributes:
         runs: their layers, as a partition prints them.

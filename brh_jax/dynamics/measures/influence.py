@@ -15,7 +15,7 @@ from brh_jax.types import TokenMatrix
 
 @readable(layers="from 1")
 class Influence(NamedTuple):
-    """Of one image.
+    """Which token moves which, in one image.
 
     Attributes:
         layers: counted from 1, `[n]`.

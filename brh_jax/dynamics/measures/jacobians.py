@@ -17,7 +17,7 @@ from brh_jax.types import LayerSpectra
 
 @readable()
 class Jacobians(NamedTuple):
-    """Of each layer at each tangent image.
+    """What the Jacobian of each layer does at each tangent image.
 
     Attributes:
         singular_values: the largest of the map of directions, `[depth, images, n]`.
@@ -42,7 +42,7 @@ def _compute(seen: Seen) -> Jacobians:
 
 
 def _layer(seen: Seen, layer: int, number: int) -> Jacobians:
-    """To the host one by one: on a CPU many programs in flight over several devices can wait for each other for ever."""
+    """Results go to the host one by one: many programs in flight over several devices of a CPU can wait for one another for ever."""
     system, state = seen.system, seen.states[layer]
     singular = jacobian_singular_values(system, state, layer, number, sphere=True)
     values, residual = to_host((singular.values, singular.residual))

@@ -19,7 +19,7 @@ _PREDICTORS = {"dmd": ("-", "one linear map"), "linear": ("--", "free linear map
 
 @readable(tested="numbers of images")
 class LinearModels(NamedTuple):
-    """Of each phase of the finest partition, so that systems compare.
+    """A linear model of each phase of the finest partition, so that systems compare.
 
     Attributes:
         phases: their layers, as a partition prints them.
@@ -55,7 +55,7 @@ def _modes(seen: Seen, run) -> ByToken:
 
 
 def _horizons(seen: Seen, run, train: np.ndarray) -> ByToken:
-    """Of a linear model of the images in `train`, on the others."""
+    """Fits linear models to the images in `train` and measures on the others."""
     cuts = np.cumsum([t.shape[1] for t in seen.trajectories])[:-1]
     parts = list(zip(seen.trajectories, np.split(train, cuts), strict=True))
     fitted, tested = ([t[:, rows == half] for t, rows in parts if (rows == half).any()] for half in (True, False))

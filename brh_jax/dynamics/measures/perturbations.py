@@ -61,7 +61,7 @@ def _curves(found: Perturbations) -> dict[str, Curve]:
 
 
 def _relative(angles):
-    """Of the middle one of the sizes, `[sizes, states, images]` to `[states, images]`."""
+    """Takes the middle one of the sizes, `[sizes, states, images]` to `[states, images]`."""
     if not angles.size:
         return angles
     middle = angles[len(angles) // 2]

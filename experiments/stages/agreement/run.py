@@ -112,7 +112,7 @@ class AgreementResult:
 
     @property
     def fits(self) -> dict[str, Fit]:
-        """Those of the first set, by name of the prediction; `identity` repeats the first state."""
+        """The fits of the first set, by name of the prediction; `identity` repeats the first state."""
         return next(iter(self.sets.values()))
 
 

@@ -217,5 +217,5 @@ def _iterated(blocks: IteratedBlocks) -> list[IteratedResult]:
 
 
 def _number(value: Any) -> float | None:
-    """JSON has no infinities."""
+    """None where the number is not finite: JSON has no infinities."""
     return float(value) if np.isfinite(value) else None

@@ -31,11 +31,11 @@ class SwapGroup:
 
     @property
     def name(self) -> str:
-        """For people, and of its arrays."""
+        """What people call the group, and its arrays are called by."""
         return f"{self.num_layers} layer{'s' * (self.num_layers > 1)}" if self.part == "layer" else self.part
 
     def plans(self, depth: int) -> list[Plan]:
-        """One for each swap."""
+        """A plan for each swap."""
         return [causal.replace(depth, swap.places, swap.layers, self.part) for swap in self.swaps]
 
 
@@ -53,17 +53,17 @@ class LayerGroup:
 
     @property
     def name(self) -> str:
-        """For people, and of its arrays."""
+        """What people call the group, and its arrays are called by."""
         return f"{self.action} {self.part}"
 
     def plans(self, depth: int) -> list[Plan]:
-        """One for each layer."""
+        """A plan for each layer."""
         return [ACTIONS[self.action](depth, layer, self.part) for layer in range(depth)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """All that is run.
+    """All plans that are run, by group.
 
     Attributes:
         depth: of the teacher.

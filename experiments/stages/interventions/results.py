@@ -244,7 +244,7 @@ def _distances(group: SwapGroup) -> np.ndarray:
 
 
 def layers_result(group: LayerGroup, measured: Measured, draws: Draws) -> LayersResult:
-    """Every layer by itself."""
+    """What every layer does by itself."""
     effects = {measure: _intervals(values, draws) for measure, values in measured.items()}
     return LayersResult(group.name, group.action, group.part, effects)
 

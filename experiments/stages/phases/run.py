@@ -112,7 +112,7 @@ class CutResult:
 
     @property
     def partition(self) -> Partition:
-        """As it is computed with."""
+        """The partition that its labels describe."""
         return Partition(tuple(self.lengths), tuple(self.phases))
 
 

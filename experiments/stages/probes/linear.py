@@ -151,7 +151,7 @@ class _Cached:
         return made, made.batch_size
 
     def features(self, rows: Rows) -> tuple[Features, Labels]:
-        """Of some of the images, to measure on."""
+        """Features of some of the images, to measure on."""
         return self.values[rows], self.labels[rows]
 
 
