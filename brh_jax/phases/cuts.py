@@ -224,7 +224,9 @@ def _check(dissimilarity, k, min_length) -> np.ndarray:
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
         raise ValueError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
     if not np.isfinite(d).all():
-        raise ValueError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
+        raise UserError(
+            "the dissimilarity matrix holds NaN or infinity: check the states that it is of, and the weights of these"
+        )
     if not np.allclose(d, d.T, rtol=1e-4, atol=1e-6):
         raise ValueError("the dissimilarity matrix is not symmetric")
     _fits(len(d), k, min_length)
