@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from brh_jax.errors import UserError
+
 
 class Summary(NamedTuple):
     """A measure over images.
@@ -122,7 +124,7 @@ def summarize(
     if values.ndim < 1 or values.shape[-1] < 2:
         raise ValueError(f"values of shape {values.shape}: a band over images needs [..., images] with two images or more")
     if not np.isfinite(values).all():
-        raise ValueError("the values are not all finite: leave those images or layers out before they are averaged")
+        raise UserError("the values are not all finite: leave those images or layers out before they are averaged")
     if not 0 < level < 1 or num_resamples < 1:
         raise ValueError(f"level {level} must lie between 0 and 1, and num_resamples {num_resamples} be at least 1")
     if not all(0 <= q <= 1 for q in quantiles):

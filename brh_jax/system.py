@@ -136,7 +136,7 @@ def check_values(states: Array) -> None:
         return
     smallest, largest = (float(value) for value in _norm_range(states))
     if not largest < jnp.inf:  # NaN too
-        raise ValueError("the states hold values that are not finite: look for the layer or the image that they come from")
+        raise UserError("the states hold values that are not finite: look for the layer or the image that they come from")
     if largest == 0:
         raise ValueError("the states are zero throughout: they have no directions, and nothing moves them")
     if smallest == 0:  # Python says the same warning once

@@ -162,6 +162,22 @@ class ImageSet(NamedTuple):
         return source
 
 
+def warn_of_same_images(opened: Collection[tuple[ImageSet, Source]]) -> None:
+    """Says where a section's images to measure on are those that it trains on: its figures are then of what was fitted."""
+    of = {one.setting: source for one, source in opened}
+    for setting, test in of.items():
+        section, _, name = setting.partition(".")
+        train = of.get(f"{section}.train")
+        if name != "eval" or train is None or len(train) != len(test):
+            continue
+        if train is test or train.fingerprint() == test.fingerprint():
+            print(
+                f"warning: config.{section}.train and .eval are the same {len(test)} images: what is measured on them says nothing "
+                "about others",
+                flush=True,
+            )
+
+
 def check_classes(opened: Collection[tuple[ImageSet, Source]]) -> None:
     """Raises UserError where what is tested on has classes that what is trained on, `SECTION.train`, does not have."""
     of = {one.setting: source for one, source in opened if one.kind == "images"}

@@ -23,7 +23,7 @@ from brh_jax.train.metrics import clock
 from brh_jax.train.parallel import differences, is_main, make_mesh, together, wait_for_all
 from brh_jax.types import PathLike
 from experiments import full_disk, report, stages
-from experiments.data import check_classes
+from experiments.data import check_classes, warn_of_same_images
 from experiments.lock import Hold, hold
 from experiments.records import Record, differing_content, differing_settings, read_record
 from experiments.results import Results, from_json, to_json, write_json
@@ -143,7 +143,9 @@ def _check_ready(plan: "_Plan", settings: dict[str, Any]) -> None:
     for one in named:
         if one[1:] not in opened:
             opened[one[1:]] = one.check()
-    check_classes([(one, opened[one[1:]]) for one in named])
+    pairs = [(one, opened[one[1:]]) for one in named]
+    check_classes(pairs)
+    warn_of_same_images(pairs)
 
 
 def _run(config: ConfigDict, plan: "_Plan", own: RunSettings, mode: str, command, profile) -> Results:

@@ -21,6 +21,7 @@ import numpy as np
 import threadpoolctl
 
 from brh_jax.dynamics.directions import checked
+from brh_jax.errors import UserError
 from brh_jax.readable import readable
 from brh_jax.tokens import ByToken, TokenLayout, check_trajectory
 from brh_jax.train.float64 import float64
@@ -310,7 +311,7 @@ def _transpose(by_type: ByToken) -> UpdateRank:
 
 def _finite(grams):
     if not all(np.isfinite(gram).all() for gram in jax.tree.leaves(grams)):
-        raise ValueError("the states hold values that are not finite: look for the layer or the image that they come from")
+        raise UserError("the states hold values that are not finite: look for the layer or the image that they come from")
     return grams
 
 

@@ -48,4 +48,4 @@ def alignment(mean_hsic: np.ndarray) -> np.ndarray:
     own = np.diagonal(mean_hsic, axis1=-2, axis2=-1)
     scale = np.sqrt(np.maximum(own, 0.0))
     scale = scale[..., :, None] * scale[..., None, :]
-    return np.divide(mean_hsic, scale, out=np.zeros_like(mean_hsic), where=scale > 0)
+    return np.divide(mean_hsic, scale, out=np.zeros_like(mean_hsic), where=scale != 0)  # NaN stays NaN

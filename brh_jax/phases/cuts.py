@@ -26,7 +26,7 @@ def max_cut(dissimilarity: Array, k: int, min_length: int = 1) -> Partition:
         min_length: fewest layers in a phase.
 
     Raises:
-        ValueError: not a square, finite and symmetric matrix.
+        ValueError: not a square, finite and symmetric matrix with a diagonal of zeros.
         UserError: k phases of that length do not fit.
     """
     d = _check(dissimilarity, k, min_length)
@@ -128,7 +128,7 @@ def bisection(dissimilarity: Array, min_length: int = 2) -> Bisection:
         min_length: fewest layers of a phase; the paper's authors take two.
 
     Raises:
-        ValueError: not a square, finite and symmetric matrix.
+        ValueError: not a square, finite and symmetric matrix with a diagonal of zeros.
         UserError: no phase of that length fits.
     """
     d = _check(dissimilarity, 1, min_length)
@@ -161,7 +161,7 @@ def recursive_bisection(dissimilarity: Array, threshold: float, min_length: int 
             for k = 2, 3 and 4.
 
     Raises:
-        ValueError: not a square, finite and symmetric matrix.
+        ValueError: not a square, finite and symmetric matrix with a diagonal of zeros.
         UserError: a threshold that is not positive, or no phase of that length fits.
     """
     if not threshold > 0:
@@ -224,10 +224,14 @@ def _check(dissimilarity, k, min_length) -> np.ndarray:
     if d.ndim != 2 or d.shape[0] != d.shape[1]:
         raise ValueError(f"expected a square matrix of layer-layer dissimilarities, got shape {d.shape}")
     if not np.isfinite(d).all():
-        raise ValueError("the dissimilarity matrix holds NaN or infinity: check the states that it was computed from")
+        raise UserError(
+            "the dissimilarity matrix holds NaN or infinity: check the states that it is of, and the weights of these"
+        )
     if not np.allclose(d, d.T, rtol=1e-4, atol=1e-6):
         raise ValueError("the dissimilarity matrix is not symmetric")
     _fits(len(d), k, min_length)
+    if (own := np.abs(np.diagonal(d)).max()) > 0.01 * np.abs(d).max():
+        raise ValueError(f"the dissimilarity of a layer to itself is {own:.3g}, expected 0: of similarities give 1 - similarity")
     return (d + d.T) / 2
 
 

@@ -50,10 +50,10 @@ def image_dissimilarity(states: Array, layout: TokenLayout) -> Float[Array, "bat
 def token_vectors(states: Array, layout: TokenLayout) -> Float[Array, "types depth batch dim"]:
     """What layers are compared by: the class token and the mean patch of a_1 ... a_L, `[token types, depth, batch, dim]`.
 
-    A model without class token has the mean patch alone.
+    A model without class token has the mean patch alone. States of half precision are taken into float32.
     """
     check_trajectory(states, layout)
-    outputs = layout.split(states[1:])
+    outputs = layout.split(states[1:] if states.dtype.itemsize > 2 else states[1:].astype(jnp.float32))
     return jnp.stack([tokens.mean(-2) for tokens in (outputs.cls, outputs.patches) if tokens.shape[-2]])
 
 

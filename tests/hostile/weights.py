@@ -11,6 +11,7 @@ from hostile.case import Case
 from safetensors.numpy import save_file
 
 import brh_jax
+from brh_jax import phases
 from brh_jax.errors import UserError
 from weights_convert import cache, convert
 
@@ -202,6 +203,13 @@ def pixels_to_255(folder):
     np.testing.assert_allclose(seen[0, 0, 0], [181, 2, 103], rtol=1e-6)
 
 
+def overflowing(folder):
+    """Finite weights, of which the states are not."""
+    encoder = tensor("blocks.0.mlp.fc2.weight", np.full((DIM, 4 * DIM), 3e38, np.float32))(folder)
+    states = encoder.trajectory(encoder.preprocess([np.zeros((8, 8, 3), np.uint8)]))
+    phases.max_cut(phases.layer_dissimilarity(states, encoder.layout), 1)
+
+
 def made(folder):
     (folder / "hub").mkdir()
     return load(write(folder / "hub"))
@@ -358,6 +366,7 @@ CASES = [
     Case("bytes in place of floats", tensor("norm.bias", np.zeros(DIM, np.int8)), f"norm.bias is I8, {FLOATS}"),
     Case("truth values in place of floats", tensor("norm.bias", np.zeros(DIM, bool)), f"norm.bias is BOOL, {FLOATS}"),
     Case("complex numbers", tensor("norm.bias", np.zeros(DIM, np.complex64)), f"norm.bias is C64, {FLOATS}"),
+    Case("weights whose states overflow", overflowing, "holds NaN or infinity: check the states that it is of, and the weights"),
     Case("NaN weights", tensor("norm.bias", np.full(DIM, np.nan, np.float32)), "not finite: norm.bias holds NaN or infinity"),
     Case("a graph that reads outside its folder", onnx_with("../secret"), "names '../secret'.*nothing outside is read"),
     Case("a graph whose tensors are not there", onnx_with("gone.data"), "gone.data cannot be read"),

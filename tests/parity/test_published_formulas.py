@@ -1,6 +1,8 @@
 """What the paper's authors compute, as formulas in numpy written from what their code does: the statistics that ours stand
 beside."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,27 @@ def test_their_schedules():
     )  # fmt: skip
     crop = settings.crop()
     assert (crop.size, crop.scale, crop.ratio, crop.jitter, crop.hue) == ((420, 560), (0.5, 2.0), (4 / 3, 4 / 3), 0.2, 0.1)
+
+
+@pytest.mark.wrong_types
+def test_their_depth_probe_has_one_rate_and_clips_nothing(monkeypatch):
+    """Its optimiser is AdamW itself (Loshchilov and Hutter, 2019), written out here, also for gradients that grow."""
+    options = {}
+    monkeypatch.setattr(depth, "train_head", lambda *_, **given: options.update(given) or (None, None))
+    encoder = SimpleNamespace(dim=3, layout=SimpleNamespace(num_cls=1))
+    depth.train_depth(encoder, None, 10, DepthSettings(), None, batch_size=1)
+    value, state = jnp.ones(2), options["optimiser"].init(jnp.ones(2))
+    expected, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    for step in range(1, 51):
+        gradient = np.array([1.0, -3.0]) * step**2
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        rise = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        expected = expected - 1e-3 * (rise + 1e-3 * expected)
+        updates, state = options["optimiser"].update(jnp.asarray(gradient), state, value)
+        value = value + updates
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+    depth.train_depth(encoder, None, 10, DepthSettings(recipe="ours"), None, batch_size=1)
+    assert options["optimiser"] is None  # the clipped AdamW of the settings
 
 
 def test_their_r2():

@@ -134,6 +134,15 @@ def test_stability_counts_partitions_and_boundaries():
     np.testing.assert_allclose(sorted(result.rand_index), [other] * 3 + [1.0] * 7)
 
 
+def test_states_that_are_not_finite_are_cut_by_no_metric():
+    layout = TokenLayout(1, 0, (2, 2))
+    states = np.random.default_rng(0).normal(size=(5, 32, 5, 8)).astype(np.float32)
+    states[2, 3, 0, 1] = np.nan
+    for sample in phases.layer_samples([(states, np.ones(32, bool))], layout).values():
+        with pytest.raises(ValueError, match="holds NaN or infinity: check the states"):
+            phases.max_cut(sample.dissimilarity(), 2)
+
+
 def test_random_cuts_hold_every_contiguous_partition():
     a = np.random.default_rng(0).random((8, 8))
     d = (a + a.T) * (1 - np.eye(8))

@@ -103,6 +103,7 @@ def test_cut_weight():
         (np.zeros((3, 4)), 2, "square matrix"),
         (np.full((3, 3), np.nan), 2, "NaN or infinity"),
         (np.triu(np.ones((4, 4))), 2, "not symmetric"),
+        (np.full((4, 4), 0.5) + np.eye(4) / 2, 2, "of a layer to itself is 1, expected 0: of similarities give 1 - similarity"),
         (np.zeros((6, 6)), 7, "6 layers cannot be cut into 7 phases: k must be between 1 and 6"),
         (np.zeros((6, 6)), 0, "k must be between 1 and 6"),
     ],

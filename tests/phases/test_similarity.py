@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,16 @@ def test_states_of_any_size_give_the_same_dissimilarity():
     expected = phases.layer_dissimilarity(states, layout)
     for size in (3e19, 1e-30):
         np.testing.assert_allclose(phases.layer_dissimilarity(np.float32(size) * states, layout), expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_states_of_half_precision_are_compared_in_float32(dtype):
+    """A bfloat16 keeps three digits: a matrix of such would cut where its rounding says."""
+    layout = TokenLayout(1, 0, (2, 2))
+    states = jax.random.normal(jax.random.key(0), (5, 4, layout.num_tokens, 8)).astype(dtype)
+    found = phases.layer_dissimilarity(states, layout)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, phases.layer_dissimilarity(states.astype(jnp.float32), layout), atol=1e-6)
 
 
 def test_a_class_token_that_is_zero_is_left_out():
