@@ -172,8 +172,8 @@ def warn_of_same_images(opened: Collection[tuple[ImageSet, Source]]) -> None:
             continue
         if train is test or train.fingerprint() == test.fingerprint():
             print(
-                f"warning: config.{section}.train and .eval are the same {len(test)} images: what is measured on them says nothing "
-                "about others",
+                f"warning: config.{section}.train and .eval are the same {len(test)} images: what is measured on them says "
+                "nothing about others",
                 flush=True,
             )
 

@@ -87,7 +87,7 @@ def rank_of_size(config: RaptorConfig, params: int) -> int:
 
 
 def _block_params(config: RaptorConfig) -> tuple[int, int]:
-    """Parameters of a block that do not depend on the hidden width of its feed-forward layer, and those that each hidden unit adds."""
+    """Parameters of a block whatever the hidden width of its feed-forward layer, and those that each hidden unit adds."""
     dim, gates = config.dim, 2 if config.mlp == "swiglu" else 1
     attention, norms_and_gains, out_bias = 4 * dim * dim + 4 * dim, 6 * dim, dim
     scaling = 2 * 16 + 17 * 3 * dim if config.depth_scaling else 0

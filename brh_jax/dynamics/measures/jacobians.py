@@ -42,7 +42,7 @@ def _compute(seen: Seen) -> Jacobians:
 
 
 def _layer(seen: Seen, layer: int, number: int) -> Jacobians:
-    """Results go to the host one by one: many programs in flight over several devices of a CPU can wait for one another for ever."""
+    """Results go to the host one by one: many programs in flight over several CPU devices can wait for one another for ever."""
     system, state = seen.system, seen.states[layer]
     singular = jacobian_singular_values(system, state, layer, number, sphere=True)
     values, residual = to_host((singular.values, singular.residual))
