@@ -233,7 +233,7 @@ def _changed(records: dict[str, Record | None], settings) -> dict[str, dict[str,
         record, own = records[stage.name], settings[stage.name]
         if record is None:
             continue
-        lines = differing_settings(record, flat(own))
+        lines = differing_settings(record, own)
         lines |= differing_content(record, getattr(getattr(own, "data", None), "data_dir", ""))
         for name, then in record.needs.items():
             needed = records[name]
@@ -257,13 +257,13 @@ def _check_finished(workdir: pathlib.Path, records, settings, chosen: list[Stage
         name: line
         for stage in stages.STAGES
         if not stage.measures and (record := records[stage.name])
-        for name, line in differing_settings(record, flat(settings[stage.name])).items()
+        for name, line in differing_settings(record, settings[stage.name]).items()
         if name not in measuring
     }
     for stage in chosen:
         if record := records[stage.name]:
             trained = stage.trained_with(record.settings)
-            differing = differing_settings(record, flat(settings[stage.name]))
+            differing = differing_settings(record, settings[stage.name])
             lines |= {name: f"{line} (of the {stage.name})" for name, line in differing.items() if name in trained}
     if lines:
         raise UserError(

@@ -13,6 +13,7 @@ from brh_jax.data.dense import open_depths, open_masks
 from brh_jax.data.sources import Source, open_source
 from brh_jax.errors import UserError
 from experiments.results import SCHEMA, check_schema, damaged, read_json, write_json
+from experiments.settings import flat
 
 # What is read from outside a run, besides weights.
 OPENERS: dict[str, Callable[..., Source]] = {"images": open_source, "masks": open_masks, "depths": open_depths}
@@ -68,11 +69,16 @@ def read_record(folder: pathlib.Path) -> Record | None:
         raise damaged(path) from None
 
 
-def differing_settings(record: Record, settings: dict[str, Any]) -> dict[str, str]:
-    """Settings that are not as they were when the stage ran -> a line that says how they differ."""
-    pairs = {
-        name: (record.settings.get(name, "nothing"), settings.get(name, "nothing")) for name in {**record.settings, **settings}
-    }
+def differing_settings(record: Record, settings: Any) -> dict[str, str]:
+    """Settings that are not as they were when the stage ran -> a line that says how they differ.
+
+    A setting that was not there yet counts as its default, see `results.SCHEMA`.
+
+    Args:
+        settings: of the stage, its dataclass.
+    """
+    then, now = flat(type(settings)()) | record.settings, flat(settings)
+    pairs = {name: (then[name], now.get(name, "nothing")) for name in then}
     return {name: f"{name}: {there} there, {here} here" for name, (there, here) in pairs.items() if there != here}
 
 

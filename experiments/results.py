@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from brh_jax.errors import UserError
 from brh_jax.files import read_array
 
-# Of results.json and of the stages' records: raise it where older ones cannot be read any more. 1 was not written.
+# Of results.json and of the stages' records: raise it where older ones cannot be read any more, or where the default of a new
+# setting does something else than was done before it was there. 1 was not written.
 SCHEMA = 3
 
 R = TypeVar("R")

@@ -11,6 +11,7 @@ from brh_jax.errors import UserError, expect_positive
 from experiments.configs import default, quickstart
 from experiments.explain import explain
 from experiments.pipeline import read_settings, settings_kinds
+from experiments.records import Record, differing_settings
 from experiments.settings import flat, merged_defaults, read, renamed, without_effect
 
 
@@ -174,3 +175,10 @@ def test_a_study_may_have_a_section_of_its_own():
 def test_moved_settings_are_known():
     assert renamed("distill.log_every") == "loop.log_every" and renamed("tensorboard") == "loop.tensorboard"
     assert renamed("quick.train") == "feature_probe.train" and renamed("distill.batch_size") is None
+
+
+def test_a_run_from_before_a_setting_counts_as_made_with_its_default():
+    before = Record({name: value for name, value in flat(Outer()).items() if name != "free"})
+    assert differing_settings(before, Outer()) == {}
+    assert differing_settings(before, Outer(free=0.5)) == {"free": "free: 0.0 there, 0.5 here"}
+    assert differing_settings(Record(flat(Outer()) | {"gone": 1}), Outer()) == {"gone": "gone: 1 there, nothing here"}
