@@ -201,7 +201,7 @@ def _alone(arguments) -> dict:
 
 def _compile(report, arguments):
     """Cold: without jax's cache on disk, every program a new one."""
-    cached = jax.config.read("jax_enable_compilation_cache")
+    cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         found = {int(depth): _compile_seconds(int(depth), arguments) for depth in arguments.depths.split(",")}

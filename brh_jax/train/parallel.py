@@ -203,7 +203,7 @@ def start_processes(coordinator: str = "", num_processes: int = 0, process_id: i
         return
     if process_id == 0:
         _check_port(coordinator)
-    if jax.config.read("jax_platforms") == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":  # type: ignore[attr-defined]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**here)
