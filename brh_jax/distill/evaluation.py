@@ -243,7 +243,7 @@ def _sums(measured: _Statistics, valid: np.ndarray, size: int) -> dict[str, Any]
         size: numbers of a state.
     """
 
-    def total(per_image: Array, power: int = 1) -> np.ndarray | np.float64:  # [..., batch] -> [...]
+    def total(per_image: Array, power: int = 1) -> Any:  # [..., batch] -> [...]
         return np.sum(np.asarray(per_image, np.float64)[..., valid] ** power, axis=-1)
 
     types = [
