@@ -4,7 +4,7 @@ import dataclasses
 
 from brh_jax.errors import expect, expect_positive
 from brh_jax.models import Encoder
-from brh_jax.probes.quick import knn_predict, logistic_predict
+from brh_jax.probes.feature_probe import knn_predict, logistic_predict
 from experiments.interval import Interval, mean_interval
 from experiments.stage import Context
 from experiments.stages.probes.choice import Choice, LabelledImages, ProbeSets, SharedSettings, check_candidates

@@ -6,7 +6,7 @@ from sklearn.preprocessing import StandardScaler
 
 from brh_jax.errors import UserError
 from brh_jax.probes import heads
-from brh_jax.probes.quick import knn_predict, logistic_predict
+from brh_jax.probes.feature_probe import knn_predict, logistic_predict
 
 
 def test_knn_is_a_weighted_vote_by_brute_force():
