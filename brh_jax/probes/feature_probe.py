@@ -1,4 +1,4 @@
-"""Probes on features that are there already, without training by steps: weighted k-NN as in DINO, and logistic regression by L-BFGS."""
+"""Probes on features that are there already: weighted k-NN as in DINO, and logistic regression by L-BFGS."""
 
 import functools
 from collections.abc import Sequence
