@@ -64,6 +64,9 @@ class _Layer:
         return jax.lax.cond(layer % 2 == 0, apply("attention"), apply("mlp"), state)
 
 
+_BEYOND = 10  # times the largest value that pixels become: no preprocessed image, whatever was done to it since
+
+
 class ModelConfig(Protocol):
     """What ViTConfig and RaptorConfig have in common.
 
@@ -163,17 +166,21 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         """PIL images (or uint8 arrays `[height, width, 3]`) to float32 `[batch, height, width, 3]`.
 
         Raises:
-            UserError: one image instead of several, or names of files.
+            UserError: none, one image instead of several, or names of files.
         """
         several = [images] if isinstance(images, Image.Image | str | os.PathLike) else images
         if names := [str(one) for one in several if isinstance(one, str | os.PathLike)]:
             raise UserError(f"{names[0]} is the name of a file: open it first, preprocess([PIL.Image.open({names[0]!r})])")
         if isinstance(images, Image.Image):
             raise UserError("preprocess takes several images, and was given one: preprocess([image])")
+        if not len(several):
+            raise UserError("preprocess takes several images, and was given none")
         return np.asarray(self.normalize_pixels(np.stack([self.preprocessing.resize_and_crop(image) for image in images])))
 
     def normalize_pixels(self, images: Array) -> Array:
-        """uint8 pixels to what the model takes: (pixels / 255 - mean) / std."""
+        """uint8 pixels to what the model takes: (pixels / 255 - mean) / std. Raises UserError for floats, of whatever scale."""
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"pixels are {images.dtype}: expected uint8, or encoder.preprocess([...]), which knows other images")
         return self.preprocessing.normalize(images)
 
     def trajectory(self, images: Array) -> Trajectory:
@@ -267,6 +274,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
             )
 
     def _check(self, images: Array) -> jax.Array:
+        self._check_scale(images)
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[-1] != self.config.vit.channels:
             raise UserError(f"images must be [batch, height, width, {self.config.vit.channels}], got {tuple(images.shape)}")
@@ -277,6 +285,18 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
             )
         self.layout_for(images.shape[1], images.shape[2])
         return images
+
+    def _check_scale(self, images: Array) -> None:
+        """Raises UserError for pixels in the place of what they become; looks at numpy's arrays alone, which are at hand."""
+        if not (isinstance(images, np.ndarray) and images.size and images.dtype.kind == "f"):
+            return
+        scales = zip(self.preprocessing.mean, self.preprocessing.std, strict=True)
+        most, seen = max(max(mean, 1 - mean) / std for mean, std in scales), np.abs(images).max()
+        if seen > _BEYOND * most:
+            raise UserError(
+                f"images hold values up to {seen:.4g}, and pixels become {most:.3g} at most: call encoder.preprocess([...]) on "
+                "them, or encoder.normalize_pixels(images) where they are uint8"
+            )
 
 
 def init_params(module: nn.Module, key: jax.Array, *args, **options) -> Any:

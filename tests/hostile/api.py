@@ -32,6 +32,10 @@ def encoder() -> Encoder:
     return Encoder(config, params, Preprocessing((8, 8)), name="small")
 
 
+def states_of(images):
+    return lambda folder: encoder().trajectory(images)
+
+
 def fit(**options):
     return lambda folder: brh_jax.fit_raptor(encoder(), **({"images": PICTURES, "steps": 1, "batch_size": 8} | options))
 
@@ -119,5 +123,15 @@ CASES = [
     Case("paths: a name that is HTML", names_in_a_page),
     Case("attention: of nothing", lambda f: dynamics.draw_attention({}, LAYOUT), "0 models and 2 patches: expected one or more"),
     Case("logits: without a classifier", lambda f: encoder().logits(jnp.zeros((1, 8, 8, 3))), "small has no classifier"),
+    Case(
+        "states: pixels for what they become", states_of(np.full((1, 8, 8, 3), 200.0)), "images hold values up to 200, and pixels"
+    ),
+    Case("states: of uint8", states_of(np.zeros((1, 8, 8, 3), np.uint8)), "must be preprocessed floats, got uint8"),
+    Case(
+        "pixels that are floats",
+        lambda f: encoder().normalize_pixels(np.ones((1, 8, 8, 3), np.float32)),
+        "pixels are float32: expected uint8, or encoder.preprocess",
+    ),
+    Case("preprocess: nothing", lambda f: encoder().preprocess([]), "takes several images, and was given none"),
     Case("hub: an own folder without its section", a_hub_folder_without_its_section, "has no section brh_jax"),
 ]
