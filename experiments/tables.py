@@ -41,7 +41,7 @@ _CLASSIFIED = ("head as it is %", "probe %")
 _CONTROLLED = ("phases.method", "raptor.unshared", "raptor.rank")
 _NOT_CONTROLLED = ("phases.k", "distill.stage2.learning_rate")  # what else may differ: layers that begin as a teacher's want less
 _AGAINST_PARAMETERS = ("R² cls", "R² patches", "e / norm", "R², last layer")
-_PARAMETERS = "block parameters"
+_PARAMETERS = "block parameters, M"
 
 
 class Named(NamedTuple):
@@ -144,7 +144,7 @@ def _controlled_merits(results: Results) -> Merits:
     """The agreement of the Raptors and the parameters of their blocks."""
     distilled = results.get(DistillResult)
     sizes = {name: raptor.cost.block_params for name, raptor in distilled.raptors.items()} if distilled else {}
-    return {name: {_PARAMETERS: sizes[name]} | found for name, found in _raptor_merits(results).items() if name in sizes}
+    return {name: {_PARAMETERS: sizes[name] / 1e6} | found for name, found in _raptor_merits(results).items() if name in sizes}
 
 
 def _ablation_merits(results: Results) -> Merits:
@@ -167,16 +167,19 @@ def control_rows(runs: Sequence[FinishedRun]) -> list[Row]:
         blocks = method.replace("_", " ") + (f", unshared {unshared.replace('_', ' ')}" if unshared else "")
         blocks += f", relaxed, rank {rank}" if rank else ""
         once = unshared in ("shallow", "dropped")
-        values = {
-            name: found for name, found in row.values.items() if not once or name.endswith("last layer") or name == _PARAMETERS
-        }
+        values = {name: found for name, found in row.values.items() if not (once and _over_layers(name))}
         rows.append(row._replace(settings={"blocks": blocks}, values=values))
     return rows if len({row.settings["blocks"] for row in rows}) > 1 else []
 
 
+def _over_layers(name: str) -> bool:
+    """Whether a figure of `_fit_merits` is taken over all layers."""
+    return name.startswith(("R²", "cosine", "e / norm")) and not name.endswith("last layer")
+
+
 def control_figure(runs: Sequence[FinishedRun], rows: Sequence[Row]) -> Figure:
     """Fidelity of control rows against the parameters of their blocks; see `fit_by_parameters`."""
-    whole = next(result.cost.block_params for run in runs if (result := run.results.get(TeacherResult)))
+    whole = next(result.cost.block_params / 1e6 for run in runs if (result := run.results.get(TeacherResult)))
     curves: dict[str, dict[float, dict[str, list[float]]]] = {}
     for row in rows:
         kind = row.settings["blocks"].partition(", rank ")[0]

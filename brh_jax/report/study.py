@@ -96,7 +96,7 @@ def fit_by_parameters(curves: dict[str, dict[float, dict[str, list[float]]]], wh
 
     Args:
         curves: kind -> parameters -> figure of merit -> values of the runs; none: no point. The first kind is drawn on top.
-        whole: parameters of the teacher's blocks.
+        whole: parameters of the teacher's blocks, in the same unit.
     """
     names = list(next(iter(next(iter(curves.values())).values())))
     figure, axes = _grid({name: {} for name in names}, 2)
@@ -105,14 +105,13 @@ def fit_by_parameters(curves: dict[str, dict[float, dict[str, list[float]]]], wh
             sizes = sorted(size for size in by_size if len(by_size[size][name]))
             mean = [np.mean(by_size[size][name]) for size in sizes]
             spread = [np.std(found, ddof=1) if len(found := by_size[size][name]) > 1 else 0.0 for size in sizes]
-            style = {"ms": 4, "lw": 1.2, "capsize": 3, "color": colour(i), "zorder": 3 - i / len(curves)}
-            axis.errorbar(
-                [size / whole for size in sizes], mean, spread, fmt=f"{_MARKERS[i % len(_MARKERS)]}-", label=kind, **style
-            )
+            style = {"ms": 4, "lw": 1.2, "capsize": 3, "color": colour(i), "zorder": 3 - i / len(curves), "label": kind}
+            style |= {"marker": _MARKERS[i % len(_MARKERS)], "ls": "-" if i < 6 else "--"}  # there are six colours
+            axis.errorbar([size / whole for size in sizes], mean, spread, **style)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
-        axis.set_xlabel("parameters of the blocks, of the teacher's")
         axis.set_title(name if "layer" in name else f"{name}, mean of layers")
+    figure.supxlabel("parameters of the blocks, as a share of the teacher's", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
