@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from brh_jax.models import rotary
-from brh_jax.types import Array, AttentionWeights, HeadTokens, Rotations, State
+from brh_jax.types import Array, HeadTokens, Rotations, State
 
 # Activations of the plain feed-forward layer; "swiglu" is the gated one.
 ACTIVATIONS = {
@@ -20,7 +20,6 @@ ACTIVATIONS = {
 MLP_KINDS = (*ACTIVATIONS, "swiglu")
 
 
-_CACHED, _MOST_PARTS = 16 * 2**20, 8  # bytes of attention weights that a CPU's cache takes; parts are compiled one by one
 _KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
 
 
@@ -79,33 +78,15 @@ class Attention(nn.Module):
             q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         out = fused_attention(q, k, v) if self.fused else None
         if out is None:
+            # On CPUs a maximum over the last axis does not vectorise, one over the axis before it does.
+            axes = "bhkq" if jax.default_backend() == "cpu" else "bhqk"
+            logits = jnp.einsum(f"bhqd,bhkd->{axes}", q * head_dim**-0.5, k, preferred_element_type=x.dtype)
+            weights = nn.softmax(logits, axis=axes.index("k")).astype(v.dtype)
             if self.is_mutable_collection("intermediates"):
-                out, weights = _attend(q, k, v, x.dtype)
-                self.sow("intermediates", "weights", weights)
-            else:
-                parts = (jnp.array_split(one, _parts(q.shape, x.dtype)) for one in (q, k, v))
-                out = jnp.concatenate([_attend(q, k, v, x.dtype)[0] for q, k, v in zip(*parts, strict=True)])
+                self.sow("intermediates", "weights", weights if axes == "bhqk" else jnp.swapaxes(weights, -1, -2))
+            out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v)
         kernel_init = named(_KERNEL, "heads", None, "embed")
         return Dense(dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))
-
-
-def _attend(q: HeadTokens, k: HeadTokens, v: HeadTokens, dtype: Any) -> tuple[HeadTokens, AttentionWeights]:
-    """softmax(q kᵀ / sqrt(head_dim)) v, softmax in `dtype`, and the weights, `[batch, heads, queries, keys]`."""
-    # On CPUs a maximum over the last axis does not vectorise, one over the axis before it does.
-    axes = "bhkq" if jax.default_backend() == "cpu" else "bhqk"
-    logits = jnp.einsum(f"bhqd,bhkd->{axes}", q * q.shape[-1] ** -0.5, k, preferred_element_type=dtype)
-    weights = nn.softmax(logits, axis=axes.index("k")).astype(v.dtype)
-    out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v)
-    return out, weights if axes == "bhqk" else jnp.swapaxes(weights, -1, -2)
-
-
-def _parts(shape: tuple[int, ...], dtype: Any) -> int:
-    """How many parts a batch's attention goes through in: on a CPU so many that the weights of one stay in its cache."""
-    batch, heads, tokens, _ = shape
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:  # a batch that lies on several devices is split already
-        return 1
-    size = batch * heads * tokens**2 * jnp.dtype(dtype).itemsize
-    return max(1, min(-(-size // _CACHED), batch, _MOST_PARTS))
 
 
 def fused_attention(

@@ -7,7 +7,7 @@ import pytest
 
 from brh_jax.dynamics import draw_attention
 from brh_jax.errors import UserError
-from brh_jax.models import Encoder, Raptor, RaptorConfig, ViTConfig, layers
+from brh_jax.models import Encoder, Raptor, RaptorConfig, ViTConfig
 from brh_jax.models.encoder import init_params
 from brh_jax.models.rotary import periods
 from brh_jax.partition import Partition
@@ -105,24 +105,3 @@ def test_logits_are_the_classifier_on_what_it_reads(tiny_encoder, tiny_images):
     wrong = {"kernel": np.zeros((7, 3)), "bias": np.zeros(3)}
     with pytest.raises(UserError, match="reads 7 features"):
         tiny_encoder.replace(head=wrong).logits(tiny_images)
-
-
-def test_attention_in_parts_is_the_same(tiny_encoder, tiny_images, monkeypatch):
-    """Of a batch that a CPU's cache does not hold; states and gradients, parts of different sizes."""
-
-    def states_and_gradient():
-        def size(params, images):
-            states = tiny_encoder.module.apply({"params": params}, images)
-            return jnp.square(states).mean(), states
-
-        return jax.value_and_grad(size, has_aux=True)(tiny_encoder.params, tiny_images[:7])
-
-    (whole, states), gradient = states_and_gradient()
-    monkeypatch.setattr(layers, "_CACHED", 2500)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert layers._parts((7, 4, 7, 4), jnp.float32) == 3
-    (in_parts, same), same_gradient = states_and_gradient()
-    np.testing.assert_allclose(same, states, atol=1e-5)
-    assert float(in_parts) == pytest.approx(float(whole), rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), same_gradient, gradient)
-    assert layers._parts((10_000, 12, 257, 64), jnp.float32) == layers._MOST_PARTS
