@@ -12,11 +12,11 @@ Arguments, separated by commas; those that are not named here go to the base con
 
 The unshared networks have the Raptor's number of parameters (config.raptor.unshared): shallow, k blocks applied once each, at k /
 L of its operations and trained for the last state of each phase alone, so that its e is to be compared there; narrow, a block for
-every layer with a narrower feed-forward layer, for those k whose parameters suffice for the attention of every layer (of weights from
-a file only where arch=NAME tells how many layers they have; left out otherwise); low-rank, a
-block for every layer, its matrices the teacher's own to a low rank to begin with. Dropped has the teacher's last layer of each
-phase to begin with, and is shallow otherwise. Relaxed shares a matrix in each phase, from which every layer departs by a rank of
-4, 16 or 64 (config.raptor.rank); low rank and relaxed are trained as a whole alone, with recipe=joint.
+every layer with a narrower feed-forward layer, for those k whose parameters suffice for the attention of every layer (of weights
+that are read, only where arch=NAME tells how deep they are; left out otherwise); low-rank, a block for every layer, its matrices
+the teacher's own to a low rank to begin with. Dropped has the teacher's last layer of each phase to begin with, and is shallow
+otherwise. Relaxed shares a matrix in each phase, from which every layer departs by a rank of 4, 16 or 64 (config.raptor.rank).
+What begins as the teacher's is run with recipe=joint alone.
 
 Hardware: quickstart 30 runs of 1 to 6 Raptors and the teacher's.
 Expect, by the paper, max-cut partitions above random ones for k = 2, 3, 4, often by more than one standard deviation.
