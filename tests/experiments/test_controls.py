@@ -53,7 +53,7 @@ def test_a_control_is_trained_measured_and_saved(raptor, teacher, tmp_path):
 def test_low_ranks_are_trained_as_a_whole(teacher, tmp_path):
     made = config(teacher, rank=2).unlock()
     made.distill.stage1.steps = 4
-    with pytest.raises(UserError, match="stage1.steps is 4: layers of low rank are trained as a whole alone; expected 0"):
+    with pytest.raises(UserError, match="stage1.steps is 4, but layers of low rank are trained as a whole alone: set it to 0"):
         pipeline.run(made, tmp_path)
     with pytest.raises(UserError, match="rank is 2, of layers that share.*, but unshared is 'narrow'"):
         pipeline.run(config(teacher, rank=2, unshared="narrow"), tmp_path)

@@ -102,6 +102,14 @@ class Settings(Common):
     raptor: RaptorSettings = RaptorSettings()
     distill: DistillSettings = DistillSettings()
 
+    def __post_init__(self):
+        super().__post_init__()
+        steps = self.distill.stage1.steps
+        if self.raptor.low_rank and steps:
+            raise UserError(
+                f"config.distill.stage1.steps is {steps}, but layers of low rank are trained as a whole alone: set it to 0"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RaptorResult:
@@ -201,7 +209,7 @@ def _trajectories(context: Context, settings: Settings, source: Source, teacher:
         source, transform, num_images=_MOMENT_IMAGES, batch_size=settings.distill.batch_size, label="what layers read"
     )
     for batch in batches:
-        yield to_host(teacher.trajectory(teacher.normalize_pixels(batch["image"])))
+        yield to_host(teacher.trajectory(teacher.normalize_pixels(batch["image"])))[:, batch["valid"]]
 
 
 def _train(
@@ -217,10 +225,6 @@ def _train(
     own, folder, blocks, partition = settings.distill, context.folder / name, begun.params, begun.partition
     every: dict[int, Objective] = {1: Blockwise(own.stage1), 2: Joint(own.stage2)}
     objectives = {number: objective for number, objective in every.items() if objective.settings.steps}
-    if begun.low_rank is not None and 1 in objectives:
-        raise UserError(
-            f"config.distill.stage1.steps is {own.stage1.steps}: layers of low rank are trained as a whole alone; expected 0"
-        )
     # Where there is one training alone, people need not know its number.
     called = {number: f" stage {number}" if len(objectives) > 1 else "" for number in objectives}
     for number, objective in objectives.items():

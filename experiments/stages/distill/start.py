@@ -53,6 +53,11 @@ class RaptorSettings:
                 f"rank is {self.rank}, of layers that share a matrix, but unshared is {self.unshared!r}: set one alone"
             )
 
+    @property
+    def low_rank(self) -> bool:
+        """Whether layers begin as the teacher's to a low rank."""
+        return bool(self.rank) or self.unshared == "low_rank"
+
     def config(self, teacher: Encoder, partition: Partition) -> RaptorConfig:
         """The architecture of a Raptor of that teacher. Raises UserError where its feed-forward layer would have no width."""
         width = round(self.mlp_ratio * teacher.dim)
@@ -102,7 +107,7 @@ def start(
     if settings.unshared == "dropped":
         return _dropped(teacher, partition)
     config = settings.config(teacher, partition)
-    if settings.unshared != "low_rank" and not settings.rank:
+    if not settings.low_rank:
         return Start(config, to_host(init_blocks(config, teacher.layout, jax.random.key(seed))))
     own, blocks = unrolled(teacher)
     if settings.rank:
