@@ -313,37 +313,32 @@ class Blocks(nn.Module):
         """Layer `layer` (from 0, may be traced) applied to a state; `part` and what is raised as in `ViT.step`."""
         check_layer(layer, self.config.depth)
         partition = self.config.partition
-        apply = self._appliers(state, grid, part)
         if self.config.once:
-            starts = {run.start: run for run in partition.runs}
-            chosen = [starts[i].phase if i in starts else partition.k for i in range(partition.depth)]
-            ends = [starts[i].stop if i in starts else 0 for i in range(partition.depth)]
-            branches = [*(apply(p) for p in range(partition.k)), lambda x, depth: x]
-            return jax.lax.switch(jnp.asarray(chosen)[layer], branches, state, jnp.asarray(ends)[layer])
-        phase = jnp.asarray(partition.labels)[layer]
-        return jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, layer + 1)
+            starts = {run.start: run.stop for run in partition.runs}
+            begins = jnp.asarray([i in starts for i in range(partition.depth)])[layer]
+            stop = jnp.asarray([starts.get(i, 0) for i in range(partition.depth)])[layer]
+            return jax.lax.cond(begins, lambda x: self._applied(x, layer, stop, grid, part), lambda x: x, state)
+        return self._applied(state, layer, layer + 1, grid, part)
 
     def attention(self, state: State, layer: Layer, grid: Grid = None) -> AttentionWeights:
         """See `ViT.attention`. With `once` the state is the one before the layer's phase, whose block is applied to it alone."""
         check_layer(layer, self.config.depth)
-        partition = self.config.partition
-        apply = self._appliers(state, grid, "attention", mutable=["intermediates"])
-        stops = [run.stop for run in partition.runs for _ in range(run.start, run.stop)]
+        stops = [run.stop for run in self.config.partition.runs for _ in range(run.start, run.stop)]
         depth = jnp.asarray(stops)[layer] if self.config.once else layer + 1
-        phase = jnp.asarray(partition.labels)[layer]
-        _, seen = jax.lax.switch(phase, [apply(p) for p in range(partition.k)], state, depth)
+        _, seen = self._applied(state, layer, depth, grid, "attention", mutable=["intermediates"])
         return seen["intermediates"]["attn"]["weights"][0]
 
-    def _appliers(self, state, grid, part, **options):
-        """phase -> function of a state and a depth, its block applied once."""
-        params = self.variables["params"]
+    def _applied(self, state, layer, depth, grid, part, **options):
+        """The block of a layer's phase, applied once at a depth.
+
+        The layer may be traced: its block's parameters are chosen, not one of k applications, so that one is compiled.
+        """
+        params, partition = self.variables["params"], self.config.partition
+        of_phase = [params[f"phase_{phase + 1}"] for phase in range(partition.k)]
+        own = jax.lax.switch(jnp.asarray(partition.labels)[layer], [lambda one=one: one for one in of_phase])
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
-        block = RaptorBlock(self.config, self.dtype, parent=None)
-
-        def apply(phase):
-            return lambda x, depth: block.apply({"params": params[f"phase_{phase + 1}"]}, x, depth, rotations, part, **options)
-
-        return apply
+        block: Any = RaptorBlock(self.config, self.dtype, parent=None)
+        return block.apply({"params": own}, state, depth, rotations, part, **options)
 
 
 def depths(run: Run) -> jax.Array:

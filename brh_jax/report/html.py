@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jinja2
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -103,8 +104,12 @@ def save_figure(figure: Figure, folder: PathLike, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.svg and returns the PNG's path."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
-    figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
+    # Laid out and measured once: either file would do both again, which takes longer than drawing it.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    box = figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
+    figure.savefig(folder / f"{name}.svg", bbox_inches=box)
+    figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches=box)
     return folder / f"{name}.png"
 
 

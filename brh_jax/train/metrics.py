@@ -77,7 +77,8 @@ class Progress:
     Args:
         label: what runs.
         total: number of steps.
-        unit: what `rate` counts, "images" say; `per_step` of them pass in a step.
+        unit: what `rate` counts, "images" say; `per_step` of them pass in a step. Empty where steps differ so much that neither
+            a rate nor the time left says anything; the time gone by is told instead.
     """
 
     def __init__(self, label: str, total: int, *, unit: str = "images", per_step: int = 1, interval: float = 10.0):
@@ -114,7 +115,9 @@ class Progress:
         self._shown = now
         bar = f" {_bar(step / max(self.total, 1))}" if tty else ""
         parts = [f"{self.label:<24}{bar} {step:>{len(str(self.total))}}/{self.total}", text]
-        if rate:
+        if not self.unit:
+            parts += [] if done else [f"after {clock(now - self.begun)}"]
+        elif rate:
             parts.append(f"{rate:,.1f} {self.unit}/s")
             if not done:
                 parts.append(f"{clock(self.per_step * (self.total - step) / rate)} left")

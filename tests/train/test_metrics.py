@@ -60,3 +60,12 @@ def test_a_notebook_has_one_line_with_a_bar(monkeypatch):
     lines = stream.getvalue().split("\r")
     assert [line.split("]")[0].split("[")[1] for line in lines[1:]] == ["#" * n + "." * (20 - n) for n in (5, 10, 15, 20)]
     assert stream.getvalue().count("\n") == 1
+
+
+def test_steps_that_differ_tell_the_time_gone_by_and_promise_none(capsys):
+    progress = Progress("work", 2, unit="", interval=0.0)
+    for step in range(3):
+        progress.update(step, f"measure {step}")
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert "0/2" in first and "measure 0" in first and first.endswith("after 0:00") and second.endswith("after 0:00")
+    assert last.endswith("took 0:00") and "/s" not in first + second + last and "left" not in second

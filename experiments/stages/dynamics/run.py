@@ -76,7 +76,7 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
     of_classes = _of_classes(context, settings, models["teacher"], source)
     # Every measure on a line: some take seconds, some take most of the time.
-    progress = Progress("dynamics", len(MEASURES) * len(models), unit="measures", interval=0.0)
+    progress = Progress("dynamics", len(MEASURES) * len(models), unit="", interval=0.0)
     measured = portraits(
         {name: encoder.system() for name, encoder in models.items()},
         states,

@@ -1,0 +1,63 @@
+"""The linear layer: between several axes as flax's own, and the same whichever way it is multiplied."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brh_jax.models import layers
+
+
+def _numbers(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("inputs", "features"), [((8,), (5,)), ((8,), (3, 2, 4)), ((2, 4), (6,))])
+@pytest.mark.parametrize("bias", [True, False])
+def test_as_one_product_of_matrices_or_not(inputs, features, bias):
+    x, kernel, wanted = _numbers(7, *inputs), _numbers(*inputs, *features, seed=1), _numbers(7, *features, seed=2)
+    added = _numbers(*features, seed=3) if bias else None
+
+    def loss(arguments, matrices):
+        return jnp.sum((layers.linear(*arguments, matrices=matrices) - wanted) ** 2)
+
+    arguments = (x, kernel, added)
+    chex.assert_trees_all_close(*(layers.linear(*arguments, matrices=way) for way in (True, False)), rtol=1e-5)
+    one, other = (jax.grad(loss)(arguments, way) for way in (True, False))
+    chex.assert_trees_all_close(one, other, rtol=1e-4)
+    directions = jax.tree.map(lambda a: _numbers(*a.shape, seed=4), arguments)
+    pushed = [jax.jvp(lambda a, way=way: layers.linear(*a, matrices=way), (arguments,), (directions,)) for way in (True, False)]
+    chex.assert_trees_all_close(*pushed, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_flaxs():
+    x, own = _numbers(2, 3, 8), layers.Dense((3, 4), dtype=None)
+    flaxs = nn.DenseGeneral((3, 4))
+    params, theirs = own.init(jax.random.key(1), x)["params"], flaxs.init(jax.random.key(1), x)["params"]
+    params = nn.meta.unbox(params)
+    chex.assert_trees_all_equal(params, theirs)
+    np.testing.assert_allclose(own.apply({"params": params}, x), flaxs.apply({"params": theirs}, x), rtol=1e-6)
+    assert own.apply({"params": params}, x[:0]).shape == (0, 3, 3, 4)
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_a_block_on_one_cpu_is_the_block_on_several(tiny_encoder, tiny_images, monkeypatch, mlp):
+    """The tests' own devices are eight."""
+    from brh_jax.distill import init_blocks
+    from brh_jax.models import RaptorConfig
+    from brh_jax.models.raptor import Blocks
+    from brh_jax.partition import Partition
+
+    config = RaptorConfig(tiny_encoder.config, Partition((2, 4)), mlp=mlp, layer_scale_init=0.5)
+    blocks, start = init_blocks(config, tiny_encoder.layout, jax.random.key(0)), tiny_encoder.embed(tiny_images)
+
+    def loss(blocks, start):
+        return jnp.mean(Blocks(config).apply({"params": blocks}, start, method="rollout") ** 2)
+
+    found = []
+    for way in (True, False):
+        monkeypatch.setattr(layers, "_on_one_cpu", lambda way=way: way)
+        found.append(jax.value_and_grad(loss, argnums=(0, 1))(blocks, start))
+    chex.assert_trees_all_close(*found, rtol=2e-4, atol=1e-7)
