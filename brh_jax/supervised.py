@@ -69,28 +69,9 @@ def train_vit(
         The trained ViT, its classifier as `head`.
     """
     module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
-    init_key, drop_key = jax.random.split(jax.random.key(seed))
+    init_key, _ = _keys(seed)
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
-    adam, _ = adamw(settings, settings.steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
-
-    def loss_fn(trained, batch, key):
-        variables = {"params": trained["vit"]}
-        states = module.apply(variables, preprocessing.normalize(batch["image"]), False, rngs={"drop_path": key})
-        final: Any = module.apply(variables, states[-1], method="normalize")
-        logits = apply_head(trained["head"], pooled_features(final, layout))
-        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), settings.label_smoothing)
-        right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-        return jnp.mean(optax.softmax_cross_entropy(logits, targets)), right
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch, index):
-        key = jax.random.fold_in(drop_key, index)
-        (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trained"], batch, key)
-        updates, opt_state = optimiser.update(grads, state["opt_state"], state["trained"])
-        trained = optax.apply_updates(state["trained"], updates)
-        return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
-
+    update, optimiser = _make_update(module, preprocessing, num_classes, settings, seed)
     head = zero_head(pooled_width(config.dim, layout), num_classes)
     trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
@@ -104,7 +85,7 @@ def train_vit(
         return lambda state: keep(number, encoder(state, f"{name}, step {number} of {settings.steps}"))
 
     state = train(
-        step,
+        update,
         state,
         batches,
         run,
@@ -115,3 +96,38 @@ def train_vit(
         visits={number: keeper(number) for number in snapshots},
     )
     return encoder(state, name)
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Of the first parameters, and of what stochastic depth drops."""
+    first, drops = jax.random.split(jax.random.key(seed))
+    return first, drops
+
+
+@functools.lru_cache(maxsize=8)
+def _make_update(
+    module: ViT, preprocessing: Preprocessing, num_classes: int, settings: SupervisedSettings, seed: int
+) -> tuple[Any, optax.GradientTransformation]:
+    """The jitted step and its optimiser; kept, as a jitted function is compiled once: equal trainings have the same."""
+    layout, (_, drop_key) = module.config.layout(*preprocessing.crop), _keys(seed)
+    adam, _ = adamw(settings, settings.steps)
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+
+    def loss_fn(trained, batch, key):
+        variables = {"params": trained["vit"]}
+        states = module.apply(variables, preprocessing.normalize(batch["image"]), False, rngs={"drop_path": key})
+        final: Any = module.apply(variables, states[-1], method="normalize")
+        logits = apply_head(trained["head"], pooled_features(final, layout))
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], num_classes), settings.label_smoothing)
+        right = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        return jnp.mean(optax.softmax_cross_entropy(logits, targets)), right
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, batch, index):
+        key = jax.random.fold_in(drop_key, index)
+        (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trained"], batch, key)
+        updates, opt_state = optimiser.update(grads, state["opt_state"], state["trained"])
+        trained = optax.apply_updates(state["trained"], updates)
+        return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
+
+    return update, optimiser

@@ -19,7 +19,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"start": 3, "distil": 3, "own_model": 4, "dynamics": 5}  # figures; animations come on top
 
 
-LONG = {"dynamics"}
+LONG = {"dynamics", "own_model"}
 
 
 @pytest.mark.slow

@@ -105,8 +105,9 @@ def save_figure(figure: Figure, folder: PathLike, name: str) -> pathlib.Path:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Laid out and measured once: either file would do both again, which takes longer than drawing it.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine(None)
     box = figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
     figure.savefig(folder / f"{name}.svg", bbox_inches=box)
     figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches=box)

@@ -33,7 +33,6 @@ SHORT = {"steps": 12, "warmup_steps": 2, "learning_rate": 3e-3}
 BLOCKWISE, JOINT = Blockwise(BlockwiseSettings(**SHORT)), Joint(JointSettings(**SHORT))
 # All that the joint recipe of configs/pretrained.py adds.
 MUON = Joint(JointSettings(**SHORT | {"learning_rate": 0.02}, optimizer="muon", loss="log", restarts=0.5))
-ALL = pytest.mark.parametrize("objective", [BLOCKWISE, JOINT, MUON], ids=["blockwise", "joint", "muon"])
 BOTH = pytest.mark.parametrize("objective", [BLOCKWISE, JOINT], ids=["blockwise", "joint"])
 
 
@@ -137,7 +136,7 @@ def test_killed_after_stage_one_ends_as_if_it_had_not_been(tiny_encoder, source,
     chex.assert_trees_all_equal(again, whole)
 
 
-@ALL
+@pytest.mark.parametrize("objective", [BLOCKWISE, MUON], ids=["blockwise", "muon"])  # joint is killed above
 def test_killed_within_a_training_ends_as_if_it_had_not_been(tiny_encoder, source, tmp_path, objective):
     whole = run(tiny_encoder, source, tmp_path / "whole", objective)
     run(tiny_encoder, source, tmp_path / "cut", objective, stop_after=7)
@@ -148,7 +147,9 @@ def test_killed_within_a_training_ends_as_if_it_had_not_been(tiny_encoder, sourc
 
 
 @pytest.mark.slow
-@ALL
+@pytest.mark.parametrize(
+    "objective", [pytest.param(BLOCKWISE, marks=pytest.mark.long), JOINT, MUON], ids=["blockwise", "joint", "muon"]
+)
 def test_losses_do_not_depend_on_the_mesh(tiny_encoder, source, tmp_path, objective):
     """12 steps on one device, and on meshes of eight: 4 x 2 fsdp and all three axes; more with BRH_JAX_TEST_MESHES=all."""
     shapes = [(4, 2, 1)] if objective is JOINT else [(2, 2, 2)]

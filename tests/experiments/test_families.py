@@ -20,7 +20,12 @@ from references import make
 
 
 @pytest.mark.parametrize(
-    "family, tokens", [("siglip", {"patches"}), ("dinov3", {"cls", "registers", "patches"}), ("clip", {"cls", "patches"})]
+    "family, tokens",
+    [
+        ("siglip", {"patches"}),
+        ("dinov3", {"cls", "registers", "patches"}),
+        pytest.param("clip", {"cls", "patches"}, marks=pytest.mark.long),
+    ],
 )
 def test_phases_losses_probes_and_dynamics(family, tokens, tmp_path):
     # Patches of 2 pixels on digits of 8; DINOv3 on a grid that is no square.

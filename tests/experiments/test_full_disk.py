@@ -45,7 +45,7 @@ def config(*stages):
     return config.lock()
 
 
-@pytest.mark.parametrize("left", [0, 8 * 4096, 40 * 4096, 80 * 4096])
+@pytest.mark.parametrize("left", [0, 40 * 4096, *(pytest.param(n * 4096, marks=pytest.mark.long) for n in (8, 80))])
 def test_a_run_goes_on_when_there_is_room_again(small_disk, left, capsys):
     """The disk fills as the lock, the metrics, a checkpoint or the model is written."""
     fill(small_disk, left)

@@ -138,7 +138,10 @@ def test_a_teacher_with_a_classifier(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "tokens"), [("siglip", {"patches"}), ("dinov3", {"cls", "registers", "patches"})])
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [("siglip", {"patches"}), pytest.param("dinov3", {"cls", "registers", "patches"}, marks=pytest.mark.long)],
+)
 def test_a_teacher_without_class_token_and_one_with_rotary_positions(family, tokens, tmp_path):
     results, _ = run_on(family, tmp_path, patch_size=16, image_size=32)
     fit = results.get(AgreementResult).fits["k2"]
