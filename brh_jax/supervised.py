@@ -69,47 +69,8 @@ def train_vit(
         The trained ViT, its classifier as `head`.
     """
     module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
-    init_key, _ = _keys(seed)
+    init_key, drop_key = jax.random.split(jax.random.key(seed))
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
-    update, optimiser = _make_update(module, preprocessing, num_classes, settings, seed)
-    head = zero_head(pooled_width(config.dim, layout), num_classes)
-    trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
-    state = {"trained": trained, "opt_state": optimiser.init(trained)}
-    boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}
-    specs = nn.get_partition_spec({"trained": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})
-
-    def encoder(state, name):
-        return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
-
-    def keeper(number):
-        return lambda state: keep(number, encoder(state, f"{name}, step {number} of {settings.steps}"))
-
-    state = train(
-        update,
-        state,
-        batches,
-        run,
-        num_steps=settings.steps,
-        batch_size=settings.batch_size,
-        specs=specs,
-        flops_per_image={"student": 3 * vit_flops(config, layout)},
-        visits={number: keeper(number) for number in snapshots},
-    )
-    return encoder(state, name)
-
-
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """Of the first parameters, and of what stochastic depth drops."""
-    first, drops = jax.random.split(jax.random.key(seed))
-    return first, drops
-
-
-@functools.lru_cache(maxsize=8)
-def _make_update(
-    module: ViT, preprocessing: Preprocessing, num_classes: int, settings: SupervisedSettings, seed: int
-) -> tuple[Any, optax.GradientTransformation]:
-    """The jitted step and its optimiser; kept, as a jitted function is compiled once: equal trainings have the same."""
-    layout, (_, drop_key) = module.config.layout(*preprocessing.crop), _keys(seed)
     adam, _ = adamw(settings, settings.steps)
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
 
@@ -123,11 +84,34 @@ def _make_update(
         return jnp.mean(optax.softmax_cross_entropy(logits, targets)), right
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state, batch, index):
+    def step(state, batch, index):
         key = jax.random.fold_in(drop_key, index)
         (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["trained"], batch, key)
         updates, opt_state = optimiser.update(grads, state["opt_state"], state["trained"])
         trained = optax.apply_updates(state["trained"], updates)
         return {"trained": trained, "opt_state": opt_state}, {"loss": loss, "accuracy": right}
 
-    return update, optimiser
+    head = zero_head(pooled_width(config.dim, layout), num_classes)
+    trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
+    state = {"trained": trained, "opt_state": optimiser.init(trained)}
+    boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}
+    specs = nn.get_partition_spec({"trained": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})
+
+    def encoder(state, name):
+        return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
+
+    def keeper(number):
+        return lambda state: keep(number, encoder(state, f"{name}, step {number} of {settings.steps}"))
+
+    state = train(
+        step,
+        state,
+        batches,
+        run,
+        num_steps=settings.steps,
+        batch_size=settings.batch_size,
+        specs=specs,
+        flops_per_image={"student": 3 * vit_flops(config, layout)},
+        visits={number: keeper(number) for number in snapshots},
+    )
+    return encoder(state, name)

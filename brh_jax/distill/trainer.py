@@ -18,8 +18,6 @@ from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params
 from brh_jax.models.layers import KERNELS
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.preprocessing import Preprocessing
-from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import Run, accumulate, adamw, train
 
 
@@ -110,23 +108,9 @@ def make_update(
     architecture and preprocessing matter here: it can be compiled without any weights. `fused` as in `models.layers.Attention`,
     `low_rank` as in `train_blocks`.
     """
-    blocks, watched = Blocks(config, teacher.dtype, remat, fused=fused), teacher.module.clone(fused=fused)
-    return _make_update(objective, blocks, watched, teacher.preprocessing, teacher.layout, seed, pieces, low_rank)
-
-
-@functools.lru_cache(maxsize=8)
-def _make_update(
-    objective: Objective,
-    module: Blocks,
-    watched: Any,
-    preprocessing: Preprocessing,
-    layout: TokenLayout,
-    seed: int,
-    pieces: int,
-    low_rank: LowRank | None,
-) -> tuple[Any, optax.GradientTransformation]:
-    """Kept, as a jitted function is compiled once: equal trainings of one process, one that goes on say, have the same."""
-    optimiser, schedule = optimizer(objective, [f"phase_{phase + 1}" for phase in range(module.config.partition.k)])
+    layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=fused)
+    watched = teacher.module.clone(fused=fused)
+    optimiser, schedule = optimizer(objective, [f"phase_{phase + 1}" for phase in range(config.partition.k)])
     key = jax.random.key(seed)
 
     @functools.partial(jax.jit, static_argnums=4, donate_argnums=0)
@@ -135,7 +119,7 @@ def _make_update(
             if "states" in batch:
                 states: Any = jnp.moveaxis(batch["states"], 1, 0)
             else:
-                pixels = preprocessing.normalize(batch["image"])
+                pixels = teacher.normalize_pixels(batch["image"])
                 states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
             noise_key = jax.random.fold_in(jax.random.fold_in(key, index), batch["row"][0])
 

@@ -74,7 +74,7 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> Ar
         matrices: as a product of matrices. XLA does it so on CPUs either way, but in the backward pass it copies what has more
             axes into place first. Axes that are split over devices could not be joined.
     """
-    rows, inputs, features = len(x), x.shape[1:], kernel.shape[x.ndim - 1 :]
+    rows, inputs, features = x.shape[0], x.shape[1:], kernel.shape[x.ndim - 1 :]
     if not matrices:
         out = jnp.tensordot(x, kernel, len(inputs))
         return out if bias is None else out + bias
@@ -87,7 +87,7 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> Ar
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _on_rows(bias, rows):
     """`[width] -> [rows, width]`; its gradient is a product with ones, on CPUs several times faster than XLA's sum over rows."""
-    return jnp.broadcast_to(bias, (rows, len(bias)))
+    return jnp.broadcast_to(bias, (rows, bias.shape[0]))
 
 
 @_on_rows.defjvp

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool
 
 from brh_jax.errors import UserError, expect, expect_whole, is_number
@@ -331,11 +332,14 @@ class Blocks(nn.Module):
     def _applied(self, state, layer, depth, grid, part, **options):
         """The block of a layer's phase, applied once at a depth.
 
-        The layer may be traced: its block's parameters are chosen, not one of k applications, so that one is compiled.
+        Of a traced layer the block's parameters are chosen, not one of k applications: one is compiled, for a copy of parameters.
         """
         params, partition = self.variables["params"], self.config.partition
         of_phase = [params[f"phase_{phase + 1}"] for phase in range(partition.k)]
-        own = jax.lax.switch(jnp.asarray(partition.labels)[layer], [lambda one=one: one for one in of_phase])
+        if isinstance(layer, jax.core.Tracer):
+            own = jax.lax.switch(jnp.asarray(partition.labels)[layer], [lambda one=one: one for one in of_phase])
+        else:
+            own = of_phase[partition.labels[np.asarray(layer).item()]]
         rotations = self.config.teacher.rotations(state.shape[-2], grid)
         block: Any = RaptorBlock(self.config, self.dtype, parent=None)
         return block.apply({"params": own}, state, depth, rotations, part, **options)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jinja2
-from matplotlib import rcParams
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -104,10 +104,12 @@ def save_figure(figure: Figure, folder: PathLike, name: str) -> pathlib.Path:
     """Writes NAME.png and NAME.svg and returns the PNG's path."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Laid out and measured once: either file would do both again, which takes longer than drawing it.
+    # Laid out and measured once, at the PNG's resolution: either file would do both again, which takes longer than drawing.
+    figure.set_dpi(DPI)
     if engine := figure.get_layout_engine():
         engine.execute(figure)
-    figure.set_layout_engine(None)
+    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     box = figure.get_tightbbox().padded(rcParams["savefig.pad_inches"])
     figure.savefig(folder / f"{name}.svg", bbox_inches=box)
     figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches=box)

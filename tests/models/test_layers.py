@@ -61,3 +61,13 @@ def test_a_block_on_one_cpu_is_the_block_on_several(tiny_encoder, tiny_images, m
         monkeypatch.setattr(layers, "_on_one_cpu", lambda way=way: way)
         found.append(jax.value_and_grad(loss, argnums=(0, 1))(blocks, start))
     chex.assert_trees_all_close(*found, rtol=2e-4, atol=1e-7)
+
+
+def test_a_model_is_exported_for_any_number_of_images(tiny_encoder, tiny_images, monkeypatch):
+    for way in (True, False):
+        monkeypatch.setattr(layers, "_on_one_cpu", lambda way=way: way)
+        shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 8, 8, 3"), jnp.float32)
+        module, params = tiny_encoder.module, tiny_encoder.params
+        exported = jax.export.export(jax.jit(lambda images: module.apply({"params": params}, images)))(shape)  # noqa: B023
+        states = exported.call(jnp.asarray(tiny_images[:3]))
+        np.testing.assert_allclose(states, tiny_encoder.trajectory(tiny_images[:3]), atol=1e-5)
