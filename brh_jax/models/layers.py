@@ -67,13 +67,14 @@ class Dense(nn.Module):
         return out.reshape(*before, *self.features)
 
 
-def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> Array:
+def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> jax.Array:
     """`[rows, *inputs]` and `[*inputs, *features]` to `[rows, *features]`.
 
     Args:
         matrices: as a product of matrices. XLA does it so on CPUs either way, but in the backward pass it copies what has more
             axes into place first. Axes that are split over devices could not be joined.
     """
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     rows, inputs, features = x.shape[0], x.shape[1:], kernel.shape[x.ndim - 1 :]
     if not matrices:
         out = jnp.tensordot(x, kernel, len(inputs))
