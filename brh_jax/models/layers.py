@@ -43,7 +43,7 @@ class Dense(nn.Module):
         features: sizes of the axes that come out.
         inputs: how many of the last axes go in.
         dtype: precision of the product (None: that of the parameters).
-        kernel_init: of the kernel as a matrix.
+        kernel_init, bias_init: of the kernel as a matrix, of the bias as a vector.
     """
 
     features: tuple[int, ...]

@@ -101,7 +101,7 @@ class Chapter(NamedTuple):
 
 
 def save_figure(figure: Figure, folder: PathLike, name: str) -> pathlib.Path:
-    """Writes NAME.png and NAME.svg and returns the PNG's path."""
+    """Writes NAME.png and NAME.svg and returns the PNG's path; the figure is not laid out again after that."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Laid out and measured once, at the PNG's resolution: either file would do both again, which takes longer than drawing.

@@ -32,7 +32,9 @@ def test_as_one_product_of_matrices_or_not(inputs, features, bias):
     chex.assert_trees_all_close(*pushed, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_flaxs():
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_it_is_flaxs(monkeypatch, one_cpu):
+    monkeypatch.setattr(layers, "_on_one_cpu", lambda: one_cpu)
     x, own = _numbers(2, 3, 8), layers.Dense((3, 4), dtype=None)
     flaxs = nn.DenseGeneral((3, 4))
     params, theirs = own.init(jax.random.key(1), x)["params"], flaxs.init(jax.random.key(1), x)["params"]
@@ -63,11 +65,10 @@ def test_a_block_on_one_cpu_is_the_block_on_several(tiny_encoder, tiny_images, m
     chex.assert_trees_all_close(*found, rtol=2e-4, atol=1e-7)
 
 
-def test_a_model_is_exported_for_any_number_of_images(tiny_encoder, tiny_images, monkeypatch):
-    for way in (True, False):
-        monkeypatch.setattr(layers, "_on_one_cpu", lambda way=way: way)
-        shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 8, 8, 3"), jnp.float32)
-        module, params = tiny_encoder.module, tiny_encoder.params
-        exported = jax.export.export(jax.jit(lambda images: module.apply({"params": params}, images)))(shape)  # noqa: B023
-        states = exported.call(jnp.asarray(tiny_images[:3]))
-        np.testing.assert_allclose(states, tiny_encoder.trajectory(tiny_images[:3]), atol=1e-5)
+@pytest.mark.parametrize("one_cpu", [True, False])
+def test_a_model_is_exported_for_any_number_of_images(tiny_encoder, tiny_images, monkeypatch, one_cpu):
+    expected = tiny_encoder.trajectory(tiny_images[:3])
+    monkeypatch.setattr(layers, "_on_one_cpu", lambda: one_cpu)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 8, 8, 3"), jnp.float32)
+    trajectory = jax.jit(lambda images: tiny_encoder.module.apply({"params": tiny_encoder.params}, images))
+    np.testing.assert_allclose(jax.export.export(trajectory)(shape).call(jnp.asarray(tiny_images[:3])), expected, atol=1e-5)
