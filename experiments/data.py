@@ -156,9 +156,13 @@ class ImageSet(NamedTuple):
             if self.labelled:
                 check_labels(source)
         except UserError as error:
-            section = self.setting.partition(".")[0]
-            needless = f"; or leave config.{section}.train and .eval empty for no such probe" if self.labelled else ""
-            raise UserError(f"config.{self.setting}: {error}{needless if section != 'data' else ''}") from None
+            section, _, name = self.setting.partition(".")
+            needless = ""
+            if self.labelled and section != "data":
+                probe = name in ("train", "eval")
+                left = f"{section}.train and .eval empty for no such probe" if probe else f"{self.setting} empty for data.eval"
+                needless = f"; or leave config.{left}"
+            raise UserError(f"config.{self.setting}: {error}{needless}") from None
         return source
 
 

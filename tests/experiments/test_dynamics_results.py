@@ -10,11 +10,12 @@ import pytest
 
 from brh_jax import dynamics
 from brh_jax.data.sources import ArraySource
+from brh_jax.errors import UserError
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from experiments.results import to_json
 from experiments.stages.dynamics.results import model_result
-from experiments.stages.dynamics.run import Settings, _of_classes
+from experiments.stages.dynamics.run import DynamicsSettings, Settings, _of_classes, reads
 
 LAYOUT = TokenLayout(1, 3, (2, 2))
 
@@ -59,3 +60,10 @@ def test_classes_of_one_image_each_are_no_classes(tiny_encoder, capsys):
     assert "class basins left out: of the 10 classes drawn from single no two have two images" in capsys.readouterr().out
     several = ArraySource(pixels, np.arange(40) // 4, "several")
     assert _of_classes(context, settings, tiny_encoder, several) is not None
+
+
+def test_images_for_class_basins_are_looked_at_before_anything_runs(tmp_path):
+    settings = Settings(dynamics=DynamicsSettings(class_images=f"folder:{tmp_path}/none"))
+    of_classes = reads(settings)[-1]
+    with pytest.raises(UserError, match=r"config.dynamics.class_images: .*none.*; or leave config.dynamics.class_images empty for"):
+        of_classes.check()

@@ -34,12 +34,14 @@ class DynamicsSettings(PortraitSettings):
     Attributes:
         num_images: images to measure on.
         batch_size: images at a time.
+        class_images: labelled images that class basins are of, as data.train names them; empty for data.eval.
         classes: that class basins are of, drawn at random, where images have classes; 0 for all.
         per_class: images of each of them, every photograph once. 1,000 images of ImageNet would be about one of each class.
     """
 
     num_images: int = 1000
     batch_size: int = without_effect(32)
+    class_images: str = ""
     classes: int = 10
     per_class: int = 24
 
@@ -62,7 +64,8 @@ class Settings(Common):
 
 def reads(settings: Settings) -> list[ImageSet]:
     """What first states are made of."""
-    return settings.data.named("eval")
+    data, images = settings.data, settings.dynamics.class_images
+    return [*data.named("eval"), *([ImageSet("dynamics.class_images", images, data.data_dir, labelled=True)] if images else [])]
 
 
 def run(context: Context, settings: Settings) -> DynamicsResult:
@@ -74,6 +77,8 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
     states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
+    if settings.dynamics.class_images:
+        source = context.source(settings.dynamics.class_images, settings.data.data_dir)
     of_classes = _of_classes(context, settings, models["teacher"], source)
     # Every measure on a line: some take seconds, some take most of the time.
     progress = Progress("dynamics", len(MEASURES) * len(models), unit="", interval=0.0)
@@ -107,7 +112,7 @@ def _of_classes(context: Context, settings: Settings, teacher: Encoder, source: 
     if np.count_nonzero(sizes > 1) < 2:
         print(
             f"class basins left out: of the {len(sizes)} classes drawn from {source.name} no two have two images, so basins are "
-            "of clusters; for basins of classes name images with more of each by config.data.eval",
+            "of clusters; for basins of classes name images with more of each by config.dynamics.class_images",
             flush=True,
         )
         return None
