@@ -43,6 +43,7 @@ class Dense(nn.Module):
         features: sizes of the axes that come out.
         inputs: how many of the last axes go in.
         dtype: precision of the product (None: that of the parameters).
+        fused: a gradient that CPUs have a kernel for in bfloat16. It has no forward-mode derivative.
         kernel_init, bias_init: of the kernel as a matrix, of the bias as a vector.
     """
 
@@ -50,12 +51,13 @@ class Dense(nn.Module):
     inputs: int = 1
     use_bias: bool = True
     dtype: Any = None
+    fused: bool = False
     kernel_init: Callable = _KERNEL
     bias_init: Callable = _BIAS
 
     @nn.compact
     def __call__(self, x: Array) -> jax.Array:
-        """`[..., *inputs] -> [..., *features]`."""
+        """`[..., *inputs] -> [..., *features]`, float32 where a CPU multiplies in bfloat16: it adds up and goes on in float32."""
         before, inputs = x.shape[: x.ndim - self.inputs], x.shape[x.ndim - self.inputs :]
         matrix = (math.prod(inputs), math.prod(self.features))
         kernel = self.param("kernel", _reshaped(self.kernel_init, matrix), (*inputs, *self.features), jnp.float32)
@@ -63,16 +65,17 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", _reshaped(self.bias_init, matrix[1:]), self.features, jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        out = linear(x.reshape(-1, *inputs), kernel, bias, matrices=_on_one_cpu())
+        out = linear(x.reshape(-1, *inputs), kernel, bias, matrices=_on_one_cpu(), fused=self.fused)
         return out.reshape(*before, *self.features)
 
 
-def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> jax.Array:
+def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool, fused: bool = False) -> jax.Array:
     """`[rows, *inputs]` and `[*inputs, *features]` to `[rows, *features]`.
 
     Args:
         matrices: as a product of matrices. XLA does it so on CPUs either way, but in the backward pass it copies what has more
             axes into place first. Axes that are split over devices could not be joined.
+        fused: see `Dense`.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     rows, inputs, features = x.shape[0], x.shape[1:], kernel.shape[x.ndim - 1 :]
@@ -80,8 +83,9 @@ def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool) -> ja
         out = jnp.tensordot(x, kernel, len(inputs))
         return out if bias is None else out + bias
     size, width = math.prod(inputs), math.prod(features)
-    out = x.reshape(rows, size) @ kernel.reshape(size, width)
-    out = out if bias is None else out + _on_rows(bias.reshape(width), rows)
+    product = jnp.matmul if x.dtype != jnp.bfloat16 else _bfloat16_product if fused else _in_float32
+    out = product(x.reshape(rows, size), kernel.reshape(size, width))
+    out = out if bias is None else out + _on_rows(bias.reshape(width).astype(out.dtype), rows)
     return out.reshape(rows, *features)
 
 
@@ -94,6 +98,37 @@ def _on_rows(bias, rows):
 @_on_rows.defjvp
 def _on_rows_jvp(rows, primals, tangents):
     return _on_rows(*primals, rows), jnp.ones((rows, 1), tangents[0].dtype) @ tangents[0][None]
+
+
+def _in_float32(a, b):
+    """The product of two matrices with sums and result in float32: in bfloat16 the one that XLA has a kernel for on CPUs."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _bfloat16_product(x, kernel):
+    """`[rows, inputs] @ [inputs, outputs]`, whose gradients are such products too."""
+    return _in_float32(x, kernel)
+
+
+def _bfloat16_forward(x, kernel):
+    return _in_float32(x, kernel), (x, kernel)
+
+
+def _bfloat16_backward(kept, gradient):
+    x, kernel = kept
+    gradient = gradient.astype(x.dtype)
+    return _in_float32(gradient, _transposed(kernel)).astype(x.dtype), _in_float32(_transposed(x), gradient).astype(x.dtype)
+
+
+_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+def _transposed(matrix):
+    # Written out: a product of a transposed matrix, which XLA would make of it, has no kernel. The barrier keeps it from that,
+    # and the way over a vector gives the copy rows one after another.
+    rows, columns = matrix.shape
+    return jax.lax.optimization_barrier(matrix.T.reshape(-1)).reshape(columns, rows)
 
 
 def _on_one_cpu() -> bool:
@@ -116,7 +151,7 @@ class Attention(nn.Module):
     `qkv/kernel` is `[dim, 3, heads, head_dim]` and `proj/kernel` `[heads, head_dim, dim]`, so that heads can be sharded.
 
     Attributes:
-        fused: one kernel for the attention where `fused_attention` has one. It has no forward-mode derivative.
+        fused: one kernel for the attention where `fused_attention` has one, and see `Dense`. It has no forward-mode derivative.
     """
 
     num_heads: int
@@ -133,12 +168,13 @@ class Attention(nn.Module):
             (3, self.num_heads, head_dim),
             use_bias=self.qkv_bias,
             dtype=self.dtype,
+            fused=self.fused,
             kernel_init=named(_KERNEL, "embed", None, "heads", None),
             bias_init=named(_BIAS, None, "heads", None),
             name="qkv",
         )(x)
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
-        q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
+        q, k, v = jnp.moveaxis(qkv.astype(self.dtype or qkv.dtype), (2, 3), (0, 2))
         if rotations is not None:
             q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         out = fused_attention(q, k, v) if self.fused else None
@@ -149,9 +185,10 @@ class Attention(nn.Module):
             weights = nn.softmax(logits, axis=axes.index("k")).astype(v.dtype)
             if self.is_mutable_collection("intermediates"):
                 self.sow("intermediates", "weights", weights if axes == "bhqk" else jnp.swapaxes(weights, -1, -2))
-            out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v)
+            out = jnp.einsum(f"{axes},bhkd->bhqd", weights, v, preferred_element_type=qkv.dtype)
         kernel_init = named(_KERNEL, "heads", None, "embed")
-        return Dense((dim,), inputs=2, dtype=self.dtype, kernel_init=kernel_init, name="proj")(jnp.moveaxis(out, 1, 2))
+        proj = Dense((dim,), inputs=2, dtype=self.dtype, fused=self.fused, kernel_init=kernel_init, name="proj")
+        return proj(jnp.moveaxis(out, 1, 2))
 
 
 def fused_attention(
@@ -177,11 +214,16 @@ KERNELS: dict[tuple[str, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 class Mlp(nn.Module):
-    """The feed-forward layer: a key of ACTIVATIONS (`gelu` is the exact one), or `swiglu`, silu(a) * b, `a` first in `fc1`."""
+    """The feed-forward layer: a key of ACTIVATIONS (`gelu` is the exact one), or `swiglu`, silu(a) * b, `a` first in `fc1`.
+
+    Attributes:
+        fused: see `Dense`.
+    """
 
     hidden_dim: int
     kind: str = "gelu"
     dtype: Any = None
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: State) -> State:
@@ -192,13 +234,15 @@ class Mlp(nn.Module):
         else:
             gate_and_value = self._first((2, self.hidden_dim))(x)
             hidden = nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
-        return Dense((dim,), dtype=self.dtype, kernel_init=named(_KERNEL, "hidden", "embed"), name="fc2")(hidden)
+        kernel_init = named(_KERNEL, "hidden", "embed")
+        return Dense((dim,), dtype=self.dtype, fused=self.fused, kernel_init=kernel_init, name="fc2")(hidden)
 
     def _first(self, features: tuple[int, ...]) -> Dense:
         gates = (None,) * (len(features) - 1)
         return Dense(
             features,
             dtype=self.dtype,
+            fused=self.fused,
             kernel_init=named(_KERNEL, "embed", *gates, "hidden"),
             bias_init=named(_BIAS, *gates, "hidden"),
             name="fc1",

@@ -147,7 +147,7 @@ class RaptorBlock(nn.Module):
             x = branch(x, attention, scale_attn, 1, rotations)
         if part == "attention":
             return x
-        x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), scale_mlp, 2)
+        x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, self.fused, name="mlp"), scale_mlp, 2)
         return x if scale_out is None else scale_out * x
 
 

@@ -214,7 +214,7 @@ class Block(nn.Module):
         if part != "mlp":
             x = branch(x, layers.Attention(cfg.num_heads, cfg.qkv_bias, self.dtype, self.fused, name="attn"), 1, rotations)
         if part != "attention":
-            x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, name="mlp"), 2)
+            x = branch(x, layers.Mlp(cfg.mlp_dim, cfg.mlp, self.dtype, self.fused, name="mlp"), 2)
         return x
 
 

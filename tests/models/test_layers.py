@@ -65,6 +65,48 @@ def test_a_block_on_one_cpu_is_the_block_on_several(tiny_encoder, tiny_images, m
     chex.assert_trees_all_close(*found, rtol=2e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_in_bfloat16_as_one_product_of_matrices(fused):
+    """Operands are rounded to 8 bits, 0.2 % each; what is added up and comes out is float32."""
+    arguments = (_numbers(7, 8), _numbers(8, 3, 4, seed=1), _numbers(3, 4, seed=3))
+    wanted = _numbers(7, 3, 4, seed=2)
+    rounded = jax.tree.map(lambda array: jnp.asarray(array, jnp.bfloat16), arguments)
+
+    def loss(arguments, **how):
+        return jnp.sum((layers.linear(*arguments, matrices=True, **how).astype(jnp.float32) - wanted) ** 2)
+
+    out = layers.linear(*rounded, matrices=True, fused=fused)
+    exact = layers.linear(*(np.asarray(array, np.float32) for array in rounded), matrices=True)
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-5)  # only the operands were rounded
+    for one, other in zip(jax.grad(loss)(rounded, fused=fused), jax.grad(loss)(arguments), strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert np.linalg.norm(np.asarray(one, np.float32) - other) < 1e-2 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_fused_in_bfloat16_is_near_float32(tiny_encoder, tiny_images, monkeypatch, mlp):
+    """Teacher and Raptor as a training step has them, states and gradients."""
+    from brh_jax.distill import init_blocks
+    from brh_jax.models import RaptorConfig
+    from brh_jax.models.raptor import Blocks
+    from brh_jax.partition import Partition
+
+    monkeypatch.setattr(layers, "_on_one_cpu", lambda: True)
+    config = RaptorConfig(tiny_encoder.config, Partition((2, 4)), mlp=mlp, layer_scale_init=0.5)
+    blocks = init_blocks(config, tiny_encoder.layout, jax.random.key(0))
+
+    def loss(blocks, dtype):
+        start, *states = tiny_encoder.config.module(dtype, fused=True).apply({"params": tiny_encoder.params}, tiny_images)
+        reached = Blocks(config, dtype, fused=True).apply({"params": blocks}, start, method="rollout")
+        return jnp.mean((reached[1:] - jnp.stack(states)) ** 2)
+
+    (low, low_gradient), (high, gradient) = (jax.value_and_grad(loss)(blocks, dtype) for dtype in (jnp.bfloat16, None))
+    assert abs(low / high - 1) < 1e-2
+    for one, other in zip(jax.tree.leaves(low_gradient), jax.tree.leaves(gradient), strict=True):
+        assert np.linalg.norm(one - other) < 3e-2 * np.linalg.norm(other) + 1e-8
+
+
 @pytest.mark.parametrize("one_cpu", [True, False])
 def test_a_model_is_exported_for_any_number_of_images(tiny_encoder, tiny_images, monkeypatch, one_cpu):
     expected = tiny_encoder.trajectory(tiny_images[:3])

@@ -28,10 +28,10 @@ BROKEN = "import jaxlib; jaxlib.__version__ = '0.10.2'; "
 
 def test_the_wrong_fusions_are_switched_off_in_the_versions_that_have_them():
     show = "import brh_jax, os; print(os.environ['XLA_FLAGS'])"
-    added = "--xla_cpu_experimental_ynn_fusion_type="
+    added = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
     assert run(BROKEN + show, "--xla_force_host_platform_device_count=2").stdout.split()[1:] == [added]
     assert run("import jaxlib; jaxlib.__version__ = '0.10.1'; " + show).stdout.strip() == ""
-    own = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    own = "--xla_cpu_experimental_ynn_fusion_type="
     assert run(BROKEN + show, own).stdout.strip() == own
 
 
