@@ -1,10 +1,12 @@
-"""A stage-2 step of a Raptor: time beside a PyTorch step, peak memory of both, and how long ours compiles at three depths.
+"""A stage-2 step of a Raptor: time beside a PyTorch step, peak memory of both, how long ours compiles at three depths, and what
+operations it spends its time on.
 
 Ours runs the frozen teacher inside the step. PyTorch (torch_raptor.py) takes the teacher's states from memory, which is kinder
 than the paper's way over disk, or runs the teacher too.
 
 python -m benchmarks raptor_step --arch=vits14_reg --parts=speed
 python -m benchmarks raptor_step --parts=memory,compile
+python -m benchmarks raptor_step --arch=vits14_reg --parts=operations --threads=1    # by jax's profiler
 python -m benchmarks raptor_step --parts=speed --batch-size=64 --dtype=bfloat16    # on a GPU
 """
 
@@ -18,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import measure, models
+from benchmarks import measure, models, operations
 from brh_jax.distill import Joint, JointSettings, init_blocks
 from brh_jax.distill.losses import token_weights
 from brh_jax.distill.trainer import make_update
@@ -29,7 +31,7 @@ from brh_jax.models.raptor import Blocks
 from brh_jax.models.remat import POLICIES
 from brh_jax.phases import Partition
 
-PARTS = ("speed", "memory", "compile")
+PARTS = ("speed", "memory", "compile", "operations")
 IMAGES = 20_000_000  # the paper's 312,500 steps of 64
 # The published settings, but for the warm-up: a step that changes nothing could not be compared.
 OBJECTIVE = Joint(JointSettings(warmup_steps=0))
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in arguments.parts.split(","):
         if part not in PARTS:
             parser.error(f"unknown part {part!r}: expected some of {', '.join(PARTS)}")
-        {"speed": _speed, "memory": _memory, "compile": _compile}[part](report, arguments)
+        parts = {"speed": _speed, "memory": _memory, "compile": _compile, "operations": _operations}
+        parts[part](report, arguments)
     return report.finish()
 
 
@@ -159,6 +162,21 @@ def _speed(report, arguments):
         report.skip(name, why)
     rate = batch / float(np.median(times[names[0]]))
     report.note(f"{IMAGES:,} images at {rate:,.4g} images/s, derived: {IMAGES / rate / 3600:,.4g} hours of this machine")
+
+
+def _operations(report, arguments):
+    teacher, config, blocks = _models(arguments)
+    images = {"image": models.random_pixels(arguments.batch_size, arguments.size), "row": np.arange(arguments.batch_size)}
+    step = _Ours(teacher, config, blocks, arguments)
+    compiled = step.update.lower(step.state, teacher.params, images, 0, OBJECTIVE.variant(0)).compile()
+    times = measure.in_turns({"step": measure.ours(lambda: step(images))}, arguments.repeats)["step"]
+    report.row("the step, teacher inside", times, images=arguments.batch_size)
+    found = operations.by_operation(lambda: step(images), compiled.as_text())
+    total = sum(found.values())
+    for (purpose, kind), seconds in sorted(found.items(), key=lambda item: -item[1]):
+        if seconds >= 0.01 * total:
+            report.row(f"{purpose}: {kind}", [seconds], remark=f"{seconds / total:.0%} of all operations")
+    report.note(f"all operations: {total:.3g} s, added up over threads; those below 1 % are left out")
 
 
 def _memory(report, arguments):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import accelerator, measure, parity
+from benchmarks import accelerator, measure, operations, parity
 
 TINY = "a tiny ViT with random weights"
 # What must stand in the table, for each: rows of ours and of the peer.
@@ -21,6 +21,7 @@ ROWS = {
     ],
     "raptor_step --parts=memory": ["peak memory, PyTorch / ours"],
     "raptor_step --parts=compile": ["the step compiles, 3 layers"],
+    "raptor_step --parts=operations": ["backward: products", "forward: products", "teacher: products"],
     "stage1": ["side by side, first quarter of the steps", "2 separate runs, first quarter of the steps"],
     "similarity": ["forward pass / forward pass and similarity"],
     "partition": ["k = 3, phases.max_cut", "k = 3, brute force"],
@@ -44,6 +45,27 @@ MORE = {"input": ["--workers=0,1", "--threads-ahead=1"]}
 
 def test_every_benchmark_is_tested():
     assert {command.split()[0] for command in ROWS} | {"accelerator"} == set(benchmarks.NAMES)
+
+
+def test_an_operation_is_counted_without_those_inside_it():
+    """A loop of 10 ns with two operations in it, one of which has a part; then one of its own."""
+    events = [(0, -10, "loop"), (1, -4, "dot"), (2, -1, "part"), (6, -3, "add"), (12, -5, "dot")]
+    assert sorted(operations._alone(events)) == [("add", 3e-9), ("dot", 3e-9), ("dot", 5e-9), ("loop", 3e-9), ("part", 1e-9)]
+
+
+def test_operations_are_told_apart_by_their_names():
+    named = {
+        "jit(update)/transpose(jvp(Blocks))/while/body/checkpoint/rematted_computation/mlp/erf": "backward, recomputed",
+        "jit(update)/transpose(jvp(Blocks))/while/body/checkpoint/mlp/dot_general": "backward",
+        "jit(update)/ViT/ViT.rollout/while/body/attn/dot_general": "teacher",
+        "jit(update)/jvp(Blocks.rollout)/while/body/attn/dot_general": "forward",
+        "jit(update)/add": "optimiser, loss and the rest",
+    }
+    assert {name: operations.purpose(name) for name in named} == named
+    assert operations.kind("ynn_fusion.3", "") == operations.kind("fusion.1", "jit(f)/dot_general") == "products"
+    assert operations.kind("wrapped_reduce-window", "") == operations.kind("fusion.2", "jit(f)/reduce_sum") == "sums"
+    assert operations.kind("while.9", "jit(f)/while") == "loops"
+    assert operations.kind("multiply_fusion", "jit(f)/mul") == "element by element"
 
 
 @pytest.mark.slow
