@@ -1,4 +1,4 @@
-"""What a training step spends its time on: the operations of its compiled program, by what they are for and of what kind they are."""
+"""What a training step spends its time on: the operations of its program, by what they are for and of what kind they are."""
 
 import collections
 import pathlib
