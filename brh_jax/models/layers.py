@@ -57,7 +57,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> jax.Array:
-        """`[..., *inputs] -> [..., *features]`, float32 where a CPU multiplies in bfloat16: it adds up and goes on in float32."""
+        """`[..., *inputs] -> [..., *features]` in `dtype`; where one CPU multiplies in bfloat16, in float32."""
         before, inputs = x.shape[: x.ndim - self.inputs], x.shape[x.ndim - self.inputs :]
         matrix = (math.prod(inputs), math.prod(self.features))
         kernel = self.param("kernel", _reshaped(self.kernel_init, matrix), (*inputs, *self.features), jnp.float32)
@@ -66,6 +66,7 @@ class Dense(nn.Module):
             bias = self.param("bias", _reshaped(self.bias_init, matrix[1:]), self.features, jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         out = linear(x.reshape(-1, *inputs), kernel, bias, matrices=_on_one_cpu(), fused=self.fused)
+        out = out.astype(x.dtype) if self.dtype is None else out
         return out.reshape(*before, *self.features)
 
 
@@ -118,7 +119,7 @@ def _bfloat16_forward(x, kernel):
 def _bfloat16_backward(kept, gradient):
     x, kernel = kept
     gradient = gradient.astype(x.dtype)
-    return _in_float32(gradient, _transposed(kernel)).astype(x.dtype), _in_float32(_transposed(x), gradient).astype(x.dtype)
+    return _in_float32(gradient, _transposed(kernel)).astype(x.dtype), _in_float32(_transposed(x), gradient).astype(kernel.dtype)
 
 
 _bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
@@ -174,7 +175,7 @@ class Attention(nn.Module):
             name="qkv",
         )(x)
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
-        q, k, v = jnp.moveaxis(qkv.astype(self.dtype or qkv.dtype), (2, 3), (0, 2))
+        q, k, v = jnp.moveaxis(qkv.astype(qkv.dtype if self.dtype is None else self.dtype), (2, 3), (0, 2))
         if rotations is not None:
             q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         out = fused_attention(q, k, v) if self.fused else None

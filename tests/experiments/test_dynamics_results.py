@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from brh_jax import dynamics
 from brh_jax.data.sources import ArraySource
@@ -15,7 +16,7 @@ from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from experiments.results import to_json
 from experiments.stages.dynamics.results import model_result
-from experiments.stages.dynamics.run import DynamicsSettings, Settings, _of_classes, reads
+from experiments.stages.dynamics.run import DynamicsSettings, Settings, _first_states, _of_classes, reads, ready
 
 LAYOUT = TokenLayout(1, 3, (2, 2))
 
@@ -67,3 +68,27 @@ def test_images_for_class_basins_are_looked_at_before_anything_runs(tmp_path):
     of_classes = reads(settings)[-1]
     with pytest.raises(UserError, match=r"config.dynamics.class_images: .*none.*; or leave .*class_images empty for"):
         of_classes.check()
+
+
+def test_images_for_class_basins_must_be_several_of_a_class(tmp_path):
+    for name in "abc":
+        (tmp_path / "single" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "single" / name / "only.png")
+    with pytest.raises(UserError, match="config.dynamics.class_images: of the 3 classes drawn from .* no two have two images"):
+        ready(Settings(dynamics=DynamicsSettings(class_images=f"folder:{tmp_path}/single")))
+    ready(Settings())  # nothing named, nothing to look at
+
+
+def test_where_class_basins_are_left_out_no_image_has_a_class(tiny_encoder):
+    """The measures would take two images of one class that happen to be there for basins of classes."""
+    batch = {
+        "image": np.zeros((4, 8, 8, 3), np.uint8),
+        "valid": np.ones(4, bool),
+        "label": np.arange(4),
+        "photograph": np.arange(4),
+    }
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    context = types.SimpleNamespace(measuring_batches=lambda source, transform, **options: iter([batch]), mesh=mesh)
+    for known, expected in ((True, [0, 1, 2, 3]), (False, [-1] * 4)):
+        [(_, classes, _)] = _first_states(context, Settings(), tiny_encoder, None, 4, known)
+        assert classes.tolist() == expected

@@ -84,6 +84,16 @@ def test_in_bfloat16_as_one_product_of_matrices(fused):
         assert np.linalg.norm(np.asarray(one, np.float32) - other) < 1e-2 * np.linalg.norm(other)
 
 
+@pytest.mark.parametrize("one_cpu", [True, False])
+@pytest.mark.parametrize("module", [layers.Attention(2), layers.Mlp(16), layers.Mlp(16, "swiglu"), layers.Dense((3, 4))])
+def test_parameters_in_bfloat16_without_a_dtype_are_multiplied_in_it(monkeypatch, module, one_cpu):
+    monkeypatch.setattr(layers, "_on_one_cpu", lambda: one_cpu)
+    x = jnp.asarray(_numbers(2, 5, 8), jnp.bfloat16)
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nn.meta.unbox(module.init(jax.random.key(0), x)))
+    with jax.numpy_dtype_promotion("strict"):
+        assert module.apply(variables, x).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_fused_in_bfloat16_is_near_float32(tiny_encoder, tiny_images, monkeypatch, mlp):
     """Teacher and Raptor as a training step has them, states and gradients."""

@@ -3,7 +3,7 @@
 from experiments.stage import Stage
 from experiments.stages.dynamics.page import page
 from experiments.stages.dynamics.results import DynamicsResult
-from experiments.stages.dynamics.run import Settings, reads, run
+from experiments.stages.dynamics.run import Settings, reads, ready, run
 
 STAGE: Stage = Stage(
     "dynamics",
@@ -14,6 +14,7 @@ STAGE: Stage = Stage(
     uses=("distill",),
     page=page,
     reads=reads,
+    ready=ready,
     measures=True,
     cheap=True,
 )

@@ -31,7 +31,7 @@ def page(page: Page) -> Iterator[FigureEntry | Table]:
             yield page.figure(figure, picture.name, picture.title, picture.caption_of(shown))
         if picture.name == "summary":
             yield _directions_table(result.models)
-            yield from _basins_table(result.models)
+            yield from _basins_table(result.models, page.results.about["config"]["dynamics"]["class_images"])
             yield from _jumps_table(result.models)
             yield from _stability_table(result.models)
             yield from _distance_table(result.models)
@@ -74,8 +74,12 @@ def _directions_table(models: dict[str, ModelResult]) -> Table:
     return Table("Directions in figures", columns, rows, remark)
 
 
-def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
-    """Accuracy of the nearest class mean at the first, the middle and the last state, and where it is best."""
+def _basins_table(models: dict[str, ModelResult], images: str) -> Iterator[Table]:
+    """Accuracy of the nearest class mean at the first, the middle and the last state, and where it is best.
+
+    Args:
+        images: that classes are of, where they are others than all else is of.
+    """
     measured = {name: model.basins for name, model in models.items() if model.basins is not None}
     if not measured:
         return
@@ -87,11 +91,10 @@ def _basins_table(models: dict[str, ModelResult]) -> Iterator[Table]:
             rows.append([name, token, *cells])
     first = next(iter(measured.values()))
     remark = (
-        f"Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other "
-        f"views of "
-        f"their photograph), mean over classes; {of_photographs(first.num_images, first.num_photographs)} of {first.num_classes} "
-        f"classes, as many of each as there are; chance {100 / first.num_classes:.1f} %. With 95 % bootstrap intervals over "
-        "photographs: of these classes, others may differ."
+        "Share of images whose direction lies nearest to the mean of their own class, taken without them (and without other "
+        f"views of their photograph), mean over classes; {of_photographs(first.num_images, first.num_photographs)} of "
+        f"{first.num_classes} classes{f' of {images}' if images else ''}, as many of each as there are; chance "
+        f"{100 / first.num_classes:.1f} %. With 95 % bootstrap intervals over photographs: of these classes, others may differ."
     )
     yield Table("Class basins in figures", ["model", "token", "first state", "middle", "last", "best"], rows, remark)
 

@@ -14,7 +14,7 @@ from brh_jax.dynamics import PortraitSettings, curves, portraits
 from brh_jax.dynamics.drawing import arrays_of
 from brh_jax.dynamics.measures import MEASURES
 from brh_jax.dynamics.portrait import FirstStates
-from brh_jax.errors import expect, expect_positive
+from brh_jax.errors import UserError, expect, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.train.metrics import Progress
 from brh_jax.train.parallel import shard_batch, to_host
@@ -68,18 +68,24 @@ def reads(settings: Settings) -> list[ImageSet]:
     return [*data.named("eval"), *([ImageSet("dynamics.class_images", images, data.data_dir, labelled=True)] if images else [])]
 
 
+def ready(settings: Settings) -> None:
+    """Raises UserError where the images that class basins are to be of have no two of two classes."""
+    for one in reads(settings):
+        if one.setting == "dynamics.class_images" and (few := _too_few(_drawn(source := one.check(), settings), source)):
+            raise UserError(f"config.{one.setting}: {few}: expected two or more of each class; or leave it empty for data.eval")
+
+
 def run(context: Context, settings: Settings) -> DynamicsResult:
     """Leaves every image's curves, and what figures take besides, in `arrays.npz`, as MODEL/CURVE and MODEL/MEASURE/ARRAY."""
     models, phases = read_models(context, settings.compute_dtype), context.result(PhasesResult, "phases")
     distilled = context.results.get(DistillResult)
     raptors = {name: phases.partition_of(raptor.k) for name, raptor in distilled.raptors.items()} if distilled else {}
     source = context.source(settings.data.eval, settings.data.data_dir)
-    states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images)
     # Small differences would drown in the rounding of bfloat16: dynamics are measured in the precision of the parameters.
     models = {name: encoder.replace(dtype=None) for name, encoder in models.items()}
-    if settings.dynamics.class_images:
-        source = context.source(settings.dynamics.class_images, settings.data.data_dir)
-    of_classes = _of_classes(context, settings, models["teacher"], source)
+    labelled = context.source(settings.dynamics.class_images or settings.data.eval, settings.data.data_dir)
+    of_classes = _of_classes(context, settings, models["teacher"], labelled)
+    states = _first_states(context, settings, models["teacher"], source, settings.dynamics.num_images, of_classes is not None)
     # Every measure on a line: some take seconds, some take most of the time.
     progress = Progress("dynamics", len(MEASURES) * len(models), unit="", interval=0.0)
     measured = portraits(
@@ -104,25 +110,42 @@ def run(context: Context, settings: Settings) -> DynamicsResult:
 
 def _of_classes(context: Context, settings: Settings, teacher: Encoder, source: Source) -> Iterator[FirstStates] | None:
     """Images of some classes, as many of each; None where images have no classes, or no two of these have two images."""
-    own = settings.dynamics
     if len(source.classes) < 2:
         return None
-    some = balanced(source, draw_classes(source, own.classes, settings.seed), own.per_class, settings.seed)
-    sizes = np.unique([some.label(index) for index in range(len(some))], return_counts=True)[1]
-    if np.count_nonzero(sizes > 1) < 2:
+    some = _drawn(source, settings)
+    if few := _too_few(some, source):
         print(
-            f"class basins left out: of the {len(sizes)} classes drawn from {source.name} no two have two images, so basins are "
-            "of clusters; for basins of classes name images with more of each by config.dynamics.class_images",
+            f"class basins left out: {few}, so basins are of clusters; for basins of classes name images with more of each by "
+            "config.dynamics.class_images",
             flush=True,
         )
         return None
-    return _first_states(context, settings, teacher, some, len(some), "class basins")
+    return _first_states(context, settings, teacher, some, len(some), True, "class basins")
+
+
+def _drawn(source: Source, settings: Settings) -> Source:
+    own = settings.dynamics
+    return balanced(source, draw_classes(source, own.classes, settings.seed), own.per_class, settings.seed)
+
+
+def _too_few(some: Source, source: Source) -> str:
+    """What is wrong with the images drawn; empty where two classes have two of them, so that there is a mean beside each."""
+    sizes = np.unique([some.label(index) for index in range(len(some))], return_counts=True)[1]
+    if np.count_nonzero(sizes > 1) >= 2:
+        return ""
+    return f"of the {len(sizes)} classes drawn from {source.name} no two have two images"
 
 
 def _first_states(
-    context: Context, settings: Settings, teacher: Encoder, source: Source, num_images: int, label: str = "dynamics"
+    context: Context,
+    settings: Settings,
+    teacher: Encoder,
+    source: Source,
+    num_images: int,
+    with_classes: bool,
+    label: str = "dynamics",
 ) -> Iterator[FirstStates]:
-    """The first states of the images, their classes, and the photographs that they are views of."""
+    """The first states of the images, their classes (or -1, not known), and the photographs that they are views of."""
     data, own = settings.data, settings.dynamics
     batches = context.measuring_batches(
         source,
@@ -135,7 +158,12 @@ def _first_states(
     )
     for batch in batches:
         state = to_host(teacher.embed(teacher.normalize_pixels(batch["image"])))[batch["valid"]]
-        yield _place(state, context.mesh), batch["label"][batch["valid"]], batch["photograph"][batch["valid"]]
+        labels = batch["label"][batch["valid"]]
+        yield (
+            _place(state, context.mesh),
+            labels if with_classes else np.full_like(labels, -1),
+            batch["photograph"][batch["valid"]],
+        )
 
 
 def _place(state: State, mesh: jax.sharding.Mesh) -> State:
