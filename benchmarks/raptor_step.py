@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(_alone(arguments)))
         return 0
     report = measure.Report("raptor_step", arguments)
+    parts = {"speed": _speed, "memory": _memory, "compile": _compile, "operations": _operations}
     for part in arguments.parts.split(","):
         if part not in PARTS:
             parser.error(f"unknown part {part!r}: expected some of {', '.join(PARTS)}")
-        parts = {"speed": _speed, "memory": _memory, "compile": _compile, "operations": _operations}
         parts[part](report, arguments)
     return report.finish()
 

@@ -132,6 +132,7 @@ class ImageSet(NamedTuple):
         kind: a key of `records.OPENERS`.
         labelled: whether classes are needed.
         options: further arguments of what opens it.
+        otherwise: how to do without it, such as "leave config.probe.train and .eval empty for no such probe"; empty for what must be.
     """
 
     setting: str
@@ -140,6 +141,7 @@ class ImageSet(NamedTuple):
     kind: str = "images"
     labelled: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+    otherwise: str = ""
 
     def check_named(self) -> None:
         """Raises UserError where the setting is empty."""
@@ -156,13 +158,8 @@ class ImageSet(NamedTuple):
             if self.labelled:
                 check_labels(source)
         except UserError as error:
-            section, _, name = self.setting.partition(".")
-            needless = ""
-            if self.labelled and section != "data":
-                probe = name in ("train", "eval")
-                left = f"{section}.train and .eval empty for no such probe" if probe else f"{self.setting} empty for data.eval"
-                needless = f"; or leave config.{left}"
-            raise UserError(f"config.{self.setting}: {error}{needless}") from None
+            otherwise = f"; or {self.otherwise}" if self.otherwise else ""
+            raise UserError(f"config.{self.setting}: {error}{otherwise}") from None
         return source
 
 

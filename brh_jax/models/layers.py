@@ -57,7 +57,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> jax.Array:
-        """`[..., *inputs] -> [..., *features]` in `dtype`; where one CPU multiplies in bfloat16, in float32."""
+        """`[..., *inputs] -> [..., *features]` in `dtype`, but float32 where one CPU is asked for bfloat16; see `linear`."""
         before, inputs = x.shape[: x.ndim - self.inputs], x.shape[x.ndim - self.inputs :]
         matrix = (math.prod(inputs), math.prod(self.features))
         kernel = self.param("kernel", _reshaped(self.kernel_init, matrix), (*inputs, *self.features), jnp.float32)
@@ -66,12 +66,14 @@ class Dense(nn.Module):
             bias = self.param("bias", _reshaped(self.bias_init, matrix[1:]), self.features, jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         out = linear(x.reshape(-1, *inputs), kernel, bias, matrices=_on_one_cpu(), fused=self.fused)
-        out = out.astype(x.dtype) if self.dtype is None else out
+        if self.dtype is None:  # no precision was asked for but that of the parameters
+            out = out.astype(x.dtype)
         return out.reshape(*before, *self.features)
 
 
 def linear(x: Array, kernel: Array, bias: Array | None, *, matrices: bool, fused: bool = False) -> jax.Array:
-    """`[rows, *inputs]` and `[*inputs, *features]` to `[rows, *features]`.
+    """`[rows, *inputs]` and `[*inputs, *features]` to `[rows, *features]`; float32 of bfloat16 where `matrices`: what follows
+    on CPUs is computed in float32 anyway.
 
     Args:
         matrices: as a product of matrices. XLA does it so on CPUs either way, but in the backward pass it copies what has more

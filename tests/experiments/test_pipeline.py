@@ -33,7 +33,7 @@ def complete():
     """With every measure that tiny leaves out."""
     config = tiny.get_config().unlock()
     config.phases.bootstrap = 20
-    config.dynamics.update({"tangent_images": 8, "class_images": "digits:train", "classes": 3, "per_class": 5})
+    config.dynamics.update({"tangent_images": 8, "class_images": "digits:train", "classes": 3, "per_class": 40})
     config.eval.update({"more": ("digits:train",), "baselines": default.get_config().eval.baselines})
     config.interventions.update({"num_images": 16, "batch_size": 16, "num_layers": (1,), "parts": ("layer",), "num_swaps": 6})
     return config.lock()
@@ -104,7 +104,7 @@ def test_results_hold_the_dynamics(done):
     dynamics = results.get(DynamicsResult)
     assert (dynamics.num_images, dynamics.tangent_images) == (20, 8)
     teacher, k2, k3 = (dynamics.models[name] for name in ("teacher", "k2", "k3"))
-    assert (teacher.basins.num_classes, teacher.basins.num_images) == (3, 15)  # of dynamics.class_images
+    assert (teacher.basins.num_classes, teacher.basins.num_images) == (3, 120)  # the test set has fewer of a class
     assert len(k3.bands["speed_cls"].mean) == len(k3.bands["attention_speed_cls"].mean) == k3.bands["speed_cls"].depth == 4
     assert not teacher.distance and k2.distance["speed_cls"].relative > 0
     assert [len(model.iterated) for model in (teacher, k2, k3)] == [3, 2, 3]

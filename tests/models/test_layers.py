@@ -84,6 +84,32 @@ def test_in_bfloat16_as_one_product_of_matrices(fused):
         assert np.linalg.norm(np.asarray(one, np.float32) - other) < 1e-2 * np.linalg.norm(other)
 
 
+def test_fused_gradients_in_bfloat16_are_products_that_xla_has_a_kernel_for():
+    """Rows of the one with columns of the other, into float32: it has none for matrices that are read transposed."""
+    x, kernel = (jnp.asarray(_numbers(*shape), jnp.bfloat16) for shape in ((7, 8), (8, 12)))
+
+    def products(fused):
+        def loss(x, kernel):
+            return jnp.sum(layers.linear(x, kernel, None, matrices=True, fused=fused) ** 2)
+
+        program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+        assert str(program).count("optimization_barrier") == 2 * fused  # transposed matrices are written out
+        equations = program.eqns
+        equations = [inner for one in equations for inner in getattr(one.params.get("jaxpr"), "eqns", [one])]
+        return [one for one in equations if one.primitive.name == "dot_general"]
+
+    def kernels(found):
+        return [
+            one.params["dimension_numbers"][0] == ((1,), (0,))
+            and {v.aval.dtype.name for v in one.invars} == {"bfloat16"}
+            and one.outvars[0].aval.dtype == jnp.float32
+            for one in found
+        ]
+
+    assert kernels(products(fused=True)) == [True] * 3
+    assert not all(kernels(products(fused=False)))
+
+
 @pytest.mark.parametrize("one_cpu", [True, False])
 @pytest.mark.parametrize("module", [layers.Attention(2), layers.Mlp(16), layers.Mlp(16, "swiglu"), layers.Dense((3, 4))])
 def test_parameters_in_bfloat16_without_a_dtype_are_multiplied_in_it(monkeypatch, module, one_cpu):
@@ -112,7 +138,7 @@ def test_fused_in_bfloat16_is_near_float32(tiny_encoder, tiny_images, monkeypatc
         return jnp.mean((reached[1:] - jnp.stack(states)) ** 2)
 
     (low, low_gradient), (high, gradient) = (jax.value_and_grad(loss)(blocks, dtype) for dtype in (jnp.bfloat16, None))
-    assert abs(low / high - 1) < 1e-2
+    assert low != high and abs(low / high - 1) < 1e-2
     for one, other in zip(jax.tree.leaves(low_gradient), jax.tree.leaves(gradient), strict=True):
         assert np.linalg.norm(one - other) < 3e-2 * np.linalg.norm(other) + 1e-8
 

@@ -64,15 +64,22 @@ class Settings(Common):
 
 def reads(settings: Settings) -> list[ImageSet]:
     """What first states are made of."""
-    data, images = settings.data, settings.dynamics.class_images
-    return [*data.named("eval"), *([ImageSet("dynamics.class_images", images, data.data_dir, labelled=True)] if images else [])]
+    return [*settings.data.named("eval"), *_class_images(settings)]
+
+
+def _class_images(settings: Settings) -> list[ImageSet]:
+    """What class basins are of, where it is not data.eval."""
+    name, images = "dynamics.class_images", settings.dynamics.class_images
+    otherwise = f"leave config.{name} empty for data.eval"
+    return [ImageSet(name, images, settings.data.data_dir, labelled=True, otherwise=otherwise)] if images else []
 
 
 def ready(settings: Settings) -> None:
     """Raises UserError where the images that class basins are to be of have no two of two classes."""
-    for one in reads(settings):
-        if one.setting == "dynamics.class_images" and (few := _too_few(_drawn(source := one.check(), settings), source)):
-            raise UserError(f"config.{one.setting}: {few}: expected two or more of each class; or leave it empty for data.eval")
+    for one in _class_images(settings):
+        source = one.check()
+        if few := _too_few(_drawn(source, settings), source):
+            raise UserError(f"config.{one.setting}: {few}: expected two or more of each class; or {one.otherwise}")
 
 
 def run(context: Context, settings: Settings) -> DynamicsResult:

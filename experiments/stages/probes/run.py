@@ -68,8 +68,9 @@ def reads(settings: Settings) -> Iterator[ImageSet]:
         ("depth", "depths", ()),
     ):
         own, labelled = getattr(settings, section), kind == "images"
+        otherwise = f"leave config.{section}.train and .eval empty for no such probe"
         for name in ("train", "eval") if own.train else ():
-            yield ImageSet(f"{section}.{name}", getattr(own, name), settings.data.data_dir, kind, labelled, options)
+            yield ImageSet(f"{section}.{name}", getattr(own, name), settings.data.data_dir, kind, labelled, options, otherwise)
 
 
 def ready(settings: Settings) -> None:
