@@ -132,7 +132,7 @@ class ImageSet(NamedTuple):
         kind: a key of `records.OPENERS`.
         labelled: whether classes are needed.
         options: further arguments of what opens it.
-        otherwise: how to do without it, such as "leave config.probe.train and .eval empty for no such probe"; empty for what must be.
+        otherwise: how to do without it, "leave config.probe.train and .eval empty for no such probe" say; empty where one cannot.
     """
 
     setting: str
