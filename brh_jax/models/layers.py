@@ -177,7 +177,9 @@ class Attention(nn.Module):
             name="qkv",
         )(x)
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
-        q, k, v = jnp.moveaxis(qkv.astype(qkv.dtype if self.dtype is None else self.dtype), (2, 3), (0, 2))
+        by_head = jnp.moveaxis(qkv.astype(qkv.dtype if self.dtype is None else self.dtype), (2, 3), (0, 2))
+        # Split, whose gradient joins the three; that of indexing would fill each up with zeros and add.
+        q, k, v = (part[0] for part in jax.lax.split(by_head, (1, 1, 1), 0))
         if rotations is not None:
             q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         out = fused_attention(q, k, v) if self.fused else None
