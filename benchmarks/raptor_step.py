@@ -28,7 +28,7 @@ from brh_jax.models import RaptorConfig, ViT
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks
-from brh_jax.models.remat import POLICIES
+from brh_jax.models.remat import NAMES
 from brh_jax.phases import Partition
 
 PARTS = ("speed", "memory", "compile", "operations")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", default="dots", choices=tuple(POLICIES))
+    parser.add_argument("--remat", default="auto", choices=NAMES)
     parser.add_argument("--plain-attention", action="store_true", help="also ours without cuDNN's kernel of attention")
     parser.add_argument("--compile", action="store_true", help="also a PyTorch step through torch.compile")
     parser.add_argument("--depths", default="6,12,24", help="of the teachers that the step is compiled for")

@@ -38,7 +38,7 @@ def train_blocks(
     *,
     batch_size: int,
     seed: int,
-    remat: str = "dots",
+    remat: str = "auto",
     pieces: int = 1,
     validation: Validation | None = None,
     low_rank: LowRank | None = None,
@@ -50,7 +50,7 @@ def train_blocks(
         batches: TrainingBatches of uint8 images, or StatesBatches of the teacher's states.
         batch_size: of all processes together.
         seed: of the noise.
-        remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
+        remat: what the backward pass keeps, one of `models.remat.NAMES`.
         pieces: parts that a batch goes through in, gradients accumulated.
         validation: what measures the blocks as they train, without effect on them.
         low_rank: what makes blocks of `config` of the parameters given; None where these are the blocks' own.
@@ -96,7 +96,7 @@ def make_update(
     config: RaptorConfig,
     *,
     seed: int,
-    remat: str = "dots",
+    remat: str = "auto",
     pieces: int = 1,
     fused: bool = True,
     low_rank: LowRank | None = None,

@@ -234,7 +234,7 @@ class Blocks(nn.Module):
     rollout's; the states that come out are those the block made.
 
     Attributes:
-        remat: what the backward pass keeps, a key of `remat.POLICIES`.
+        remat: what the backward pass keeps, one of `remat.NAMES`.
         fused: see `layers.Attention`.
     """
 
@@ -265,7 +265,7 @@ class Blocks(nn.Module):
             x = block(x, layer, rotations)
             return x, x
 
-        scan = nn.scan(rematerialize(body, self.remat), variable_broadcast="params", split_rngs={"params": False})
+        scan = nn.scan(rematerialize(body, self.remat, self.dtype), variable_broadcast="params", split_rngs={"params": False})
         return scan(self._block(run.phase), state, depths(run))
 
     def rollout(

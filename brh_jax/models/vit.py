@@ -226,7 +226,7 @@ class ViT(nn.Module):
     Attributes:
         config: the architecture.
         dtype: precision of the matrix products (None: that of the parameters). The residual stream keeps the parameters'.
-        remat: what the backward pass keeps, a key of `remat.POLICIES`.
+        remat: what the backward pass keeps, one of `remat.NAMES`.
         fused: see `layers.Attention`.
     """
 
@@ -265,7 +265,7 @@ class ViT(nn.Module):
             return x, x
 
         scan = nn.scan(
-            rematerialize(body, self.remat),
+            rematerialize(body, self.remat, self.dtype),
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
             length=self.config.depth,

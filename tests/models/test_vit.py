@@ -1,3 +1,5 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from brh_jax.errors import UserError
 from brh_jax.models import Block, ViT, layers
 from brh_jax.models.position import resample
-from brh_jax.models.remat import POLICIES
+from brh_jax.models.remat import NAMES
 
 
 def test_trajectory_is_every_block_applied_in_turn(tiny_encoder, tiny_images):
@@ -35,13 +37,24 @@ def test_system_steps_along_the_trajectory_also_with_a_traced_layer(tiny_encoder
         chex.assert_trees_all_close(step(states[layer], layer), states[layer + 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", NAMES)
 def test_rematerialisation_changes_no_gradient(tiny_encoder, tiny_images, policy):
     def loss(params, remat):
         return jnp.mean(ViT(tiny_encoder.config, remat=remat).apply({"params": params}, tiny_images) ** 2)
 
     expected = jax.grad(loss)(tiny_encoder.params, "none")
     chex.assert_trees_all_close(jax.grad(loss)(tiny_encoder.params, policy), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, chosen", [("float32", "dots"), ("bfloat16", "full")])
+def test_auto_keeps_products_but_on_a_cpu_in_bfloat16(tiny_encoder, tiny_images, dtype, chosen):
+    def program(remat):
+        module = ViT(tiny_encoder.config, jnp.dtype(dtype), remat)
+        text = str(jax.make_jaxpr(jax.grad(lambda params: module.apply({"params": params}, tiny_images).sum()))(tiny_encoder.params))
+        return re.sub("0x[0-9a-f]+", "", text)
+
+    assert program("auto") == program(chosen)
+    assert program("dots") != program("full")
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])

@@ -12,7 +12,7 @@ from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
 from brh_jax.models import Encoder
 from brh_jax.models.cost import partition_bits
 from brh_jax.models.encoder import count_params
-from brh_jax.models.remat import POLICIES
+from brh_jax.models.remat import NAMES
 from brh_jax.train.loop import Run
 from brh_jax.train.parallel import to_host
 from brh_jax.types import Trajectory
@@ -50,14 +50,15 @@ class DistillSettings:
 
     Attributes:
         batch_size: images of a step.
-        remat: what the backward pass keeps of a block: none (everything), dots, full (nothing).
+        remat: what the backward pass keeps of a block: none (everything), dots (products), full (nothing), auto (the fastest
+            that was measured: dots, but full where a CPU multiplies in bfloat16).
         pieces: parts that a batch goes through in, gradients accumulated.
         stage1: each block on its own phase, from the teacher's states; 0 steps leave it out.
         stage2: the blocks joined, rolled out from the first state; 0 steps leave it out.
     """
 
     batch_size: int = 64
-    remat: str = without_effect("dots")
+    remat: str = without_effect("auto")
     pieces: int = 1
     stage1: BlockwiseSettings = BlockwiseSettings()
     stage2: JointSettings = JointSettings()
@@ -65,7 +66,7 @@ class DistillSettings:
 
     def __post_init__(self):
         expect_positive(self, "batch_size", "pieces")
-        expect_one_of(self, "remat", tuple(POLICIES))
+        expect_one_of(self, "remat", NAMES)
         expect(self.batch_size % self.pieces == 0, "pieces", self.pieces, f"a divisor of the batch, {self.batch_size}")
         steps = self.stage1.steps + self.stage2.steps
         expect(steps > 0, "stage1.steps", self.stage1.steps, "a positive number, where stage2.steps is 0 as well")
