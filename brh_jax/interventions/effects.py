@@ -68,8 +68,8 @@ def apply_plans(
         raise UserError(
             f"the head reads {head['kernel'].shape[0]} features, {encoder.name} has {width}: expected a head on [cls, mean patch]"
         )
-    # What an encoder is called, and a head that is not asked, are no reason to compile again.
-    bare = encoder.replace(name="", head=None, head_reads="", classes=())
+    # Of the encoder its final norm, so that Raptors of one teacher are one program.
+    bare = Encoder(encoder.config.vit, {"norm": encoder.params["norm"]}, encoder.preprocessing, "")
     return _run(bare, head, system, start, begins, ends, orders)
 
 

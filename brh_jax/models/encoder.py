@@ -17,7 +17,7 @@ from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
 from brh_jax.models.head import apply_head, on_pooled
-from brh_jax.models.raptor import Raptor
+from brh_jax.models.raptor import Raptor, Unrolled, unrolled
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem, check_layer
@@ -48,7 +48,7 @@ def _attention(module, params, states, grid):
 class _Layer:
     """A layer, or half of one, as a function of parameters. Equal ones are compiled once."""
 
-    module: ViT | Raptor
+    module: ViT | Raptor | Unrolled
     grid: tuple[int, int]
     sublayers: bool
 
@@ -241,8 +241,12 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
             sublayers: two steps per layer, attention (even ones) and feed-forward (odd ones), so that whatever is measured
                 of layers can be measured of each of them.
         """
-        layer = _Layer(self.module, self.layout.grid, sublayers)
-        return DepthSystem(jax.tree_util.Partial(layer, self.params), self.depth * (2 if sublayers else 1), self.layout)
+        module: Any = self.module
+        params = self.params
+        if self.config.kind == "raptor" and not self.config.once:
+            module, params = unrolled(self.config, params["blocks"], self.dtype)
+        layer = _Layer(module, self.layout.grid, sublayers)
+        return DepthSystem(jax.tree_util.Partial(layer, params), self.depth * (2 if sublayers else 1), self.layout)
 
     def on(self, mesh: Mesh) -> "Encoder":
         """A copy with its parameters laid over a mesh, see `train.parallel.SPLIT`."""

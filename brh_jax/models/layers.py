@@ -179,7 +179,8 @@ class Attention(nn.Module):
         # [3, batch, heads, tokens, head_dim]: plain batched matmuls, about 1.5x faster on CPU than einsum over [b, t, h, d].
         by_head = jnp.moveaxis(qkv.astype(qkv.dtype if self.dtype is None else self.dtype), (2, 3), (0, 2))
         # Split, whose gradient joins the three; that of indexing would fill each up with zeros and add.
-        q, k, v = (part[0] for part in jax.lax.split(by_head, (1, 1, 1), 0))
+        parts: Any = jax.lax.split(by_head, (1, 1, 1), 0)
+        q, k, v = (part[0] for part in parts)
         if rotations is not None:
             q, k = rotary.rotate(q, rotations), rotary.rotate(k, rotations)
         out = fused_attention(q, k, v) if self.fused else None
@@ -238,7 +239,8 @@ class Mlp(nn.Module):
             hidden = ACTIVATIONS[self.kind](self._first((self.hidden_dim,))(x))
         else:
             gate_and_value = self._first((2, self.hidden_dim))(x)
-            hidden = nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
+            gate, value = (half[..., 0, :] for half in jax.lax.split(gate_and_value, (1, 1), x.ndim - 1))
+            hidden = nn.silu(gate) * value
         kernel_init = named(_KERNEL, "hidden", "embed")
         return Dense((dim,), dtype=self.dtype, fused=self.fused, kernel_init=kernel_init, name="fc2")(hidden)
 

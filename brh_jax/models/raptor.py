@@ -345,6 +345,35 @@ class Blocks(nn.Module):
         return block.apply({"params": own}, state, depth, rotations, part, **options)
 
 
+class Unrolled(nn.Module):
+    """A Raptor's blocks as one layer after another, which knows of no partition: Raptors of any number of blocks are one program.
+
+    Parameters: those of a block, stacked along a leading axis of `depth`; `unrolled` makes them.
+    """
+
+    config: RaptorConfig
+    dtype: Any = None
+
+    def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
+        """See `Raptor.step`."""
+        check_layer(layer, self.config.depth)
+        own = jax.tree.map(lambda leaf: leaf[layer], self.variables["params"])
+        rotations = self.config.teacher.rotations(state.shape[-2], grid)
+        block: Any = RaptorBlock(self.config, self.dtype, parent=None)
+        return block.apply({"params": own}, state, layer + 1, rotations, part)
+
+
+def unrolled(config: RaptorConfig, blocks: Any, dtype: Any = None) -> tuple[Unrolled, Any]:
+    """The layers of a Raptor, and their parameters: its blocks' own, as often as they are applied.
+
+    Args:
+        blocks: `phase_1` ... `phase_k`.
+    """
+    alike = dataclasses.replace(config, partition=Partition((config.depth,)))
+    of_layers = [blocks[f"phase_{phase + 1}"] for phase in config.partition.labels]
+    return Unrolled(alike, dtype), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
+
+
 def depths(run: Run) -> jax.Array:
     """1-based indices of the layers that a run produces."""
     return jnp.arange(run.start + 1, run.stop + 1)
