@@ -6,11 +6,13 @@ the joined blocks out from a_0 (its stage 2).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from brh_jax.distill.losses import LOSSES, token_weights
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
@@ -19,7 +21,9 @@ from brh_jax.models.raptor import Blocks, Noise, RaptorConfig, Restarts
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import AdamwSettings
-from brh_jax.types import Array, Step, Trajectory
+from brh_jax.types import Array, State, Step, Trajectory
+
+Classify = Callable[[State], jax.Array]  # `[batch, tokens, dim] -> [batch, classes]`, logits of the teacher's classifier
 
 TEACHER_FORCING = ("annealed", "throughout")
 OPTIMIZERS = ("adamw", "muon")
@@ -90,14 +94,18 @@ class JointSettings(TrainingSettings):
         restarts: share of the steps over which layers that start from the teacher's state instead of the blocks' own give way: an
             image does so at a layer with a probability that falls linearly from 1 to 0. The rollouts grow from one layer, which
             is teacher forcing, to all of them, at the cost of one rollout. 0 rolls out from the first step.
+        decisions: weight of the Kullback-Leibler divergence, in nats, of the classes that the teacher's classifier gives the
+            blocks' last state from those that it gives its own. It comes in as restarts give way. 0 asks no classifier.
     """
 
     token_weights: tuple[float, ...] = (0.45, 0.10, 0.45)
     restarts: float = 0.0
+    decisions: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         expect(0 <= self.restarts <= 1, "restarts", self.restarts, "a share of the steps, from 0 to 1")
+        expect_not_negative(self, "decisions")
 
 
 class Objective(Protocol):
@@ -106,18 +114,29 @@ class Objective(Protocol):
     Attributes:
         settings: how it is.
         per_block: whether gradients are clipped block by block: blocks that are trained side by side must not share a norm.
+        asks_classes: whether the teacher's classifier has a part in it.
     """
 
     @property
     def settings(self) -> Any: ...
     @property
     def per_block(self) -> bool: ...
+    @property
+    def asks_classes(self) -> bool: ...
 
     def variant(self, step: int) -> bool:
         """What of the objective is compiled for this step, a static argument of `loss`."""
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Step,
+        key: jax.Array,
+        variant: bool,
+        classify: Classify | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
 
@@ -143,6 +162,7 @@ class Blockwise:
 
     settings: BlockwiseSettings = BlockwiseSettings()
     per_block = True
+    asks_classes = False
 
     def variant(self, step: int) -> bool:
         """Whether the teacher-forced pass is taken at all."""
@@ -180,7 +200,15 @@ class Blockwise:
         return share * of("teacher_forced") + (1.0 - share) * rolled if forced else rolled
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Step,
+        key: jax.Array,
+        variant: bool,
+        classify: Classify | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the blocks' losses, and each of them."""
         share = self.share(step)
@@ -196,6 +224,11 @@ class Joint:
     settings: JointSettings = JointSettings()
     per_block = False
 
+    @property
+    def asks_classes(self) -> bool:
+        """Whether the decisions count."""
+        return self.settings.decisions > 0
+
     def variant(self, step: int) -> bool:
         """Whether layers ever start from the teacher's state: one program for all steps, as choosing between states costs less
         than compiling another."""
@@ -210,17 +243,30 @@ class Joint:
         return Restarts(states, jax.random.bernoulli(key, self.share(step), (len(states) - 1, states.shape[1])))
 
     def loss(
-        self, module: Blocks, params: Any, states: Trajectory, layout: TokenLayout, step: Step, key: jax.Array, variant: bool
+        self,
+        module: Blocks,
+        params: Any,
+        states: Trajectory,
+        layout: TokenLayout,
+        step: Step,
+        key: jax.Array,
+        variant: bool,
+        classify: Classify | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean of the layers' losses."""
+        """The mean of the layers' losses; with `decisions` the weighted divergence of the classes besides."""
         noise = _noise(self.settings.noise, key)
         restarts = self.restarts(states, step, jax.random.fold_in(key, 0)) if variant else None
-        predicted = module.apply({"params": params}, states[0], layout.grid, noise, restarts, method="rollout")[1:]
+        rolled: Any = module.apply({"params": params}, states[0], layout.grid, noise, restarts, method="rollout")
+        predicted = rolled[1:]
         weights = token_weights(layout, self.settings.token_weights)
         losses = LOSSES[self.settings.loss](predicted, states[1:], weights, layout)
         loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
-        forced = {"teacher_forcing": self.share(step)} if self.settings.restarts else {}
-        return loss, {"loss": loss, **forced}
+        metrics = {"teacher_forcing": self.share(step)} if self.settings.restarts else {}
+        if self.asks_classes and classify is not None:
+            wanted, found = (jax.nn.log_softmax(classify(state)) for state in (states[-1], predicted[-1]))
+            metrics["decisions"] = optax.losses.kl_divergence_with_log_targets(found, wanted).mean()
+            loss += self.settings.decisions * (1 - self.share(step)) * metrics["decisions"]
+        return loss, {"loss": loss, **metrics}
 
 
 def by_phase(values: Array, partition: Partition, modelled: Any = True) -> jax.Array:

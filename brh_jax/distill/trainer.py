@@ -14,11 +14,14 @@ from brh_jax.distill.low_rank import LowRank
 from brh_jax.distill.objectives import Objective, TrainingSettings
 from brh_jax.distill.states import StatesBatches
 from brh_jax.distill.validation import Validation
+from brh_jax.errors import UserError
 from brh_jax.models.cost import vit_flops
-from brh_jax.models.encoder import Encoder, boxed_params
+from brh_jax.models.encoder import Encoder, boxed_params, pooled_features
+from brh_jax.models.head import apply_head
 from brh_jax.models.layers import KERNELS
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.train.loop import Run, accumulate, adamw, train
+from brh_jax.train.parallel import shard
 
 
 def raptor_encoder(config: RaptorConfig, blocks: Any, teacher: Encoder, name: str) -> Encoder:
@@ -54,13 +57,23 @@ def train_blocks(
         pieces: parts that a batch goes through in, gradients accumulated.
         validation: what measures the blocks as they train, without effect on them.
         low_rank: what makes blocks of `config` of the parameters given; None where these are the blocks' own.
+
+    Raises:
+        UserError: the objective asks for classes, and the teacher has no classifier.
     """
+    head = teacher.pooled_head if objective.asks_classes else None
+    if objective.asks_classes and head is None:
+        raise UserError(
+            f"decisions is {objective.settings.decisions}, but {teacher.name} has no classifier on its class token or patches: "
+            "set it to 0, or take weights that come with one"
+        )
     update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces, low_rank=low_rank)
     visits = validation.visits(config, run, objective.settings.steps, batch_size) if validation else {}
     layout, teacher = teacher.layout, teacher.on(run.mesh)
+    frozen = teacher.params if head is None else teacher.params | {"head": shard(head, run.mesh)}
 
     def step(state, batch, index):
-        return update(state, teacher.params, batch, index, objective.variant(index))
+        return update(state, frozen, batch, index, objective.variant(index))
 
     # Copied: the loop donates its state, and the caller may still want the blocks it gave.
     state = jax.tree.map(jnp.copy, {"params": blocks, "opt_state": optimiser.init(blocks)})
@@ -105,7 +118,8 @@ def make_update(
 
     `update(state, teacher_params, batch, index, variant)` takes and gives `{"params", "opt_state"}` (donated), and gives metrics.
     The batch holds uint8 images as `image`, or the teacher's `states`, `[batch, depth + 1, tokens, dim]`. Of the teacher only its
-    architecture and preprocessing matter here: it can be compiled without any weights. `fused` as in `models.layers.Attention`,
+    architecture and preprocessing matter here: it can be compiled without any weights. An objective that asks for classes finds
+    the classifier beside the teacher's parameters, as `head`, on [cls, mean patch]. `fused` as in `models.layers.Attention`,
     `low_rank` as in `train_blocks`.
     """
     layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=fused)
@@ -123,8 +137,13 @@ def make_update(
                 states = jax.lax.stop_gradient(watched.apply({"params": teacher_params}, pixels))
             noise_key = jax.random.fold_in(jax.random.fold_in(key, index), batch["row"][0])
 
+            def classify(state):
+                features: Any = watched.apply({"params": teacher_params}, state, method="normalize")
+                return apply_head(teacher_params["head"], pooled_features(features, layout))
+
             def loss(params):
-                return objective.loss(module, _blocks(params, low_rank), states, layout, index, noise_key, variant)
+                blocks = _blocks(params, low_rank)
+                return objective.loss(module, blocks, states, layout, index, noise_key, variant, classify)
 
             return jax.grad(loss, has_aux=True)(state["params"])
 
