@@ -128,6 +128,25 @@ def test_both_objectives_take_the_noise(blocks):
     assert float(joint.loss(module, params, target, LAYOUT, 1, key, False)[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_decisions_add_the_divergence_of_the_classes_as_restarts_give_way(blocks):
+    module, params = blocks
+    target, key, weight = states(2), jax.random.key(1), np.random.default_rng(0).normal(size=(16, 5))
+
+    def classify(state):
+        return jnp.asarray(state)[:, 0] @ weight
+
+    arguments = module, params, target, LAYOUT
+    plain, joint = (Joint(JointSettings(steps=100, restarts=0.5, decisions=weight)) for weight in (0.0, 0.3))
+    for step, share in ((0, 0.0), (25, 0.5), (80, 1.0)):
+        total, metrics = joint.loss(*arguments, step, key, True, classify)
+        without, none = plain.loss(*arguments, step, key, True, classify)
+        assert float(total - without) == pytest.approx(0.3 * share * float(metrics["decisions"]), abs=1e-5)
+        assert "decisions" not in none
+    predicted = module.apply({"params": params}, target[0], method="rollout")[-1]  # no image restarts any more
+    p, q = (np.asarray(jax.nn.softmax(classify(state)), np.float64) for state in (target[-1], predicted))
+    assert float(metrics["decisions"]) == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
+
+
 def test_joint_compares_every_state_of_the_joined_rollout(blocks):
     module, params = blocks
     target = states(2)

@@ -102,6 +102,21 @@ def test_killed_within_a_training_its_validation_ends_as_if_it_had_not_been(tiny
     assert validated(tmp_path / "cut") == validated(tmp_path / "whole") and len(validated(tmp_path / "cut")) == 6
 
 
+def test_decisions_are_the_classes_of_the_teachers_own_classifier(tiny_encoder, source, tmp_path):
+    objective = changed(JOINT, decisions=0.5, steps=3)
+    with pytest.raises(UserError, match="decisions is 0.5, but .* has no classifier"):
+        run(tiny_encoder, source, tmp_path / "none", objective)
+    kernel = np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32)
+    teacher = tiny_encoder.replace(head={"kernel": kernel, "bias": np.arange(4.0, dtype=np.float32)}, head_reads="cls")
+    run(teacher, source, tmp_path / "some", objective)
+    first = read_metrics(tmp_path / "some" / "metrics.jsonl")[0]
+    config = RaptorConfig(teacher.config, THREE)
+    raptor = raptor_encoder(config, init_blocks(config, teacher.layout, jax.random.key(0)), teacher, "untrained")
+    images = teacher.normalize_pixels(next(training_batches(source, RandomResizedCrop((8, 8)), 8, seed=1))["image"])
+    wanted, found = (np.asarray(jax.nn.log_softmax(one.logits(images)), np.float64) for one in (teacher, raptor))
+    assert first["decisions"] == pytest.approx((np.exp(wanted) * (wanted - found)).sum(-1).mean(), rel=1e-3)
+
+
 @pytest.mark.slow
 def test_validation_does_not_depend_on_the_mesh(tiny_encoder, source, tmp_path):
     run(tiny_encoder, source, tmp_path / "one", JOINT, validation=validation_of(tiny_encoder))
