@@ -14,7 +14,7 @@ from brh_jax.errors import expect, expect_one_of, expect_positive
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, init_params, pooled_features, pooled_width
 from brh_jax.models.head import apply_head, zero_head
-from brh_jax.models.remat import POLICIES
+from brh_jax.models.remat import NAMES
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.train.loop import AdamwSettings, Run, adamw, train
@@ -28,7 +28,7 @@ class SupervisedSettings(AdamwSettings):
         steps: number of optimiser steps.
         batch_size: images of a step.
         label_smoothing: share of a label that is spread over all classes.
-        remat: what the backward pass keeps, a key of `models.remat.POLICIES`.
+        remat: what the backward pass keeps, one of `models.remat.NAMES`.
     """
 
     steps: int = 1000
@@ -42,7 +42,7 @@ class SupervisedSettings(AdamwSettings):
         super().__post_init__()
         expect_positive(self, "steps", "batch_size")
         expect(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a share, from 0 to below 1")
-        expect_one_of(self, "remat", tuple(POLICIES))
+        expect_one_of(self, "remat", NAMES)
 
 
 def train_vit(

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="images of a step, on all devices")
     parser.add_argument("--image_size", type=int, default=0, help="pixels; the architecture's own by default")
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="of matrix products")
+    # Not auto, which would choose for the CPU that this compiles on.
     parser.add_argument("--remat", default="dots", choices=POLICIES, help="what the backward pass computes again")
     return run_command(parser, _print, argv)
 

@@ -26,6 +26,18 @@ def encoder(request) -> Encoder:
     return request.getfixturevalue(request.param)
 
 
+def test_a_system_can_be_made_inside_jit_and_is_made_once(encoder, tiny_images):
+    """What is made inside is no value of the jitted function, and what is made of an argument is not kept."""
+    fresh, start = encoder.replace(name="fresh"), encoder.embed(tiny_images)
+    expected = encoder.system().rollout(start)
+    inside = jax.jit(lambda state: fresh.system().rollout(state))(start)
+    argument = jax.jit(lambda encoder, state: encoder.system().rollout(state))(fresh, start)
+    for found in (inside, argument, fresh.system().rollout(start)):
+        chex.assert_trees_all_close(found, expected, atol=1e-5)
+    whole, halves = (jax.tree.leaves(fresh.system(sublayers=sublayers)) for sublayers in (False, True))
+    assert all(one is other for one, other in zip(whole, halves, strict=True))
+
+
 def test_rollout_is_the_trajectory(encoder, tiny_images):
     chex.assert_trees_all_close(
         encoder.system().rollout(encoder.embed(tiny_images)), encoder.trajectory(tiny_images), atol=1e-5, rtol=1e-5

@@ -55,9 +55,11 @@ def apply_plans(
         head: {"kernel": [features, classes], "bias": [classes]} on [cls, mean patch].
 
     Raises:
-        UserError: no plans, a plan that names a half layer that is not there, a guest or a head that does not fit.
+        UserError: no plans, a plan that names a half layer that is not there, a guest or a head that does not fit, an encoder
+            that is blocks without their teacher.
         ValueError: not a state of the encoder's layout.
     """
+    encoder.need("norm")
     system = encoder.system(sublayers=True)
     if guest is not None:
         system = join(system, guest.system(sublayers=True))

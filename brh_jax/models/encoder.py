@@ -17,7 +17,7 @@ from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
 from brh_jax.models.head import apply_head, on_pooled
-from brh_jax.models.raptor import Raptor, Unrolled, unrolled
+from brh_jax.models.raptor import Raptor, RaptorLayers, as_layers
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem, check_layer
@@ -48,7 +48,7 @@ def _attention(module, params, states, grid):
 class _Layer:
     """A layer, or half of one, as a function of parameters. Equal ones are compiled once."""
 
-    module: ViT | Raptor | Unrolled
+    module: ViT | Raptor | RaptorLayers
     grid: tuple[int, int]
     sublayers: bool
 
@@ -185,12 +185,12 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
 
     def trajectory(self, images: Array) -> Trajectory:
         """Every state: preprocessed images `[batch, height, width, 3] -> [depth + 1, batch, tokens, dim]`; no final norm."""
-        self._need("embedding")
+        self.need("embedding")
         return _apply(self.module, self.params, self._check(images), method="__call__")
 
     def embed(self, images: Array) -> State:
         """a_0 of preprocessed images, `[batch, tokens, dim]`."""
-        self._need("embedding")
+        self.need("embedding")
         return _apply(self.module, self.params, self._check(images), method="embed")
 
     def rollout(self, state: State) -> Trajectory:
@@ -211,7 +211,7 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
 
     def features(self, states: States) -> States:
         """States after the final LayerNorm, of any leading shape."""
-        self._need("norm")
+        self.need("norm")
         return _apply(self.module, self.params, jnp.asarray(states), method="normalize")
 
     def logits(self, images: Array) -> Array:
@@ -237,16 +237,24 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     def system(self, *, sublayers: bool = False) -> DepthSystem:
         """Depth as a dynamical system: one step per layer; its `step` raises ValueError for a layer that is not there.
 
+        Of a Raptor it holds the blocks' parameters as often as they are applied, so that Raptors of any number of blocks are one
+        program; they are copied at the first call and kept with the encoder. (Blocks that are applied `once` are a program each.)
+
         Args:
             sublayers: two steps per layer, attention (even ones) and feed-forward (odd ones), so that whatever is measured
                 of layers can be measured of each of them.
         """
-        module: Any = self.module
-        params = self.params
-        if self.config.kind == "raptor" and not self.config.once:
-            module, params = unrolled(self.config, params["blocks"], self.dtype)
+        module, params = self._layers
         layer = _Layer(module, self.layout.grid, sublayers)
         return DepthSystem(jax.tree_util.Partial(layer, params), self.depth * (2 if sublayers else 1), self.layout)
+
+    @functools.cached_property
+    def _layers(self) -> tuple[ViT | Raptor | RaptorLayers, Any]:
+        """What has a `step`, and its parameters."""
+        if self.config.kind != "raptor" or self.config.once:
+            return self.module, self.params
+        with jax.ensure_compile_time_eval():  # kept, so no value of a jitted function that happens to ask first
+            return as_layers(self.config, self.params["blocks"], self.dtype)
 
     def on(self, mesh: Mesh) -> "Encoder":
         """A copy with its parameters laid over a mesh, see `train.parallel.SPLIT`."""
@@ -270,7 +278,8 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         self.layout_for(height, width)
         return self.replace(preprocessing=self.preprocessing.at_size((height, width)))
 
-    def _need(self, part: str) -> None:
+    def need(self, part: str) -> None:
+        """Raises UserError where the parameters lack that part, `embedding` or `norm`: a Raptor's blocks without its teacher."""
         if part not in self.params:
             raise UserError(
                 f"{self.name} is a Raptor's blocks without its teacher, so it has no {part}: load it with teacher=, the ViT that "

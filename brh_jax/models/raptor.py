@@ -345,10 +345,10 @@ class Blocks(nn.Module):
         return block.apply({"params": own}, state, depth, rotations, part, **options)
 
 
-class Unrolled(nn.Module):
+class RaptorLayers(nn.Module):
     """A Raptor's blocks as one layer after another, which knows of no partition: Raptors of any number of blocks are one program.
 
-    Parameters: those of a block, stacked along a leading axis of `depth`; `unrolled` makes them.
+    Parameters: those of a block, stacked along a leading axis of `depth`, which `as_layers` makes.
     """
 
     config: RaptorConfig
@@ -363,15 +363,20 @@ class Unrolled(nn.Module):
         return block.apply({"params": own}, state, layer + 1, rotations, part)
 
 
-def unrolled(config: RaptorConfig, blocks: Any, dtype: Any = None) -> tuple[Unrolled, Any]:
-    """The layers of a Raptor, and their parameters: its blocks' own, as often as they are applied.
+def as_layers(config: RaptorConfig, blocks: Any, dtype: Any = None) -> tuple[RaptorLayers, Any]:
+    """The layers of a Raptor one by one. Not for one whose blocks are applied `once`, which has none of its own.
 
     Args:
-        blocks: `phase_1` ... `phase_k`.
+        blocks: parameters of `phase_1` ... `phase_k`.
+
+    Returns:
+        The module, equal for all Raptors of one architecture, and its parameters: copies of the blocks', as often as they are
+        applied, `[depth, ...]` each.
     """
-    alike = dataclasses.replace(config, partition=Partition((config.depth,)))
+    alike = dataclasses.replace(config, partition=Partition((config.depth,)))  # some partition, the same for all
+    blocks = jax.tree.map(jnp.asarray, blocks)
     of_layers = [blocks[f"phase_{phase + 1}"] for phase in config.partition.labels]
-    return Unrolled(alike, dtype), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
+    return RaptorLayers(alike, dtype), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
 
 
 def depths(run: Run) -> jax.Array:

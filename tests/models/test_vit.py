@@ -46,10 +46,10 @@ def test_rematerialisation_changes_no_gradient(tiny_encoder, tiny_images, policy
     chex.assert_trees_all_close(jax.grad(loss)(tiny_encoder.params, policy), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype, chosen", [("float32", "dots"), ("bfloat16", "full")])
+@pytest.mark.parametrize("dtype, chosen", [(None, "dots"), ("float32", "dots"), ("bfloat16", "full"), (jnp.bfloat16, "full")])
 def test_auto_keeps_products_but_on_a_cpu_in_bfloat16(tiny_encoder, tiny_images, dtype, chosen):
     def program(remat):
-        module = ViT(tiny_encoder.config, jnp.dtype(dtype), remat)
+        module = ViT(tiny_encoder.config, dtype, remat)
         gradient = jax.grad(lambda params: module.apply({"params": params}, tiny_images).sum())
         return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(gradient)(tiny_encoder.params)))
 

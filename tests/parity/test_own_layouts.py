@@ -11,6 +11,7 @@ from test_transformers import assert_same_states, images
 import brh_jax
 from brh_jax import dynamics
 from brh_jax.errors import UserError
+from brh_jax.interventions import apply_plans
 from brh_jax.phases import Partition
 from weights_convert import convert
 
@@ -101,6 +102,8 @@ def test_a_bare_raptor_asks_for_what_it_lacks(tmp_path):
         raptor.trajectory(images(224, 224))
     with pytest.raises(UserError, match="has no norm"):
         raptor.features(np.zeros((1, 261, 64), np.float32))
+    with pytest.raises(UserError, match="has no norm"):
+        apply_plans(raptor, np.ones((1, 261, 64), np.float32), [(0, 1, 2, 3, 4, 5)])
 
 
 def test_a_bare_raptor_with_its_teacher(tmp_path):

@@ -50,8 +50,8 @@ class DistillSettings:
 
     Attributes:
         batch_size: images of a step.
-        remat: what the backward pass keeps of a block: none (everything), dots (products), full (nothing), auto (the fastest
-            that was measured: dots, but full where a CPU multiplies in bfloat16).
+        remat: what the backward pass keeps of a block: none (everything), dots (products), full (nothing), auto (dots,
+            but full where a CPU multiplies in bfloat16: the fastest that was measured).
         pieces: parts that a batch goes through in, gradients accumulated.
         stage1: each block on its own phase, from the teacher's states; 0 steps leave it out.
         stage2: the blocks joined, rolled out from the first state; 0 steps leave it out.
