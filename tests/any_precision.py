@@ -11,6 +11,7 @@ from brh_jax import dynamics, phases
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks
 from brh_jax.distill.baselines import fit_baselines
 from brh_jax.distill.evaluation import evaluate
+from brh_jax.distill.objectives import Target
 from brh_jax.distill.trainer import optimizer
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig
 from brh_jax.models.encoder import init_params
@@ -42,7 +43,7 @@ def training(states):
     for objective in (Blockwise(BlockwiseSettings(noise=0.1)), Joint(JointSettings(noise=0.1))):
 
         def loss(params, step, objective=objective):
-            return objective.loss(Blocks(config), params, states, LAYOUT, step, jax.random.key(1), objective.variant(0))
+            return objective.loss(Blocks(config), params, Target(states, LAYOUT), step, jax.random.key(1), objective.variant(0))
 
         transform, _ = optimizer(objective, list(params))
         (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, jnp.asarray(3, jnp.int32))

@@ -7,7 +7,7 @@ the joined blocks out from a_0 (its stage 2).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,6 @@ from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
 from brh_jax.train.loop import AdamwSettings
 from brh_jax.types import Array, State, Step, Trajectory
-
-Classify = Callable[[State], jax.Array]  # `[batch, tokens, dim] -> [batch, classes]`, logits of the teacher's classifier
 
 TEACHER_FORCING = ("annealed", "throughout")
 OPTIMIZERS = ("adamw", "muon")
@@ -108,6 +106,21 @@ class JointSettings(TrainingSettings):
         expect_not_negative(self, "decisions")
 
 
+class Target(NamedTuple):
+    """What blocks are to reproduce of a batch.
+
+    Attributes:
+        states: the teacher's trajectory.
+        layout: which tokens are which.
+        classify: logits of the teacher's classifier on a state, `[batch, tokens, dim] -> [batch, classes]`; asked only by
+            objectives that `asks_classes`.
+    """
+
+    states: Trajectory
+    layout: TokenLayout
+    classify: Callable[[State], jax.Array] | None = None
+
+
 class Objective(Protocol):
     """What is minimised.
 
@@ -128,17 +141,9 @@ class Objective(Protocol):
         """What of the objective is compiled for this step, a static argument of `loss`."""
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Step,
-        key: jax.Array,
-        variant: bool,
-        classify: Classify | None = None,
+        self, module: Blocks, params: Any, target: Target, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the gradient is taken of, and metrics with a `loss`; `states` is the teacher's trajectory, `key` of the noise."""
+        """What the gradient is taken of, and metrics with a `loss`; `key` is of the noise."""
 
 
 def _left(step: Step, share: float, steps: int) -> jax.Array:
@@ -200,19 +205,11 @@ class Blockwise:
         return share * of("teacher_forced") + (1.0 - share) * rolled if forced else rolled
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Step,
-        key: jax.Array,
-        variant: bool,
-        classify: Classify | None = None,
+        self, module: Blocks, params: Any, target: Target, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the blocks' losses, and each of them."""
         share = self.share(step)
-        each = self.losses(module, params, states, layout, share, variant, _noise(self.settings.noise, key))
+        each = self.losses(module, params, target.states, target.layout, share, variant, _noise(self.settings.noise, key))
         named = {f"loss_phase_{phase + 1}": each[phase] for phase in range(module.config.partition.k)}
         return each.sum(), {"loss": each.mean(), "teacher_forcing": share, **named}
 
@@ -243,18 +240,10 @@ class Joint:
         return Restarts(states, jax.random.bernoulli(key, self.share(step), (len(states) - 1, states.shape[1])))
 
     def loss(
-        self,
-        module: Blocks,
-        params: Any,
-        states: Trajectory,
-        layout: TokenLayout,
-        step: Step,
-        key: jax.Array,
-        variant: bool,
-        classify: Classify | None = None,
+        self, module: Blocks, params: Any, target: Target, step: Step, key: jax.Array, variant: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The mean of the layers' losses; with `decisions` the weighted divergence of the classes besides."""
-        noise = _noise(self.settings.noise, key)
+        noise, (states, layout, classify) = _noise(self.settings.noise, key), target
         restarts = self.restarts(states, step, jax.random.fold_in(key, 0)) if variant else None
         rolled: Any = module.apply({"params": params}, states[0], layout.grid, noise, restarts, method="rollout")
         predicted = rolled[1:]
@@ -262,7 +251,8 @@ class Joint:
         losses = LOSSES[self.settings.loss](predicted, states[1:], weights, layout)
         loss = jnp.mean(losses[np.flatnonzero(module.config.modelled)])
         metrics = {"teacher_forcing": self.share(step)} if self.settings.restarts else {}
-        if self.asks_classes and classify is not None:
+        if self.asks_classes:
+            assert classify is not None  # `train_blocks` refuses a teacher without one
             wanted, found = (jax.nn.log_softmax(classify(state)) for state in (states[-1], predicted[-1]))
             metrics["decisions"] = optax.losses.kl_divergence_with_log_targets(found, wanted).mean()
             loss += self.settings.decisions * (1 - self.share(step)) * metrics["decisions"]

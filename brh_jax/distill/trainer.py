@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from brh_jax.distill.low_rank import LowRank
-from brh_jax.distill.objectives import Objective, TrainingSettings
+from brh_jax.distill.objectives import Objective, Target, TrainingSettings
 from brh_jax.distill.states import StatesBatches
 from brh_jax.distill.validation import Validation
 from brh_jax.errors import UserError
@@ -61,16 +61,11 @@ def train_blocks(
     Raises:
         UserError: the objective asks for classes, and the teacher has no classifier.
     """
-    head = teacher.pooled_head if objective.asks_classes else None
-    if objective.asks_classes and head is None:
-        raise UserError(
-            f"decisions is {objective.settings.decisions}, but {teacher.name} has no classifier on its class token or patches: "
-            "set it to 0, or take weights that come with one"
-        )
+    check_classes(objective, teacher)
     update, optimiser = make_update(objective, teacher, config, seed=seed, remat=remat, pieces=pieces, low_rank=low_rank)
     visits = validation.visits(config, run, objective.settings.steps, batch_size) if validation else {}
     layout, teacher = teacher.layout, teacher.on(run.mesh)
-    frozen = teacher.params if head is None else teacher.params | {"head": shard(head, run.mesh)}
+    frozen = teacher.params | ({"head": shard(teacher.pooled_head, run.mesh)} if objective.asks_classes else {})
 
     def step(state, batch, index):
         return update(state, frozen, batch, index, objective.variant(index))
@@ -93,6 +88,15 @@ def train_blocks(
         visits={step: _on_blocks(visit, low_rank) for step, visit in visits.items()},
     )
     return _blocks(state["params"], low_rank)
+
+
+def check_classes(objective: Objective, teacher: Encoder) -> None:
+    """Raises UserError where the objective asks for classes, and the teacher has none."""
+    if objective.asks_classes and teacher.pooled_head is None:
+        raise UserError(
+            f"decisions is {objective.settings.decisions}, but {teacher.name} has no classifier on its class token or patches: "
+            "set it to 0, or take weights that come with one"
+        )
 
 
 def _on_blocks(visit: Callable[[Any], None], low_rank: LowRank | None) -> Callable[[dict], None]:
@@ -142,8 +146,8 @@ def make_update(
                 return apply_head(teacher_params["head"], pooled_features(features, layout))
 
             def loss(params):
-                blocks = _blocks(params, low_rank)
-                return objective.loss(module, blocks, states, layout, index, noise_key, variant, classify)
+                target = Target(states, layout, classify)
+                return objective.loss(module, _blocks(params, low_rank), target, index, noise_key, variant)
 
             return jax.grad(loss, has_aux=True)(state["params"])
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, losses, objectives
+from brh_jax.distill.objectives import Target
 from brh_jax.distill.trainer import optimizer
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
@@ -119,13 +120,13 @@ def test_both_objectives_take_the_noise(blocks):
     target, key = states(2), jax.random.key(1)
     for objective, settings in ((Blockwise, BlockwiseSettings), (Joint, JointSettings)):
         both = objective(settings(noise=0.3)), objective(settings())
-        found = [float(o.loss(module, params, target, LAYOUT, 1, key, o.variant(1))[0]) for o in both]
+        found = [float(o.loss(module, params, Target(target, LAYOUT), 1, key, o.variant(1))[0]) for o in both]
         assert abs(found[0] - found[1]) > 1e-4
     joint = Joint(JointSettings(noise=0.3))
     predicted = module.apply({"params": params}, target[0], None, Noise(0.3, key), method="rollout")[1:]
     weights = losses.token_weights(LAYOUT, (0.45, 0.10, 0.45))
     expected = float(jnp.mean(losses.mean_squared_error(predicted, target[1:], weights, LAYOUT)))
-    assert float(joint.loss(module, params, target, LAYOUT, 1, key, False)[0]) == pytest.approx(expected, rel=1e-6)
+    assert float(joint.loss(module, params, Target(target, LAYOUT), 1, key, False)[0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_decisions_add_the_divergence_of_the_classes_as_restarts_give_way(blocks):
@@ -135,11 +136,11 @@ def test_decisions_add_the_divergence_of_the_classes_as_restarts_give_way(blocks
     def classify(state):
         return jnp.asarray(state)[:, 0] @ weight
 
-    arguments = module, params, target, LAYOUT
+    arguments = module, params, Target(target, LAYOUT, classify)
     plain, joint = (Joint(JointSettings(steps=100, restarts=0.5, decisions=weight)) for weight in (0.0, 0.3))
     for step, share in ((0, 0.0), (25, 0.5), (80, 1.0)):
-        total, metrics = joint.loss(*arguments, step, key, True, classify)
-        without, none = plain.loss(*arguments, step, key, True, classify)
+        total, metrics = joint.loss(*arguments, step, key, True)
+        without, none = plain.loss(*arguments, step, key, True)
         assert float(total - without) == pytest.approx(0.3 * share * float(metrics["decisions"]), abs=1e-5)
         assert "decisions" not in none
     predicted = module.apply({"params": params}, target[0], method="rollout")[-1]  # no image restarts any more
@@ -151,7 +152,7 @@ def test_joint_compares_every_state_of_the_joined_rollout(blocks):
     module, params = blocks
     target = states(2)
     predicted = module.apply({"params": params}, target[0], method="rollout")[1:]
-    found, metrics = Joint().loss(module, params, target, LAYOUT, 0, jax.random.key(0), False)
+    found, metrics = Joint().loss(module, params, Target(target, LAYOUT), 0, jax.random.key(0), False)
     expected = jnp.mean(
         losses.mean_squared_error(predicted, target[1:], losses.token_weights(LAYOUT, (0.45, 0.10, 0.45)), LAYOUT)
     )

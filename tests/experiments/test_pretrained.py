@@ -1,5 +1,6 @@
 """Any teacher by one configuration: what its argument says, and runs on small saved models of several families."""
 
+import importlib
 import pathlib
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from brh_jax.distill import JointSettings
 from brh_jax.errors import UserError
 from brh_jax.train.metrics import read_metrics
 from experiments import pipeline, sweep, tables
@@ -17,6 +19,14 @@ from experiments.summarize import merits_of
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "parity"))
 from references import make
+
+
+def test_decisions_of_a_teacher_without_classifier_are_refused_before_anything_is_trained(tiny_encoder, monkeypatch):
+    distill = importlib.import_module("experiments.stages.distill.run")  # the package has a function of that name
+    monkeypatch.setattr(distill, "read_teacher", lambda context, dtype: tiny_encoder)
+    settings = distill.Settings(distill=distill.DistillSettings(stage2=JointSettings(decisions=0.05)))
+    with pytest.raises(UserError, match=r"config\.distill\.stage2\.decisions is 0\.05, but .* has no classifier.*set it to 0"):
+        distill.run(None, settings)  # nothing of the run is asked before
 
 
 def test_the_argument_says_teacher_phases_and_budget():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, raptor_encoder
+from brh_jax.distill.objectives import Target
 from brh_jax.models import RaptorConfig, count_params
 from brh_jax.models.cost import block_params, cost, describe, partition_bits, unshared, vit_flops
 from brh_jax.models.raptor import Blocks
@@ -62,7 +63,7 @@ def test_blocks_applied_once_produce_the_last_state_of_their_phase(tiny_encoder,
     # Only the last states of the phases are compared.
     teacher, module = tiny_encoder.trajectory(tiny_images), Blocks(config)
     errors = np.square(np.asarray(states - teacher)).mean((1, 2, 3))
-    arguments = (module, blocks, teacher, control.layout, 0, jax.random.key(0), True)
+    arguments = (module, blocks, Target(teacher, control.layout), 0, jax.random.key(0), True)
     loss, _ = Joint(JointSettings(token_weights=())).loss(*arguments)
     assert loss == pytest.approx((errors[4] + errors[6]) / 2, rel=1e-5)
     _, metrics = Blockwise(BlockwiseSettings(token_weights=())).loss(*arguments)

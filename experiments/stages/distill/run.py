@@ -8,6 +8,7 @@ from brh_jax.data.sources import Source
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, Validation
 from brh_jax.distill.objectives import Objective
 from brh_jax.distill.states import StatesBatches, open_states
+from brh_jax.distill.trainer import check_classes
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of, expect_positive
 from brh_jax.models import Encoder
 from brh_jax.models.cost import partition_bits
@@ -173,6 +174,10 @@ def reads(settings: Settings) -> list[ImageSet]:
 def run(context: Context, settings: Settings) -> DistillResult:
     """Leaves every Raptor in `kN/raptor/`, and what it was before its blocks were joined in `kN/stage1/raptor/`."""
     teacher = read_teacher(context, settings.compute_dtype)
+    try:  # before anything is trained
+        check_classes(Joint(settings.distill.stage2), teacher)
+    except UserError as error:
+        raise UserError(f"config.distill.stage2.{error}") from None
     source = context.source(settings.data.train, settings.data.data_dir)
     validation, raptors = _validation(context, settings, teacher, source), {}
     for k, partition in read_partitions(context).items():
