@@ -17,7 +17,8 @@ from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
 from brh_jax.models.head import apply_head, on_pooled
-from brh_jax.models.raptor import Raptor, RaptorLayers, as_layers
+from brh_jax.models.raptor import Raptor, RaptorConfig
+from brh_jax.models.stack import LayerStack, stack_layers
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
 from brh_jax.system import DepthSystem, check_layer
@@ -48,7 +49,7 @@ def _attention(module, params, states, grid):
 class _Layer:
     """A layer, or half of one, as a function of parameters. Equal ones are compiled once."""
 
-    module: ViT | Raptor | RaptorLayers
+    module: LayerStack | Raptor
     grid: tuple[int, int]
     sublayers: bool
 
@@ -237,8 +238,8 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     def system(self, *, sublayers: bool = False) -> DepthSystem:
         """Depth as a dynamical system: one step per layer; its `step` raises ValueError for a layer that is not there.
 
-        Of a Raptor it holds the blocks' parameters as often as they are applied, so that Raptors of any number of blocks are one
-        program; they are copied at the first call and kept with the encoder. (Blocks that are applied `once` are a program each.)
+        Models of one shape, a ViT and its Raptors of any number of blocks, are one program: a Raptor's blocks are copied for each
+        layer, at the first call, and kept with the encoder. (Blocks that are applied `once` are a program each.)
 
         Args:
             sublayers: two steps per layer, attention (even ones) and feed-forward (odd ones), so that whatever is measured
@@ -249,12 +250,12 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
         return DepthSystem(jax.tree_util.Partial(layer, params), self.depth * (2 if sublayers else 1), self.layout)
 
     @functools.cached_property
-    def _layers(self) -> tuple[ViT | Raptor | RaptorLayers, Any]:
+    def _layers(self) -> tuple[LayerStack | Raptor, Any]:
         """What has a `step`, and its parameters."""
-        if self.config.kind != "raptor" or self.config.once:
+        if isinstance(self.config, RaptorConfig) and self.config.once:
             return self.module, self.params
         with jax.ensure_compile_time_eval():  # kept, so no value of a jitted function that happens to ask first
-            return as_layers(self.config, self.params["blocks"], self.dtype)
+            return stack_layers(self.config, self.params["blocks"], self.dtype)
 
     def on(self, mesh: Mesh) -> "Encoder":
         """A copy with its parameters laid over a mesh, see `train.parallel.SPLIT`."""

@@ -33,6 +33,7 @@ def named(init: Callable, *names: str | None) -> Callable:
 class LayerNorm(nn.LayerNorm):
     """flax's LayerNorm with the two-pass variance: where a state's mean is large, E[x²] - E[x]² loses digits."""
 
+    epsilon: Any = 1e-6  # a number, or an array that holds one, where models of one program differ in it
     use_fast_variance: bool = False
 
 

@@ -345,40 +345,6 @@ class Blocks(nn.Module):
         return block.apply({"params": own}, state, depth, rotations, part, **options)
 
 
-class RaptorLayers(nn.Module):
-    """A Raptor's blocks as one layer after another, which knows of no partition: Raptors of any number of blocks are one program.
-
-    Parameters: those of a block, stacked along a leading axis of `depth`, which `as_layers` makes.
-    """
-
-    config: RaptorConfig
-    dtype: Any = None
-
-    def step(self, state: State, layer: Layer, grid: Grid = None, part: str | None = None) -> State:
-        """See `Raptor.step`."""
-        check_layer(layer, self.config.depth)
-        own = jax.tree.map(lambda leaf: leaf[layer], self.variables["params"])
-        rotations = self.config.teacher.rotations(state.shape[-2], grid)
-        block: Any = RaptorBlock(self.config, self.dtype, parent=None)
-        return block.apply({"params": own}, state, layer + 1, rotations, part)
-
-
-def as_layers(config: RaptorConfig, blocks: Any, dtype: Any = None) -> tuple[RaptorLayers, Any]:
-    """The layers of a Raptor one by one. Not for one whose blocks are applied `once`, which has none of its own.
-
-    Args:
-        blocks: parameters of `phase_1` ... `phase_k`.
-
-    Returns:
-        The module, equal for all Raptors of one architecture, and its parameters: copies of the blocks', as often as they are
-        applied, `[depth, ...]` each.
-    """
-    alike = dataclasses.replace(config, partition=Partition((config.depth,)))  # some partition, the same for all
-    blocks = jax.tree.map(jnp.asarray, blocks)
-    of_layers = [blocks[f"phase_{phase + 1}"] for phase in config.partition.labels]
-    return RaptorLayers(alike, dtype), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
-
-
 def depths(run: Run) -> jax.Array:
     """1-based indices of the layers that a run produces."""
     return jnp.arange(run.start + 1, run.stop + 1)

@@ -6,7 +6,7 @@ import pytest
 from brh_jax.errors import UserError
 from brh_jax.models import Raptor, RaptorBlock, RaptorConfig, count_params
 from brh_jax.models.encoder import init_params
-from brh_jax.models.raptor import Blocks, as_layers
+from brh_jax.models.raptor import Blocks
 from brh_jax.phases import Partition
 
 PARTITIONS = [Partition((6,)), Partition((3, 2, 1)), Partition((2, 1, 3), (0, 1, 0)), Partition((1,) * 6)]
@@ -35,22 +35,6 @@ def test_equals_a_python_loop_over_the_same_blocks(tiny_config, tiny_images, par
         chex.assert_trees_all_close(x, states[layer + 1], atol=2e-4, rtol=1e-4)
         step = module.apply({"params": params}, states[layer], layer, method="step")
         chex.assert_trees_all_close(step, states[layer + 1], atol=2e-4, rtol=1e-4)
-
-
-def test_its_layers_are_the_same_and_one_program_for_any_number_of_blocks(tiny_config, tiny_images):
-    programs = set()
-    for partition in PARTITIONS:
-        module, params = make(tiny_config, tiny_images, partition)
-        layers, stacked = as_layers(module.config, params["blocks"])
-        state = module.apply({"params": params}, tiny_images, method="embed")
-        for layer in range(6):
-            for part in ("attention", "mlp", None):
-                after = layers.apply({"params": stacked}, state, layer, None, part, method="step")
-                expected = module.apply({"params": params}, state, layer, None, part, method="step")
-                chex.assert_trees_all_close(after, expected, atol=1e-5)
-            state = after
-        programs.add((layers, jax.tree.structure(stacked), tuple(leaf.shape for leaf in jax.tree.leaves(stacked))))
-    assert len(programs) == 1
 
 
 def test_parameters_do_not_grow_with_repeats(tiny_config, tiny_images):
