@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,14 +13,15 @@ from brh_jax.errors import expect, expect_one_of, expect_positive
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, init_params, pooled_features, pooled_width
 from brh_jax.models.head import apply_head, zero_head
+from brh_jax.models.optimizer import OptimizerSettings, optimized_specs, optimizer
 from brh_jax.models.remat import NAMES
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
-from brh_jax.train.loop import AdamwSettings, Run, adamw, train
+from brh_jax.train.loop import Run, train
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedSettings(AdamwSettings):
+class SupervisedSettings(OptimizerSettings):
     """How the ViT trains, with the config's stochastic depth.
 
     Attributes:
@@ -71,8 +71,7 @@ def train_vit(
     module, layout = ViT(config, remat=settings.remat), config.layout(*preprocessing.crop)
     init_key, drop_key = jax.random.split(jax.random.key(seed))
     image = jnp.zeros((1, *preprocessing.crop, config.channels))
-    adam, _ = adamw(settings, settings.steps)
-    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+    optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optimizer(settings, settings.steps)[0])
 
     def loss_fn(trained, batch, key):
         variables = {"params": trained["vit"]}
@@ -95,7 +94,7 @@ def train_vit(
     trained = {"vit": jax.jit(functools.partial(init_params, module))(init_key, image), "head": head}
     state = {"trained": trained, "opt_state": optimiser.init(trained)}
     boxed = {"vit": boxed_params(module, image), "head": jax.eval_shape(lambda: head)}
-    specs = nn.get_partition_spec({"trained": boxed, "opt_state": jax.eval_shape(optimiser.init, boxed)})
+    params, kept = optimized_specs(boxed, optimiser)
 
     def encoder(state, name):
         return Encoder(config, state["trained"]["vit"], preprocessing, name=name, head=state["trained"]["head"])
@@ -110,7 +109,7 @@ def train_vit(
         run,
         num_steps=settings.steps,
         batch_size=settings.batch_size,
-        specs=specs,
+        specs={"trained": params, "opt_state": kept},
         flops_per_image={"student": 3 * vit_flops(config, layout)},
         visits={number: keeper(number) for number in snapshots},
     )

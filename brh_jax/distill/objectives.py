@@ -17,18 +17,17 @@ import optax
 from brh_jax.distill.losses import LOSSES, token_weights
 from brh_jax.errors import UserError, expect, expect_not_negative, expect_one_of
 from brh_jax.models.encoder import init_params
+from brh_jax.models.optimizer import OptimizerSettings
 from brh_jax.models.raptor import Blocks, Noise, RaptorConfig, Restarts
 from brh_jax.partition import Partition
 from brh_jax.tokens import TokenLayout
-from brh_jax.train.loop import AdamwSettings
 from brh_jax.types import Array, State, Step, Trajectory
 
 TEACHER_FORCING = ("annealed", "throughout")
-OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingSettings(AdamwSettings):
+class TrainingSettings(OptimizerSettings):
     """How blocks train; the defaults are the paper's.
 
     Attributes:
@@ -36,10 +35,6 @@ class TrainingSettings(AdamwSettings):
         noise: standard deviation of Gaussian noise on the state before every application of a block, as the paper's authors add
             it (0 in their published runs).
         loss: a key of `losses.LOSSES`.
-        optimizer: adamw, or muon: matrices by their orthogonalised momentum, the rest by AdamW. A learning rate of muon is the
-            largest singular value of a step, or that times the root of outputs over inputs where there are more of them, which
-            serves models of any width.
-        vector_learning_rate: of what is no matrix, where the optimiser is muon; it rises and falls with the other.
         token_weights: of (cls, registers, patches) in the loss, () for the plain mean; of Blockwise for the last block alone.
     """
 
@@ -47,16 +42,13 @@ class TrainingSettings(AdamwSettings):
     warmup_steps: int = 10_000
     noise: float = 0.0
     loss: str = "mse"
-    optimizer: str = "adamw"
-    vector_learning_rate: float = 1e-3
     token_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "token_weights", tuple(self.token_weights))
-        expect_not_negative(self, "steps", "noise", "vector_learning_rate")
+        expect_not_negative(self, "steps", "noise")
         expect_one_of(self, "loss", LOSSES)
-        expect_one_of(self, "optimizer", OPTIMIZERS)
         weights = self.token_weights
         if weights and not (len(weights) == 3 and any(weights) and all(0 <= weight < float("inf") for weight in weights)):
             raise UserError(

@@ -4,23 +4,23 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
 from brh_jax.distill.low_rank import LowRank
-from brh_jax.distill.objectives import Objective, Target, TrainingSettings
+from brh_jax.distill.objectives import Objective, Target
 from brh_jax.distill.states import StatesBatches
 from brh_jax.distill.validation import Validation
 from brh_jax.errors import UserError
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, pooled_features
 from brh_jax.models.head import apply_head
-from brh_jax.models.layers import KERNELS
+from brh_jax.models.optimizer import optimized_specs
+from brh_jax.models.optimizer import optimizer as model_optimizer
 from brh_jax.models.raptor import Blocks, RaptorConfig
-from brh_jax.train.loop import Run, accumulate, adamw, train
+from brh_jax.train.loop import Run, accumulate, train
 from brh_jax.train.parallel import shard
 
 
@@ -165,63 +165,16 @@ def optimizer(objective: Objective, blocks: list[str]) -> tuple[optax.GradientTr
     """What updates blocks behind a clipped gradient norm, and its learning-rate schedule; `blocks` are the names of the
     parameters' parts."""
     settings = objective.settings
-    adam, schedule = adamw(settings, settings.steps)
-    if settings.optimizer == "muon":
-        adam = muon(schedule, settings)
+    update, schedule = model_optimizer(settings, settings.steps)
     clip = optax.clip_by_global_norm(settings.clip_norm)
     if objective.per_block:
         clip = optax.partition({name: clip for name in blocks}, {name: name for name in blocks})
-    return optax.chain(clip, adam), schedule
-
-
-def muon(schedule: optax.Schedule, settings: TrainingSettings) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) for the matrices of attention and feed-forward layers, queries, keys, values, gates each by
-    itself, AdamW for the rest."""
-    ratio = settings.vector_learning_rate / settings.learning_rate
-
-    def axes(params):
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: _matrix_axes(path), params)
-
-    return optax.contrib.muon(
-        schedule,
-        weight_decay=settings.weight_decay,
-        adam_weight_decay=settings.weight_decay,
-        adam_b2=0.98,
-        adam_learning_rate=lambda step: ratio * schedule(step),
-        muon_weight_dimension_numbers=axes,
-    )
-
-
-def _matrix_axes(path: tuple) -> optax.contrib.MuonDimensionNumbers | None:
-    """Which axes of the kernel at that path are its inputs and its outputs; None for what is no kernel of a block's layer."""
-    names = tuple(key.key for key in path)
-    axes = KERNELS.get(names[-3:])
-    if axes is None:
-        return None
-    inputs, outputs = axes
-    if names[0] in ("a", "b"):  # factors of `low_rank`
-        inputs, outputs = (-2,), (-1,)
-    elif names[0] == "shared":  # phases come first there
-        inputs, outputs = (tuple(axis + (axis >= 0) for axis in found) for found in axes)
-    return optax.contrib.MuonDimensionNumbers(inputs, outputs)
+    return optax.chain(clip, update), schedule
 
 
 def state_specs(config: RaptorConfig, teacher: Encoder, optimiser: optax.GradientTransformation) -> Any:
     """The names of the dimensions of a training state's arrays, see `train.parallel.shardings`."""
     state = jax.ShapeDtypeStruct((1, teacher.layout.num_tokens, config.dim), jnp.float32)
     boxed = boxed_params(Blocks(config), state, grid=teacher.layout.grid, method="rollout")
-    params, specs = nn.unbox(boxed), nn.get_partition_spec(boxed)
-
-    def masked(node) -> bool:
-        return isinstance(node, optax.MaskedNode)  # a parameter that another part of the optimiser has
-
-    # What the optimiser keeps of a parameter is split as the parameter; all else is whole on every device.
-    kept = optax.tree.map_params(
-        optimiser,
-        lambda leaf, spec: leaf if masked(leaf) else spec,
-        jax.eval_shape(optimiser.init, params),
-        specs,
-        transform_non_params=lambda leaf: PartitionSpec(),
-        is_leaf=masked,
-    )
-    return {"params": specs, "opt_state": kept}
+    params, kept = optimized_specs(boxed, optimiser)
+    return {"params": params, "opt_state": kept}

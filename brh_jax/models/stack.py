@@ -60,7 +60,7 @@ def stack_layers(config: ViTConfig | RaptorConfig, blocks: Any, dtype: Any = Non
         blocks: the model's parameters of that name.
 
     Returns:
-        The module, equal for all models of one shape, and its parameters. A Raptor's blocks are copied as often as they are applied.
+        The module, equal for all models of one shape, and its parameters: a Raptor's blocks copied as often as they are applied.
     """
     blocks = jax.tree.map(jnp.asarray, blocks)
     if isinstance(config, RaptorConfig):

@@ -4,7 +4,7 @@
 
 recipe=paper, the argument, trains the Raptors as the paper does, in three times the steps; see configs/pretrained.py.
 
-Hardware: 2 CPU cores, four to seven minutes. Data: scikit-learn's digits, nothing is downloaded.
+Hardware: 2 CPU cores, three to six minutes. Data: scikit-learn's digits, nothing is downloaded.
 Expect: teacher above 95 %, phases of 4 + 8 and about 3 + 4 + 5 layers, R² of the last state about 0.9, probes within 3 points.
 """
 
@@ -21,8 +21,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher.source = "train"
     config.teacher.vit.update({"dim": 64, "depth": 12, "num_heads": 2, "mlp_dim": 256, "patch_size": 2})
     config.teacher.vit.update({"num_registers": 4, "drop_path": 0.1})
-    config.teacher.train.update({"steps": 600, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 60})
-    config.teacher.train.update({"weight_decay": 0.05, "label_smoothing": 0.1, "remat": "full"})
+    # By AdamW, at 2e-3, as good a ViT takes 600 steps.
+    config.teacher.train.update({"optimizer": "muon", "steps": 240, "learning_rate": 0.03, "final_learning_rate": 1e-3})
+    config.teacher.train.update({"vector_learning_rate": 2e-3, "warmup_steps": 20, "batch_size": 64, "weight_decay": 0.05})
+    config.teacher.train.update({"label_smoothing": 0.1, "remat": "full"})
     config.data.update({"train": "digits:train", "eval": "digits:test", "image_size": 8})
     config.data.update({"augment": "random_resized_crop", "crop_scale": (0.9, 1.0), "flip": False})
     config.phases.update({"k": (2, 3), "num_images": 360})
