@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher.vit.update({"num_registers": 4, "drop_path": 0.1})
     # By AdamW, at 2e-3, as good a ViT takes 600 steps.
     config.teacher.train.update({"optimizer": "muon", "steps": 240, "learning_rate": 0.03, "final_learning_rate": 1e-3})
-    config.teacher.train.update({"vector_learning_rate": 2e-3, "warmup_steps": 20, "batch_size": 64, "weight_decay": 0.05})
+    config.teacher.train.update({"vector_learning_rate": 2e-3, "warmup_steps": 20, "batch_size": 64, "weight_decay": 0.3})
     config.teacher.train.update({"label_smoothing": 0.1, "remat": "full"})
     config.data.update({"train": "digits:train", "eval": "digits:test", "image_size": 8})
     config.data.update({"augment": "random_resized_crop", "crop_scale": (0.9, 1.0), "flip": False})
