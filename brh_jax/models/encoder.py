@@ -17,7 +17,7 @@ from PIL import Image
 
 from brh_jax.errors import UserError, expect, is_number
 from brh_jax.models.head import apply_head, on_pooled
-from brh_jax.models.raptor import Raptor, RaptorConfig
+from brh_jax.models.raptor import Raptor
 from brh_jax.models.stack import LayerStack, stack_layers
 from brh_jax.models.vit import ViT, ViTConfig
 from brh_jax.preprocessing import Preprocessing
@@ -252,8 +252,9 @@ class Encoder(flax.struct.PyTreeNode, eq=False):
     @functools.cached_property
     def _layers(self) -> tuple[LayerStack | Raptor, Any]:
         """What has a `step`, and its parameters."""
-        if isinstance(self.config, RaptorConfig) and self.config.once:
-            return self.module, self.params
+        module = self.module
+        if isinstance(module, Raptor) and module.config.once:
+            return module, self.params
         with jax.ensure_compile_time_eval():  # kept, so no value of a jitted function that happens to ask first
             return stack_layers(self.config, self.params["blocks"], self.dtype)
 

@@ -96,7 +96,7 @@ def _placed(values: jax.Array, like: jax.Array, stacked: bool = False) -> jax.Ar
 
 def _depth_gains(dim: int, params: Any, precision: Any) -> jax.Array:
     """What depth scales layers by, `[depth, 3, dim]`, each with its own parameters."""
-    scaling = DepthScaling(dim)
+    scaling: Any = DepthScaling(dim)
     depths = jnp.arange(1, len(params["fc1"]["bias"]) + 1).astype(precision)
     with jax.default_matmul_precision("highest"):
         return jnp.stack(jax.vmap(lambda own, depth: scaling.apply({"params": own}, depth))(params, depths), axis=1)
