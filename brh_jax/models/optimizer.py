@@ -20,10 +20,10 @@ class OptimizerSettings(AdamwSettings):
     """How a model is optimised.
 
     Attributes:
-        optimizer: adamw, or muon: matrices by their orthogonalised momentum, the rest by AdamW. A learning rate of muon is the
-            largest singular value of a step, or that times the root of outputs over inputs where there are more of them, which
-            serves models of any width.
-        vector_learning_rate: of what is no matrix, where the optimiser is muon; it rises and falls with the other.
+        optimizer: adamw, or muon: matrices of attention and feed-forward layers by their orthogonalised momentum, all else by
+            AdamW. A learning rate of muon is the largest singular value of a step, or that times the root of outputs over inputs
+            where there are more of them, which serves models of any width.
+        vector_learning_rate: of all else, where the optimiser is muon; it rises and falls with the other.
     """
 
     optimizer: str = "adamw"
@@ -68,7 +68,7 @@ def _matrix_axes(path: tuple) -> optax.contrib.MuonDimensionNumbers | None:
     inputs, outputs = axes
     if names[0] in ("a", "b"):  # factors of `low_rank`
         inputs, outputs = (-2,), (-1,)
-    elif names[0] == "shared" or "blocks" in names:  # phases come first there, or a ViT's layers
+    elif names[0] == "shared" or names[-4:-3] == ("blocks",):  # phases come first there, or a ViT's layers
         inputs, outputs = (tuple(axis + (axis >= 0) for axis in found) for found in axes)
     return optax.contrib.MuonDimensionNumbers(inputs, outputs)
 

@@ -44,13 +44,13 @@ class _OneLayer(nn.Module):
     def __call__(self, x: State, gains: Array, epsilon: Array, rotations: Rotations | None, part: str | None) -> State:
         def branch(x, layer, index, *args):
             norm = layers.LayerNorm(epsilon=epsilon, name=f"norm{index}")
-            return x + gains[index - 1] * layer(norm(x), *args).astype(x.dtype)
+            return x + gains[index - 1].astype(x.dtype) * layer(norm(x), *args).astype(x.dtype)
 
         if part != "mlp":
             x = branch(x, layers.Attention(self.config.num_heads, dtype=self.dtype, name="attn"), 1, rotations)
         if part == "attention":
             return x
-        return gains[2] * branch(x, layers.Mlp(self.config.mlp_dim, self.config.mlp, self.dtype, name="mlp"), 2)
+        return gains[2].astype(x.dtype) * branch(x, layers.Mlp(self.config.mlp_dim, self.config.mlp, self.dtype, name="mlp"), 2)
 
 
 def stack_layers(config: ViTConfig | RaptorConfig, blocks: Any, dtype: Any = None) -> tuple[LayerStack, Any]:
@@ -69,15 +69,16 @@ def stack_layers(config: ViTConfig | RaptorConfig, blocks: Any, dtype: Any = Non
     layer = {name: jax.tree.map(lambda leaf: _placed(leaf, leaf), blocks[name]) for name in ("norm1", "attn", "norm2", "mlp")}
     qkv = layer["attn"]["qkv"]
     if "bias" not in qkv:  # as good as one of zeros
-        bias = jnp.zeros((config.depth, *qkv["kernel"].shape[2:]), qkv["kernel"].dtype)
+        bias = jnp.zeros_like(qkv["kernel"][:, 0])  # laid over devices as the kernel is
         layer["attn"] = layer["attn"] | {"qkv": qkv | {"bias": bias}}
     scale = layer["norm1"]["scale"]
+    precision = jnp.promote_types(scale.dtype, jnp.float32)  # depths and 1e-6 would be others in bfloat16
     ones = jnp.ones_like(scale)
     gains = jnp.stack([*(blocks[name]["scale"] if name in blocks else ones for name in ("ls1", "ls2")), ones], axis=1)
+    gains = gains.astype(precision)
     if "depth_scaling" in blocks:
         gains *= _depth_gains(config.dim, blocks["depth_scaling"], gains.dtype)
-    eps = config.layer_norm_eps
-    epsilon = jnp.full((config.depth,), eps, jnp.promote_types(scale.dtype, jnp.float32))  # 1e-6 would be another in bfloat16
+    epsilon = jnp.full((config.depth,), config.layer_norm_eps, precision)
     # What the program is made of, without what the gains and epsilon say.
     alike = dataclasses.replace(config.vit, mlp=config.mlp, mlp_dim=config.mlp_dim)
     return LayerStack(alike, dtype), {"layer": layer, "gains": _placed(gains, scale), "epsilon": _placed(epsilon, scale)}

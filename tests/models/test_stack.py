@@ -6,10 +6,11 @@ import chex
 import jax
 import pytest
 
-from brh_jax.models import Raptor, RaptorConfig, ViT
+from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT
 from brh_jax.models.encoder import init_params
 from brh_jax.models.stack import stack_layers
 from brh_jax.phases import Partition
+from brh_jax.train.parallel import make_mesh
 
 
 def noisy(module, images):
@@ -63,3 +64,21 @@ def test_raptors_of_another_feed_forward_layer_are_one_program_of_their_own(tiny
     vit = dataclasses.replace(tiny_config, depth=6)
     raptors = [RaptorConfig(vit, Partition(lengths), "swiglu") for lengths in ((6,), (2, 4))]
     assert len({check_steps(Raptor(config), tiny_images) for config in raptors}) == 1
+
+
+def test_they_are_one_program_on_a_mesh_too(tiny_encoder, tiny_config, tiny_images):
+    vit, mesh = dataclasses.replace(tiny_config, qkv_bias=False), make_mesh(2, 2, 2)
+    found = []
+    for module in (ViT(vit), Raptor(RaptorConfig(vit, Partition((2, 4)), vit.mlp, vit.mlp_dim))):
+        encoder = Encoder(module.config, noisy(module, tiny_images), tiny_encoder.preprocessing).on(mesh)
+        found.append([leaf.sharding for leaf in jax.tree.leaves(encoder.system())])
+    assert found[0] == found[1]
+
+
+def test_in_bfloat16_depth_scales_as_the_model_has_it(tiny_config, tiny_images):
+    module = Raptor(RaptorConfig(tiny_config, Partition((2, 4))))
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), noisy(module, tiny_images))
+    stack, stacked = stack_layers(module.config, params["blocks"])
+    state = jax.random.normal(jax.random.key(2), (2, 19, 16))
+    after, expected = (m.apply({"params": p}, state, 3, method="step") for m, p in ((stack, stacked), (module, params)))
+    chex.assert_trees_all_close(after, expected, atol=1e-4, rtol=1e-4)
