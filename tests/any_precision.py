@@ -12,7 +12,7 @@ from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, 
 from brh_jax.distill.baselines import fit_baselines
 from brh_jax.distill.evaluation import evaluate
 from brh_jax.distill.objectives import Target
-from brh_jax.distill.trainer import optimizer
+from brh_jax.distill.trainer import clipped_optimizer
 from brh_jax.models import Encoder, Raptor, RaptorConfig, ViT, ViTConfig
 from brh_jax.models.encoder import init_params
 from brh_jax.models.raptor import Blocks
@@ -45,7 +45,7 @@ def training(states):
         def loss(params, step, objective=objective):
             return objective.loss(Blocks(config), params, Target(states, LAYOUT), step, jax.random.key(1), objective.variant(0))
 
-        transform, _ = optimizer(objective, list(params))
+        transform, _ = clipped_optimizer(objective, list(params))
         (value, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, jnp.asarray(3, jnp.int32))
         single((value, metrics, gradients))
         with jax.numpy_dtype_promotion("standard"):  # optax knows no other; the training loop does the same

@@ -17,8 +17,7 @@ from brh_jax.errors import UserError
 from brh_jax.models.cost import vit_flops
 from brh_jax.models.encoder import Encoder, boxed_params, pooled_features
 from brh_jax.models.head import apply_head
-from brh_jax.models.optimizer import optimized_specs
-from brh_jax.models.optimizer import optimizer as model_optimizer
+from brh_jax.models.optimizer import optimized_specs, optimizer
 from brh_jax.models.raptor import Blocks, RaptorConfig
 from brh_jax.train.loop import Run, accumulate, train
 from brh_jax.train.parallel import shard
@@ -128,7 +127,7 @@ def make_update(
     """
     layout, module = teacher.layout, Blocks(config, teacher.dtype, remat, fused=fused)
     watched = teacher.module.clone(fused=fused)
-    optimiser, schedule = optimizer(objective, [f"phase_{phase + 1}" for phase in range(config.partition.k)])
+    optimiser, schedule = clipped_optimizer(objective, [f"phase_{phase + 1}" for phase in range(config.partition.k)])
     key = jax.random.key(seed)
 
     @functools.partial(jax.jit, static_argnums=4, donate_argnums=0)
@@ -161,11 +160,11 @@ def make_update(
     return update, optimiser
 
 
-def optimizer(objective: Objective, blocks: list[str]) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def clipped_optimizer(objective: Objective, blocks: list[str]) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """What updates blocks behind a clipped gradient norm, and its learning-rate schedule; `blocks` are the names of the
     parameters' parts."""
     settings = objective.settings
-    update, schedule = model_optimizer(settings, settings.steps)
+    update, schedule = optimizer(settings, settings.steps)
     clip = optax.clip_by_global_norm(settings.clip_norm)
     if objective.per_block:
         clip = optax.partition({name: clip for name in blocks}, {name: name for name in blocks})

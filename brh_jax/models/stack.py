@@ -79,7 +79,7 @@ def stack_layers(config: ViTConfig | RaptorConfig, blocks: Any, dtype: Any = Non
     if "depth_scaling" in blocks:
         gains *= _depth_gains(config.dim, blocks["depth_scaling"], gains.dtype)
     epsilon = jnp.full((config.depth,), config.layer_norm_eps, precision)
-    # What the program is made of, without what the gains and epsilon say.
+    # What the program is made of: a Raptor has its teacher's `vit`.
     alike = dataclasses.replace(config.vit, mlp=config.mlp, mlp_dim=config.mlp_dim)
     return LayerStack(alike, dtype), {"layer": layer, "gains": _placed(gains, scale), "epsilon": _placed(epsilon, scale)}
 

@@ -7,7 +7,7 @@ import pytest
 
 from brh_jax.distill import Blockwise, BlockwiseSettings, Joint, JointSettings, init_blocks, losses, objectives
 from brh_jax.distill.objectives import Target
-from brh_jax.distill.trainer import optimizer
+from brh_jax.distill.trainer import clipped_optimizer
 from brh_jax.errors import UserError
 from brh_jax.models import RaptorConfig
 from brh_jax.models.raptor import Blocks, Noise, Restarts
@@ -164,7 +164,7 @@ def test_gradients_are_clipped_block_by_block_or_jointly():
     params = {"phase_1": jnp.zeros(4), "phase_2": jnp.zeros(4)}
     grads = {"phase_1": jnp.full(4, 50.0), "phase_2": jnp.full(4, 0.1)}  # norms 100 and 0.2
     for objective, expected in ((Blockwise(), (0.5, 0.1)), (Joint(), (0.5, 0.001))):
-        transform, _ = optimizer(objective, list(params))
+        transform, _ = clipped_optimizer(objective, list(params))
         _, state = transform.update(grads, transform.init(params), params)
         moments = [s.mu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
         assert len(moments) == 1
@@ -173,7 +173,7 @@ def test_gradients_are_clipped_block_by_block_or_jointly():
 
 
 def test_schedule_is_the_papers():
-    _, schedule = optimizer(Joint(), ["phase_1"])
+    _, schedule = clipped_optimizer(Joint(), ["phase_1"])
     chex.assert_trees_all_close(
         [float(schedule(s)) for s in (0, 5_000, 10_000, 312_500)], [0.0, 1.5e-4, 3e-4, 1e-6], rtol=1e-4, atol=1e-12
     )
@@ -245,7 +245,7 @@ def test_restarts_give_way_over_their_share_of_the_steps():
 def test_muon_moves_every_matrix_by_an_orthogonal_step(blocks):
     """Of queries, keys, values and each kernel as one matrix: all singular values of an update are about equal."""
     config = blocks[0].config
-    optimiser, _ = optimizer(
+    optimiser, _ = clipped_optimizer(
         Joint(JointSettings(steps=10, warmup_steps=0, optimizer="muon", learning_rate=1.0, weight_decay=0.0)), ["phase_1"]
     )
     params = init_blocks(config, LAYOUT, jax.random.key(1))
