@@ -148,8 +148,15 @@ def module_of(path: str) -> ModuleType:
     return module
 
 
-def config_of(value: str) -> ConfigDict:
-    """What `get_config` of `path.py[:argument]` gives; looked up as --config is."""
+def config_of(value: str, given: Sequence[str] = ()) -> ConfigDict:
+    """What `get_config` of `path.py[:argument]` gives; looked up as --config is.
+
+    Args:
+        given: flags whose --config.section.name=value change it.
+
+    Raises:
+        UserError: it is no configuration, or a value is not of its setting's type.
+    """
     path, _, argument = find_config(value).partition(":")
     module = module_of(path)
     if not hasattr(module, "get_config"):
@@ -159,7 +166,15 @@ def config_of(value: str) -> ConfigDict:
     except (AttributeError, KeyError) as error:
         line = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__][-1]
         raise UserError(f"{path}, line {line}: {' '.join(str(error.args[0]).split())}") from None
-    return _checked(config)
+    config = _checked(config)
+    settings = [item for item in given if item.startswith("--config.")]
+    parser = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=["", *settings])
+    try:
+        parser(["", *settings])
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    return holder.value
 
 
 def _checked(config: object) -> ConfigDict:
@@ -201,6 +216,11 @@ def _unknown_flag(name: str, config: str, also: Iterable[str] = ()) -> UserError
     flat = f"did you mean --config.{name}? " if name in settings else ""
     hint = flat or did_you_mean(f"--{name}", [f"--{known}" for known in (*(own.name for own in _OWN), *also)])
     return UserError(f"unknown flag --{name}: {hint}--help tells what there is")
+
+
+def as_named_now(item: str) -> str:
+    """A flag as this version takes it: settings that have moved at their new place, sizes of square images as one number."""
+    return _squared(_moved(item))
 
 
 def _moved(item: str) -> str:
@@ -261,7 +281,7 @@ def cli() -> None:
         print(help_text())
         return
     try:
-        sys.argv = [_squared(_moved(item)) for item in sys.argv]  # where ml_collections looks for settings that are overridden
+        sys.argv = [as_named_now(item) for item in sys.argv]  # where ml_collections looks for settings that are overridden
         # Parsed here rather than by app.run, which prints a help text of its own for some faults and a stack trace for others.
         arguments = _parse(sys.argv)
         app.run(main, argv=arguments, flags_parser=lambda argv: argv)

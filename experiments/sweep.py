@@ -4,14 +4,19 @@ A configuration file with `sweep(arg)` beside `get_config(arg)` names the runs o
 the settings that it changes, {"k2-seed0": {"phases.k": (2,), "seed": 0}, ...}. Each run has a work directory of its own,
 WORKDIR/NAME. Those that are done are skipped; the same command goes on after a stop.
 
+A `sweep(arg, config)` gets the settings too, as the flags of the command line leave them, for runs that depend on them. What a run
+changes holds whatever the flags say.
+
 A setting may take what another run of the study makes: in {"teacher.source": "{workdir}/base/teacher/model"} {workdir} stands for
 WORKDIR, and the run waits for the one named base. What XLA compiles is kept for later runs in WORKDIR/compiled, unless
 $JAX_COMPILATION_CACHE_DIR names another folder.
 
-Further flags, --config.section.name=value among them, are those of experiments.main and go to every run.
+Further flags, --config.section.name=value among them, are those of experiments.main and go to every run; a run that changes the
+same setting keeps its own.
 """
 
 import argparse
+import inspect
 import os
 import pathlib
 import queue
@@ -33,15 +38,16 @@ from brh_jax.errors import UserError
 from brh_jax.files import own_folder
 from brh_jax.train.metrics import clock
 from brh_jax.train.stopping import Stopped
-from experiments.main import check_flags, find_config, module_of
+from experiments.main import as_named_now, check_flags, config_of, find_config, module_of
 from experiments.records import read_record
 
 
-def runs_of(value: str) -> dict[str, dict]:
+def runs_of(value: str, more: Sequence[str] = ()) -> dict[str, dict]:
     """The runs that a configuration's `sweep` names.
 
     Args:
         value: `path.py[:argument]`, looked up as --config is.
+        more: flags that go to every run, --config.section.name=value among them.
 
     Raises:
         UserError: no such file, no sweep in it, or one that is not as described above.
@@ -50,7 +56,8 @@ def runs_of(value: str) -> dict[str, dict]:
     module = module_of(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(arg): a study needs one, returning {{name of a run: {{setting: value}}}}")
-    runs = module.sweep(argument) if argument else module.sweep()
+    arguments = {"config": config_of(value, more)} if "config" in inspect.signature(module.sweep).parameters else {}
+    runs = module.sweep(argument, **arguments) if argument else module.sweep(**arguments)
     named = isinstance(runs, dict) and all(isinstance(name, str) for name in runs)
     if not runs or not named or not all(isinstance(changes, dict) for changes in runs.values()):
         raise UserError(f"sweep() of {path} returned {runs!r}, expected {{name of a run: {{setting: value}}}}")
@@ -59,10 +66,33 @@ def runs_of(value: str) -> dict[str, dict]:
     return runs
 
 
+def _settings_of(flags: Sequence[str]) -> dict[str, str]:
+    """The settings among flags, each with the text of its value."""
+    found = (item.removeprefix("--config.").partition("=") for item in flags if item.startswith("--config."))
+    return {name: value for name, equals, value in found if equals}
+
+
+def own_settings(runs: Mapping[str, dict], flags: Sequence[str]) -> list[str]:
+    """What to say of flags that do not hold in every run, because some change the same setting.
+
+    Raises:
+        UserError: one that holds in none.
+    """
+    said = []
+    for name, text in _settings_of(flags).items():
+        own = [run for run, changes in runs.items() if name in changes]
+        if len(own) == len(runs):
+            raise UserError(f"--config.{name}={text} has no effect: every run of this study sets {name} itself. Leave the flag out")
+        if own:
+            some = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
+            said.append(f"--config.{name}={text} does not hold for {some}, which set it themselves")
+    return said
+
+
 def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more: Sequence[str] = ()) -> list[str]:
-    """The command that runs one of them."""
+    """The command that runs one of them; what it changes comes last, and so holds."""
     settings = [f"--config.{key}={_text(value).replace('{workdir}', str(workdir))}" for key, value in changes.items()]
-    return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *settings, *more]
+    return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *more, *settings]
 
 
 def _text(value: Any) -> str:
@@ -277,9 +307,12 @@ def _study(arguments: argparse.Namespace) -> int:
     """Lists or runs what the arguments say; returns the exit status."""
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
-    workdir, runs = own_folder(arguments.workdir), runs_of(arguments.config)
-    if arguments.more:
-        check_flags(arguments.more, arguments.config, also=("list", "index", "jobs"))
+    workdir, more = own_folder(arguments.workdir), [as_named_now(item) for item in arguments.more]
+    if more:
+        check_flags(more, arguments.config, also=("list", "index", "jobs"))
+    runs = runs_of(arguments.config, more)
+    for said in own_settings(runs, more):
+        print(said, file=sys.stderr, flush=True)
     needs, index = needs_of(runs), arguments.index
     if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
         task = os.environ["SLURM_ARRAY_TASK_ID"]
@@ -288,7 +321,7 @@ def _study(arguments: argparse.Namespace) -> int:
         index = int(task)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"there is no run {index}: {arguments.config} has {len(runs)}, numbered from 0")
-    commands = {name: command_of(arguments.config, workdir, name, changes, arguments.more) for name, changes in runs.items()}
+    commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
     if arguments.list:
         for number, (name, command) in enumerate(commands.items()):
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")

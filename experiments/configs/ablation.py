@@ -48,12 +48,12 @@ def get_config(arg: str = "") -> ConfigDict:
     return config.lock()
 
 
-def sweep(arg: str = "") -> dict[str, dict]:
+def sweep(arg: str = "", config: ConfigDict | None = None) -> dict[str, dict]:
     """The runs, all of one teacher."""
-    base, _, seeds = _options(arg)
-    config = get_config(arg)
+    _, _, seeds = _options(arg)
+    config = config or get_config(arg)
     runs, teacher = {}, {}
-    if base == "quickstart":
+    if config.teacher.source == "train":
         runs["teacher"] = {"stages": ("teacher",)}
         teacher = {"teacher.source": "{workdir}/teacher/teacher/model"}
     for seed in range(seeds):

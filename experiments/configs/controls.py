@@ -55,11 +55,11 @@ def get_config(arg: str = "") -> ConfigDict:
     return config.lock()
 
 
-def sweep(arg: str = "") -> dict[str, dict]:
+def sweep(arg: str = "", config: ConfigDict | None = None) -> dict[str, dict]:
     """The runs: a method and a seed each, all numbers of phases."""
     _, _, ks, seeds = _options(arg)
+    config = config or get_config(arg)
     runs, teacher = {}, {}
-    config = get_config(arg)
     kinds = _KINDS
     if not config.distill.stage1.steps:
         kinds = kinds | {name: {"phases.method": "max_cut"} | kind for name, kind in _FROM_TEACHER.items()}

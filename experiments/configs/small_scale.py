@@ -49,10 +49,10 @@ def get_config(arg: str = "digits") -> ConfigDict:
     return config.lock()
 
 
-def sweep(arg: str = "digits") -> dict[str, dict]:
+def sweep(arg: str = "digits", config: ConfigDict | None = None) -> dict[str, dict]:
     """The runs of the study; those of a snapshot take their ViT from the run that trained it."""
     data, _, seeds = _options(arg)
-    config = get_config(arg)
+    config = config or get_config(arg)
     steps = config.teacher.train.steps
     ps = tuple(p / 10 for p in range(10)) if data == "cifar100" else (0.0, 0.2, 0.4, 0.6, 0.8)
     runs = {}
