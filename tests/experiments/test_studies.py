@@ -44,7 +44,7 @@ def test_the_runs_of_a_study(study, tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert f"--workdir={tmp_path / 'runs' / 'k3-seed1'}" in lines[3]
-    assert "'--config.phases.k=(3,)' --config.seed=1 --config.distill.batch_size=8" in lines[3]
+    assert "--config.distill.batch_size=8 '--config.phases.k=(3,)' --config.seed=1" in lines[3]  # what a run changes holds
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}", "--index=4"]) == 2
     assert "there is no run 4" in capsys.readouterr().err
     for text, message in (
@@ -68,6 +68,24 @@ def test_the_runs_of_a_study(study, tmp_path, capsys, monkeypatch):
     study.write_text("x = 1")
     assert sweep.main([f"--config={study}", f"--workdir={tmp_path}"]) == 2
     assert "has no sweep(arg)" in capsys.readouterr().err
+
+
+def test_flags_and_what_runs_change(study, tmp_path, capsys):
+    """A flag holds where a run does not change its setting; what runs change may depend on flags."""
+    changes = '{"a": {"phases.k": (2,)}, "b": {"distill.stage1.steps": 2 * config.distill.stage1.steps}}'
+    study.write_text(STUDY.partition("def sweep")[0] + f'def sweep(arg="", config=None):\n    return {changes}')
+    command = [f"--config={study}", f"--workdir={tmp_path}", "--list"]
+    assert sweep.main([*command, "--config.distill.stage1.steps=7", "--config.phases.k=(3,)", "--config.data.flip=false"]) == 0
+    said = capsys.readouterr()
+    assert "--config.distill.stage1.steps=7 does not hold for b, which set" in said.err
+    assert "--config.phases.k=(3,) does not hold for a, which set" in said.err
+    a, b = said.out.splitlines()
+    assert a.endswith("'--config.phases.k=(2,)'") and b.endswith("--config.distill.stage1.steps=14")
+    assert sweep.main([*command, "--config.distill.stage1.steps=many"]) == 2
+    assert "--config.distill.stage1.steps=many" in capsys.readouterr().err
+    study.write_text(STUDY)
+    assert sweep.main([*command, "--config.seed=3"]) == 2
+    assert "--config.seed=3 has no effect: every run of this study sets seed itself" in capsys.readouterr().err
 
 
 def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
@@ -139,7 +157,7 @@ def test_sigterm_reaches_the_runs_of_a_study(tmp_path):
     study.write_text(
         "import sys, pathlib\nfrom experiments import sweep\n"
         f"commands = {{name: [sys.executable, '-c', {waits!r}] for name in 'abc'}}\n"
-        "sweep.runs_of = lambda value: dict.fromkeys(commands, {})\n"
+        "sweep.runs_of = lambda value, flags: dict.fromkeys(commands, {})\n"
         "sweep.command_of = lambda config, workdir, name, changes, more: commands[name]\n"
         f"sys.exit(sweep.main(['--config=x', '--workdir={tmp_path / 'runs'}', '--jobs=2']))"
     )

@@ -134,6 +134,11 @@ def test_the_runs_of_the_ablation():
     first, last = runs["1-teacher-forcing-seed0"], runs["5-stage-2-seed0"]
     assert set(first) - set(last) == set(ablation.WITHOUT)
     assert runs["2-autoregression-seed1"].keys() == first.keys() - {"distill.stage1.teacher_forcing"}
+    config = ablation.get_config("seeds=1").unlock()
+    config.distill.stage1.steps, config.distill.stage2.steps, config.teacher.source = 5, 2, "weights.safetensors"
+    runs = ablation.sweep("seeds=1", config)  # settings as flags leave them: as many steps, and no teacher to train
+    assert runs["5b-stage-1-for-as-long-seed0"]["distill.stage1.steps"] == 7 and "teacher" not in runs
+    assert not any("teacher.source" in changes for changes in runs.values())
     dinov2 = ablation.get_config("dinov2,arch=vits14,k=2,seeds=1")
     assert (dinov2.teacher.arch, dinov2.phases.k) == ("vits14", (2,))
     assert len(ablation.sweep("dinov2,seeds=1")) == 10
