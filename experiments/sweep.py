@@ -4,8 +4,8 @@ A configuration file with `sweep(arg)` beside `get_config(arg)` names the runs o
 the settings that it changes, {"k2-seed0": {"phases.k": (2,), "seed": 0}, ...}. Each run has a work directory of its own,
 WORKDIR/NAME. Those that are done are skipped; the same command goes on after a stop.
 
-A `sweep(arg, config)` gets the settings too, as the flags of the command line leave them, for runs that depend on them. What a run
-changes holds whatever the flags say.
+A `sweep(arg, config)` gets the settings too, as the flags of the command line leave them, for runs that depend on them. What a
+run changes holds whatever the flags say.
 
 A setting may take what another run of the study makes: in {"teacher.source": "{workdir}/base/teacher/model"} {workdir} stands for
 WORKDIR, and the run waits for the one named base. What XLA compiles is kept for later runs in WORKDIR/compiled, unless
@@ -82,7 +82,9 @@ def own_settings(runs: Mapping[str, dict], flags: Sequence[str]) -> list[str]:
     for name, text in _settings_of(flags).items():
         own = [run for run, changes in runs.items() if name in changes]
         if len(own) == len(runs):
-            raise UserError(f"--config.{name}={text} has no effect: every run of this study sets {name} itself. Leave the flag out")
+            raise UserError(
+                f"--config.{name}={text} has no effect: every run of this study sets {name} itself. Leave the flag out"
+            )
         if own:
             some = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
             said.append(f"--config.{name}={text} does not hold for {some}, which set it themselves")

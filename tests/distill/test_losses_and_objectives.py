@@ -67,8 +67,9 @@ def blocks(request):
 
 def blockwise(blocks, share, forced=True, **settings):
     module, params = blocks
-    objective, target = Blockwise(BlockwiseSettings(**settings)), states(2)
-    return objective.losses(module, params, target, LAYOUT, share, forced)
+    objective = Blockwise(BlockwiseSettings(**settings))
+    losses_of = jax.jit(lambda params, target: objective.losses(module, params, target, LAYOUT, share, forced))
+    return losses_of(params, states(2))
 
 
 def test_blockwise_mixes_teacher_forcing_and_autoregression(blocks):
@@ -83,12 +84,10 @@ def test_blockwise_mixes_teacher_forcing_and_autoregression(blocks):
 
 def test_a_blocks_loss_depends_on_no_other_block(blocks):
     module, params = blocks
-
-    def loss(params, phase):
-        return blockwise((module, params), 0.5)[phase]
-
+    by_loss = jax.jit(jax.jacrev(lambda params: blockwise((module, params), 0.5)))(params)  # losses of phases come first
     for phase in range(3):
-        norms = {name: float(optax.tree.norm(g)) for name, g in jax.grad(loss)(params, phase).items()}
+        grads = jax.tree.map(lambda g, phase=phase: g[phase], by_loss)
+        norms = {name: float(optax.tree.norm(g)) for name, g in grads.items()}
         assert norms[f"phase_{phase + 1}"] > 0
         assert sum(norms.values()) == norms[f"phase_{phase + 1}"]
 
@@ -120,7 +119,10 @@ def test_both_objectives_take_the_noise(blocks):
     target, key = states(2), jax.random.key(1)
     for objective, settings in ((Blockwise, BlockwiseSettings), (Joint, JointSettings)):
         both = objective(settings(noise=0.3)), objective(settings())
-        found = [float(o.loss(module, params, Target(target, LAYOUT), 1, key, o.variant(1))[0]) for o in both]
+        found = [
+            float(jax.jit(lambda p, o=o: o.loss(module, p, Target(target, LAYOUT), 1, key, o.variant(1))[0])(params))
+            for o in both
+        ]
         assert abs(found[0] - found[1]) > 1e-4
     joint = Joint(JointSettings(noise=0.3))
     predicted = module.apply({"params": params}, target[0], None, Noise(0.3, key), method="rollout")[1:]
@@ -136,11 +138,14 @@ def test_decisions_add_the_divergence_of_the_classes_as_restarts_give_way(blocks
     def classify(state):
         return jnp.asarray(state)[:, 0] @ weight
 
-    arguments = module, params, Target(target, LAYOUT, classify)
-    plain, joint = (Joint(JointSettings(steps=100, restarts=0.5, decisions=weight)) for weight in (0.0, 0.3))
+    def loss_of(decisions):
+        objective = Joint(JointSettings(steps=100, restarts=0.5, decisions=decisions))
+        return jax.jit(lambda step: objective.loss(module, params, Target(target, LAYOUT, classify), step, key, True))
+
+    plain, joint = loss_of(0.0), loss_of(0.3)
     for step, share in ((0, 0.0), (25, 0.5), (80, 1.0)):
-        total, metrics = joint.loss(*arguments, step, key, True)
-        without, none = plain.loss(*arguments, step, key, True)
+        total, metrics = joint(step)
+        without, none = plain(step)
         assert float(total - without) == pytest.approx(0.3 * share * float(metrics["decisions"]), abs=1e-5)
         assert "decisions" not in none
     predicted = module.apply({"params": params}, target[0], method="rollout")[-1]  # no image restarts any more
@@ -250,7 +255,7 @@ def test_muon_moves_every_matrix_by_an_orthogonal_step(blocks):
     )
     params = init_blocks(config, LAYOUT, jax.random.key(1))
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
-    update = optimiser.update(grads, optimiser.init(params), params)[0]["phase_1"]
+    update = jax.jit(optimiser.update)(grads, jax.jit(optimiser.init)(params), params)[0]["phase_1"]
     kernels = {
         "queries": update["attn"]["qkv"]["kernel"][:, 0].reshape(16, -1),
         "values": update["attn"]["qkv"]["kernel"][:, 2].reshape(16, -1),

@@ -21,12 +21,12 @@ def noisy(module, images):
 
 
 def check_steps(module, images):
-    """Every layer and half layer against the model's own; what the program is told apart by."""
+    """Layers of every phase, and their halves, against the model's own; what the program is told apart by."""
     params = noisy(module, images)
     stack, stacked = stack_layers(module.config, params["blocks"])
     state = module.apply({"params": params}, images, method="embed")
     grid = module.config.layout(*images.shape[1:3]).grid
-    for layer in range(6):
+    for layer in (1, 3, 5):
         for part in ("attention", "mlp", None):
             after = stack.apply({"params": stacked}, state, layer, grid, part, method="step")
             expected = module.apply({"params": params}, state, layer, grid, part, method="step")
@@ -54,7 +54,7 @@ def test_a_vit_and_its_raptors_of_any_number_of_blocks_are_one_program(tiny_conf
     vit = dataclasses.replace(tiny_config, depth=6, **teacher)
     programs = {check_steps(ViT(vit), tiny_images)}
     for partition in (Partition((6,)), Partition((3, 2, 1)), Partition((2, 1, 3), (0, 1, 0)), Partition((1,) * 6)):
-        for scaled in (True, False):
+        for scaled in (True, False) if partition.k < 6 else (True,):
             config = RaptorConfig(vit, partition, vit.mlp, vit.mlp_dim, depth_scaling=scaled, layer_norm_eps=1e-3)
             programs.add(check_steps(Raptor(config), tiny_images))
     assert len(programs) == 1
