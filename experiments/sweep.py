@@ -33,6 +33,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import MappingProxyType
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from brh_jax.command import Parser, run_command
 from brh_jax.errors import UserError
 from brh_jax.files import own_folder
@@ -42,12 +44,12 @@ from experiments.main import as_named_now, check_flags, config_of, find_config, 
 from experiments.records import read_record
 
 
-def runs_of(value: str, more: Sequence[str] = ()) -> dict[str, dict]:
+def runs_of(value: str, flags: Sequence[str] = ()) -> dict[str, dict]:
     """The runs that a configuration's `sweep` names.
 
     Args:
         value: `path.py[:argument]`, looked up as --config is.
-        more: flags that go to every run, --config.section.name=value among them.
+        flags: those that go to every run, --config.section.name=value among them.
 
     Raises:
         UserError: no such file, no sweep in it, or one that is not as described above.
@@ -56,8 +58,10 @@ def runs_of(value: str, more: Sequence[str] = ()) -> dict[str, dict]:
     module = module_of(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(arg): a study needs one, returning {{name of a run: {{setting: value}}}}")
-    arguments = {"config": config_of(value, more)} if "config" in inspect.signature(module.sweep).parameters else {}
-    runs = module.sweep(argument, **arguments) if argument else module.sweep(**arguments)
+    first, *rest = inspect.signature(module.sweep).parameters.values()
+    arguments = [argument] if argument or first.default is first.empty else []
+    settings = {"config": config_of(value, flags)} if "config" in [parameter.name for parameter in rest] else {}
+    runs = module.sweep(*arguments, **settings)
     named = isinstance(runs, dict) and all(isinstance(name, str) for name in runs)
     if not runs or not named or not all(isinstance(changes, dict) for changes in runs.values()):
         raise UserError(f"sweep() of {path} returned {runs!r}, expected {{name of a run: {{setting: value}}}}")
@@ -66,33 +70,63 @@ def runs_of(value: str, more: Sequence[str] = ()) -> dict[str, dict]:
     return runs
 
 
-def _settings_of(flags: Sequence[str]) -> dict[str, str]:
-    """The settings among flags, each with the text of its value."""
-    found = (item.removeprefix("--config.").partition("=") for item in flags if item.startswith("--config."))
-    return {name: value for name, equals, value in found if equals}
+def flags_of(more: Sequence[str], config: ConfigDict) -> dict[str, str]:
+    """Flags as experiments.main takes them, by name, each as --name=value.
+
+    `--name value`, `-name=value`, and --name or --noname of what is true or false are rewritten; the last of one name holds.
+
+    Raises:
+        UserError: one that sets a whole section, or what is no flag.
+    """
+    found, left = {}, [as_named_now(item) for item in more]
+    while left:
+        item = left.pop(0)
+        if not item.startswith("-"):
+            raise UserError(f"unexpected {item}: flags are --config.section.name=value and those of experiments.main")
+        name, equals, value = item.lstrip("-").partition("=")
+        setting = _setting(config, name)
+        if setting is None and isinstance(_setting(config, off := name.removeprefix("no")), bool):
+            name, equals, value = off, "=", "False"
+        elif isinstance(setting, ConfigDict):
+            raise UserError(f"--{name} is a section: give its settings one by one, such as --{name}.{next(iter(setting))}=...")
+        elif isinstance(setting, bool) and not equals:
+            equals, value = "=", "True"
+        elif not equals and left and not left[0].startswith("-"):
+            equals, value = "=", left.pop(0)
+        found[name] = f"--{name}{equals}{value}"
+    return found
 
 
-def own_settings(runs: Mapping[str, dict], flags: Sequence[str]) -> list[str]:
+def _setting(config: ConfigDict, name: str) -> Any:
+    """The value of config.section.name; None where there is no such setting."""
+    first, *path = name.split(".")
+    value: Any = config if first == "config" else None
+    for part in path:
+        value = value[part] if isinstance(value, ConfigDict) and part in value else None
+    return value
+
+
+def own_settings(runs: Mapping[str, dict], flags: Mapping[str, str]) -> list[str]:
     """What to say of flags that do not hold in every run, because some change the same setting.
 
     Raises:
         UserError: one that holds in none.
     """
     said = []
-    for name, text in _settings_of(flags).items():
-        own = [run for run, changes in runs.items() if name in changes]
+    for name, flag in flags.items():
+        setting = name.removeprefix("config.")
+        own = [run for run, changes in runs.items() if setting in changes]
         if len(own) == len(runs):
-            raise UserError(
-                f"--config.{name}={text} has no effect: every run of this study sets {name} itself. Leave the flag out"
-            )
+            raise UserError(f"{flag} has no effect: every run of this study sets {setting} itself. Leave the flag out")
         if own:
             some = ", ".join(own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
-            said.append(f"--config.{name}={text} does not hold for {some}, which set it themselves")
+            said.append(f"{flag} does not hold for {some}, which set it themselves")
     return said
 
 
-def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, more: Sequence[str] = ()) -> list[str]:
-    """The command that runs one of them; what it changes comes last, and so holds."""
+def command_of(config: str, workdir: pathlib.Path, name: str, changes: dict, flags: Mapping[str, str] | None = None) -> list[str]:
+    """The command that runs one of them, with the flags of what it does not change."""
+    more = [flag for own, flag in (flags or {}).items() if own.removeprefix("config.") not in changes]
     settings = [f"--config.{key}={_text(value).replace('{workdir}', str(workdir))}" for key, value in changes.items()]
     return [sys.executable, "-m", "experiments.main", f"--config={config}", f"--workdir={workdir / name}", *more, *settings]
 
@@ -309,11 +343,12 @@ def _study(arguments: argparse.Namespace) -> int:
     """Lists or runs what the arguments say; returns the exit status."""
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}: expected 1 or more")
-    workdir, more = own_folder(arguments.workdir), [as_named_now(item) for item in arguments.more]
-    if more:
-        check_flags(more, arguments.config, also=("list", "index", "jobs"))
-    runs = runs_of(arguments.config, more)
-    for said in own_settings(runs, more):
+    workdir, flags = own_folder(arguments.workdir), {}
+    if arguments.more:
+        flags = flags_of(arguments.more, config_of(arguments.config))
+        check_flags(flags.values(), arguments.config, also=("list", "index", "jobs"))
+    runs = runs_of(arguments.config, list(flags.values()))
+    for said in own_settings(runs, flags):
         print(said, file=sys.stderr, flush=True)
     needs, index = needs_of(runs), arguments.index
     if index is None and "SLURM_ARRAY_TASK_ID" in os.environ and not arguments.list:
@@ -323,7 +358,7 @@ def _study(arguments: argparse.Namespace) -> int:
         index = int(task)
     if index is not None and not 0 <= index < len(runs):
         raise UserError(f"there is no run {index}: {arguments.config} has {len(runs)}, numbered from 0")
-    commands = {name: command_of(arguments.config, workdir, name, changes, more) for name, changes in runs.items()}
+    commands = {name: command_of(arguments.config, workdir, name, changes, flags) for name, changes in runs.items()}
     if arguments.list:
         for number, (name, command) in enumerate(commands.items()):
             print(f"{number:>4} {name:<28} {shlex.join(['python', *command[1:]])}")

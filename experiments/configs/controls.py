@@ -61,7 +61,7 @@ def sweep(arg: str = "", config: ConfigDict | None = None) -> dict[str, dict]:
     config = config or get_config(arg)
     runs, teacher = {}, {}
     kinds = _KINDS
-    if not config.distill.stage1.steps:
+    if not get_config(arg).distill.stage1.steps:  # recipe=joint
         kinds = kinds | {name: {"phases.method": "max_cut"} | kind for name, kind in _FROM_TEACHER.items()}
     if config.teacher.source == "train":
         runs["teacher"] = {"stages": ("teacher",)}

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from brh_jax.errors import UserError
 from experiments.configs import check_items, default, number, split_argument
 
 # Of training steps: where the ViT is kept, besides the end.
@@ -54,6 +55,8 @@ def sweep(arg: str = "digits", config: ConfigDict | None = None) -> dict[str, di
     data, _, seeds = _options(arg)
     config = config or get_config(arg)
     steps = config.teacher.train.steps
+    if steps <= (last := max(_SNAPSHOTS[data])) or 2 * steps <= max(_OVERFIT_SNAPSHOTS[data]):
+        raise UserError(f"teacher.train.steps is {steps}: ViTs are kept after {last} steps on their way, expected more than that")
     ps = tuple(p / 10 for p in range(10)) if data == "cifar100" else (0.0, 0.2, 0.4, 0.6, 0.8)
     runs = {}
     for seed in range(seeds):

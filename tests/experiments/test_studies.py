@@ -12,6 +12,7 @@ import pytest
 
 from brh_jax.errors import UserError
 from experiments import pipeline, sweep, tables
+from experiments.configs import default
 from experiments.records import Record
 from experiments.stages.agreement.run import AgreementResult
 from experiments.stages.phases.run import PhasesResult
@@ -80,12 +81,39 @@ def test_flags_and_what_runs_change(study, tmp_path, capsys):
     assert "--config.distill.stage1.steps=7 does not hold for b, which set" in said.err
     assert "--config.phases.k=(3,) does not hold for a, which set" in said.err
     a, b = said.out.splitlines()
-    assert a.endswith("'--config.phases.k=(2,)'") and b.endswith("--config.distill.stage1.steps=14")
+    # Tuples given twice would be joined: a run that changes one has the flag no more.
+    assert a.endswith("--config.distill.stage1.steps=7 --config.data.flip=false '--config.phases.k=(2,)'")
+    assert b.endswith("'--config.phases.k=(3,)' --config.data.flip=false --config.distill.stage1.steps=14")
     assert sweep.main([*command, "--config.distill.stage1.steps=many"]) == 2
     assert "--config.distill.stage1.steps=many" in capsys.readouterr().err
     study.write_text(STUDY)
     assert sweep.main([*command, "--config.seed=3"]) == 2
     assert "--config.seed=3 has no effect: every run of this study sets seed itself" in capsys.readouterr().err
+
+
+def test_flags_in_every_form_are_one():
+    config = default.get_config()
+    given = ["-config.seed=1", "--config.data.data_dir", "my folder", "--noconfig.data.flip", "--config.raptor.depth_scaling"]
+    given += ["--config.seed=2", "--profile=3:4", "--rerun"]
+    assert list(sweep.flags_of(given, config).values()) == [
+        "--config.seed=2",
+        "--config.data.data_dir=my folder",
+        "--config.data.flip=False",
+        "--config.raptor.depth_scaling=True",
+        "--profile=3:4",
+        "--rerun",
+    ]
+    with pytest.raises(
+        UserError, match="--config.distill.stage1 is a section: give its settings one by one, such as --config.dis"
+    ):
+        sweep.flags_of(["--config.distill.stage1={}"], config)
+    with pytest.raises(UserError, match="unexpected word: flags are"):
+        sweep.flags_of(["word"], config)
+
+
+def test_a_sweep_that_wants_both_gets_both(study):
+    study.write_text(STUDY.partition("def sweep")[0] + "def sweep(arg, config):\n    return {f'a{arg}': {'seed': config.seed}}")
+    assert sweep.runs_of(str(study), ["--config.seed=4"]) == {"a": {"seed": 4}}
 
 
 def test_runs_go_side_by_side_and_failures_are_named(tmp_path, capsys):
