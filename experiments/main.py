@@ -167,7 +167,8 @@ def config_of(value: str, given: Sequence[str] = ()) -> ConfigDict:
         line = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__][-1]
         raise UserError(f"{path}, line {line}: {' '.join(str(error.args[0]).split())}") from None
     config = _checked(config)
-    settings = [item for item in given if item.startswith("--config.")]
+    if not (settings := [item for item in given if item.startswith("--config.")]):
+        return config
     parser = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=["", *settings])
     try:

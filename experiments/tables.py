@@ -127,6 +127,7 @@ def _fit_merits(fit: Fit) -> dict[str, float]:
         **{f"R² {token}": value for token, value in r2.items()},
         **{f"cosine {token}": fmean(values) for token, values in fit.cosine.items()},
         "e / norm": fmean(e),
+        **{f"R² {token}, last layer": values[-1] for token, values in fit.r2.items()},
         "R², last layer": fmean(values[-1] for values in fit.r2.values()),
         "R², last layer, all tokens": fit.r2_all[-1],
         "R², last layer, one mean": fit.r2_one_mean,

@@ -26,7 +26,7 @@ def check_steps(module, images):
     stack, stacked = stack_layers(module.config, params["blocks"])
     state = module.apply({"params": params}, images, method="embed")
     grid = module.config.layout(*images.shape[1:3]).grid
-    for layer in (1, 3, 5):
+    for layer in (1, 2, 3, 5):
         for part in ("attention", "mlp", None):
             after = stack.apply({"params": stacked}, state, layer, grid, part, method="step")
             expected = module.apply({"params": params}, state, layer, grid, part, method="step")
