@@ -2,34 +2,60 @@
 
     python -m experiments.sweep --config=configs/small_scale.py:digits --workdir=runs/small_digits --jobs=2
     python -m experiments.sweep --config=configs/small_scale.py:fashion=data/fashion --workdir=runs/small_fashion --jobs=2
+    python -m experiments.sweep --config=configs/small_scale.py:cifar100=data/cifar100,seeds=1 --workdir=runs/small_cifar --jobs=2
     python -m experiments.sweep --config=configs/small_scale.py:cifar100 --workdir=runs/small_cifar --config.data.data_dir=DIR
     python -m experiments.study runs/small_digits
 
 Arguments, separated by commas:
     digits           scikit-learn's digits; nothing is downloaded
     fashion=FOLDER   Fashion-MNIST (or MNIST) in its own format, train-images-idx3-ubyte.gz and so on, plain or .gz
+    cifar100=FOLDER  CIFAR-100 as folders of classes, FOLDER/train and FOLDER/test: 10,000 images of it 64 times each, for a CPU
     cifar100         CIFAR-100 from TFDS, prepared as docs/running.md says: p = 0, 0.1 ... 0.9, for a GPU
     seeds=3          how many of each
 
 Every p and seed is one training, its ViT kept untrained, early, in the middle and at the end; the over-fitted ones see few images
 for longer. For each of these ViTs: phases by max cut, a Raptor with k = 3, their agreement on images not trained on.
 
-Hardware: digits and fashion 60 runs each, in about 40 minutes on 2 CPU cores; cifar100 105 runs, an accelerator, not measured.
+Hardware: digits and fashion 60 runs each, in about 40 minutes on 2 CPU cores; cifar100=FOLDER 13 runs a
+seed, about an hour; cifar100 105 runs, an accelerator, not measured.
 Expect, by the paper (fig. 3, 4, 13): with p rise the similarity of layers, the Raptor's R² and accuracy, until training breaks at
 0.7 to 0.9; an untrained ViT is easier to reproduce than an over-fitted one; clearer phases go with a better fit.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from brh_jax.errors import UserError
 from experiments.configs import check_items, default, number, split_argument
 
-# Of training steps: where the ViT is kept, besides the end.
-_SNAPSHOTS = {"digits": (50, 150), "fashion": (50, 150), "cifar100": (1000, 5000)}
-_OVERFIT_SNAPSHOTS = {"digits": (400,), "fashion": (400,), "cifar100": (20_000,)}
 _OVERFIT_P = (0.0, 0.4)
+
+
+class _Varied(NamedTuple):
+    """What a study varies.
+
+    Attributes:
+        ps: rates of stochastic depth.
+        snapshots: numbers of training steps after which the ViT is kept, besides the end.
+        few: images that are over-fitted in twice the steps; 0 for no such ViTs.
+        overfit_snapshots: as `snapshots`, of these.
+    """
+
+    ps: tuple[float, ...]
+    snapshots: tuple[int, ...]
+    few: int = 0
+    overfit_snapshots: tuple[int, ...] = ()
+
+
+_VARIED = {
+    "digits": _Varied((0.0, 0.2, 0.4, 0.6, 0.8), (50, 150), 100, (400,)),
+    "fashion": _Varied((0.0, 0.2, 0.4, 0.6, 0.8), (50, 150), 100, (400,)),
+    # All over-fit as it is.
+    "cifar100 in folders": _Varied((0.0, 0.1, 0.2, 0.4, 0.6, 0.8), (1000,)),
+    "cifar100": _Varied(tuple(p / 10 for p in range(10)), (1000, 5000), 2000, (20_000,)),
+}
 
 
 def get_config(arg: str = "digits") -> ConfigDict:
@@ -53,22 +79,22 @@ def get_config(arg: str = "digits") -> ConfigDict:
 def sweep(arg: str = "digits", config: ConfigDict | None = None) -> dict[str, dict]:
     """The runs of the study; those of a snapshot take their ViT from the run that trained it."""
     data, _, seeds = _options(arg)
+    varied = _VARIED[data]
     config = config or get_config(arg)
     steps = config.teacher.train.steps
-    least = max(*_SNAPSHOTS[data], *(step // 2 for step in _OVERFIT_SNAPSHOTS[data]))  # over-fitted ones take twice the steps
+    least = max((*varied.snapshots, *(step // 2 for step in varied.overfit_snapshots)))  # over-fitted ones take twice the steps
     if steps <= least:
         raise UserError(f"teacher.train.steps is {steps}: the study keeps ViTs on their way, expected more than {least} steps")
-    ps = tuple(p / 10 for p in range(10)) if data == "cifar100" else (0.0, 0.2, 0.4, 0.6, 0.8)
     runs = {}
     for seed in range(seeds):
-        for p in ps:
+        for p in varied.ps:
             # Before its first step a ViT does not know p: one for all.
-            kept = (0, *_SNAPSHOTS[data]) if p == ps[0] else _SNAPSHOTS[data]
+            kept = (0, *varied.snapshots) if p == varied.ps[0] else varied.snapshots
             runs |= training(f"p{p}-seed{seed}", {"seed": seed, "teacher.vit.drop_path": p}, "trained", steps, kept)
-        for p in _OVERFIT_P:
-            changes = {"seed": seed, "teacher.vit.drop_path": p, "teacher.train.num_images": _few(data)}
+        for p in _OVERFIT_P if varied.few else ():
+            changes = {"seed": seed, "teacher.vit.drop_path": p, "teacher.train.num_images": varied.few}
             changes |= {"teacher.train.steps": 2 * steps}
-            runs |= training(f"overfit-p{p}-seed{seed}", changes, "over-fitted", 2 * steps, _OVERFIT_SNAPSHOTS[data])
+            runs |= training(f"overfit-p{p}-seed{seed}", changes, "over-fitted", 2 * steps, varied.overfit_snapshots)
     return runs
 
 
@@ -82,24 +108,28 @@ def training(name: str, changes: dict, group: str, steps: int, kept: Sequence[in
     return runs
 
 
-def _few(data: str) -> int:
-    """Images to over-fit."""
-    return 2000 if data == "cifar100" else 100
-
-
 def _options(arg: str) -> tuple[str, str, int]:
     """Data set, its folder, number of seeds."""
-    found, items = split_argument(arg, fashion="", seeds="3")
-    check_items("small_scale.py", items, ("digits", "cifar100"), "digits, fashion=FOLDER or cifar100, and seeds=NUMBER")
-    data = "fashion" if found["fashion"] else items[-1] if items else "digits"
-    return data, found["fashion"], number("seeds", found["seeds"], "seeds")
+    found, items = split_argument(arg, fashion="", cifar100="", seeds="3")
+    expected = "digits, fashion=FOLDER, cifar100=FOLDER or cifar100, and seeds=NUMBER"
+    check_items("small_scale.py", items, ("digits", "cifar100"), expected)
+    data = items[-1] if items else "digits"
+    if found["fashion"]:
+        data = "fashion"
+    if found["cifar100"]:
+        data = "cifar100 in folders"
+    return data, found["fashion"] or found["cifar100"], number("seeds", found["seeds"], "seeds")
 
 
 def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:
-    size, patch = (8, 2) if data == "digits" else (28, 7)
+    size, patch = {"digits": (8, 2), "fashion": (28, 7)}.get(data, (32, 8))
     config.teacher.vit.update(_vit(dim=64, num_heads=2, patch_size=patch))
     config.teacher.train.update(_training_settings(steps=400, batch_size=64, learning_rate=2e-3, warmup_steps=40))
-    splits = ("digits:train", "digits:test") if data == "digits" else (f"idx:{folder}/train", f"idx:{folder}/t10k")
+    splits = {
+        "digits": ("digits:train", "digits:test"),
+        "fashion": (f"idx:{folder}/train", f"idx:{folder}/t10k"),
+        "cifar100 in folders": (f"folder:{folder}/train", f"folder:{folder}/test"),
+    }[data]
     config.data.update({"train": splits[0], "eval": splits[1], "image_size": size, "crop_scale": (0.9, 1.0), "flip": False})
     config.distill.update({"batch_size": 32, "remat": "none"})
     config.distill.validation.times = 0  # of many short trainings; it would cost a third of each
@@ -107,6 +137,11 @@ def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:
     config.distill.stage1.update({"steps": 100, "learning_rate": 2e-3, "warmup_steps": 10})
     config.distill.stage2.update({"steps": 200, "learning_rate": 1e-3, "warmup_steps": 10})
     config.eval.update({"num_images": 360, "batch_size": 64})
+    if data == "cifar100 in folders":
+        # As long as it takes for stochastic depth to be worth its price.
+        config.teacher.train.update({"num_images": 10_000, "steps": 10_000, "learning_rate": 1e-3, "warmup_steps": 500})
+        config.data.update({"crop_scale": (0.6, 1.0), "flip": True})
+        config.eval.num_images = 2000
 
 
 def _on_gpu(config: ConfigDict) -> None:

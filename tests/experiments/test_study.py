@@ -125,7 +125,9 @@ def test_the_runs_of_the_small_scale_study(tmp_path):
     config.teacher.train.steps = 200
     with pytest.raises(UserError, match="steps is 200: the study keeps ViTs on their way, expected more than 200 steps"):
         small_scale.sweep("digits", config)
+    assert len(small_scale.sweep("cifar100=data/cifar100,seeds=2")) == 2 * (6 * 2 + 1)
     assert small_scale.get_config("fashion=data/fashion").data.eval == "idx:data/fashion/t10k"
+    assert small_scale.get_config("cifar100=data/cifar100").data.train == "folder:data/cifar100/train"
     for argument in ("mnist", "fashion="):
         with pytest.raises(UserError, match=f"small_scale.py does not know '{argument}'"):
             small_scale.get_config(argument)
