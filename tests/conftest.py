@@ -10,8 +10,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # collective for dead after 40 s and aborts the process. One step at a time, and with more patience.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
-# A device that waits for the others holds a thread, and waits in a loop of its program and beside that loop at a time. All devices
-# share as many threads as there are devices: when each holds some, none is left for the one that all wait for.
+# A device that waits for the others holds a thread, sometimes two: in a loop of its program, and beside that loop. All devices
+# share as many threads as there are devices, unless told otherwise: when all are held, none is left for the device that they
+# wait for.
 os.environ["PJRT_NPROC"] = "64"
 # Nearly all of the time goes into compiling programs that run a few times on a few numbers. Without optimisation, without the
 # emitters of fusions that go by way of MLIR, and with one LLVM module a program it takes less than half as long; such a program
