@@ -111,14 +111,13 @@ def training(name: str, changes: dict, group: str, steps: int, kept: Sequence[in
 def _options(arg: str) -> tuple[str, str, int]:
     """Data set, its folder, number of seeds."""
     found, items = split_argument(arg, fashion="", cifar100="", seeds="3")
-    expected = "digits, fashion=FOLDER, cifar100=FOLDER or cifar100, and seeds=NUMBER"
+    expected = "one of digits, fashion=FOLDER, cifar100=FOLDER and cifar100, and seeds=NUMBER"
     check_items("small_scale.py", items, ("digits", "cifar100"), expected)
-    data = items[-1] if items else "digits"
-    if found["fashion"]:
-        data = "fashion"
-    if found["cifar100"]:
-        data = "cifar100 in folders"
-    return data, found["fashion"] or found["cifar100"], number("seeds", found["seeds"], "seeds")
+    folders = {"fashion": found["fashion"], "cifar100 in folders": found["cifar100"]}
+    named = [*items, *filter(folders.get, folders)] or ["digits"]
+    if len(named) > 1:
+        raise UserError(f"configs/small_scale.py is given several data sets, {', '.join(named)}: expected {expected}")
+    return named[0], folders.get(named[0], ""), number("seeds", found["seeds"], "seeds")
 
 
 def _on_cpu(config: ConfigDict, data: str, folder: str) -> None:

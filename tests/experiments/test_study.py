@@ -131,6 +131,8 @@ def test_the_runs_of_the_small_scale_study(tmp_path):
     for argument in ("mnist", "fashion="):
         with pytest.raises(UserError, match=f"small_scale.py does not know '{argument}'"):
             small_scale.get_config(argument)
+    with pytest.raises(UserError, match=r"several data sets, digits, cifar100 in folders: expected one of digits"):
+        small_scale.get_config("digits,cifar100=data/cifar100")
 
 
 def test_the_runs_of_the_ablation():
