@@ -180,15 +180,6 @@ def shared_compilations(workdir: pathlib.Path, place: int) -> dict[str, str]:
     }
 
 
-def huge_pages() -> dict[str, str]:
-    """Environment in which the GNU C library asks Linux for huge pages, unless told otherwise.
-
-    XLA allocates the temporary buffer of a program at every call; page by page that takes a third of a small ViT's training step.
-    """
-    given = os.environ.get("GLIBC_TUNABLES")  # last, so that it holds
-    return {"GLIBC_TUNABLES": ":".join(filter(None, ("glibc.malloc.hugetlb=1", given)))}
-
-
 def run_all(
     commands: dict[str, list[str]],
     workdir: pathlib.Path,
@@ -211,8 +202,7 @@ def run_all(
         Stopped: SIGTERM came.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    shared = huge_pages()
-    places = [gpus | shared | shared_compilations(workdir, number) for number, gpus in enumerate(gpu_places(jobs), first_place)]
+    places = [gpus | shared_compilations(workdir, number) for number, gpus in enumerate(gpu_places(jobs), first_place)]
     running = _Running(commands, workdir, places)
     before = signal.signal(signal.SIGTERM, running.stop)
     try:

@@ -213,15 +213,6 @@ def test_runs_at_a_time_share_the_gpus(monkeypatch):
     assert sweep.gpu_places(2) == [{}, {}]
 
 
-def test_runs_of_a_study_ask_for_huge_pages(monkeypatch, tmp_path):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    show = [sys.executable, "-c", "import os; print(os.environ['GLIBC_TUNABLES'])"]
-    assert sweep.run_all({"run": show}, tmp_path, 1) == []
-    assert (tmp_path / "run.log").read_text() == "glibc.malloc.hugetlb=1\n"
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert sweep.huge_pages() == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.hugetlb=0"}  # the last one holds
-
-
 def test_one_of_an_array_job(study, tmp_path, monkeypatch):
     ran = {}
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
