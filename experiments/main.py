@@ -5,11 +5,6 @@ overridden by --config.section.name=value; python -m experiments.explain lists a
 skipped, and the same command goes on after a stop. The page of results is WORKDIR/report/index.html.
 """
 
-from experiments.huge_pages import restart_with_huge_pages
-
-if __name__ == "__main__":
-    restart_with_huge_pages("experiments.main")  # before anything else is imported, which takes a second
-
 import importlib.util
 import os
 import pathlib
