@@ -17,7 +17,7 @@ Every p and seed is one training, its ViT kept untrained, early, in the middle a
 for longer. For each of these ViTs: phases by max cut, a Raptor with k = 3, their agreement on images not trained on.
 
 Hardware: digits and fashion 60 runs each, in about 40 minutes on 2 CPU cores; cifar100=FOLDER 13 runs a
-seed, about an hour; cifar100 105 runs, an accelerator, not measured.
+seed, more than an hour; cifar100 105 runs, an accelerator, not measured.
 Expect, by the paper (fig. 3, 4, 13): with p rise the similarity of layers, the Raptor's R² and accuracy, until training breaks at
 0.7 to 0.9; an untrained ViT is easier to reproduce than an over-fitted one; clearer phases go with a better fit.
 """
