@@ -9,7 +9,8 @@
 Arguments, separated by commas:
     digits           scikit-learn's digits; nothing is downloaded
     fashion=FOLDER   Fashion-MNIST (or MNIST) in its own format, train-images-idx3-ubyte.gz and so on, plain or .gz
-    cifar100=FOLDER  CIFAR-100 as folders of classes, FOLDER/train and FOLDER/test: 5,000 images, 100 times each, for a CPU
+    cifar100=FOLDER  CIFAR-100 as folders of classes, FOLDER/train and FOLDER/test, for a CPU: 5,000
+                     images 100 times each, on which a ViT over-fits as it is
     cifar100         CIFAR-100 from TFDS, prepared as docs/running.md says: p = 0, 0.1 ... 0.9, for a GPU
     seeds=3          how many of each
 
