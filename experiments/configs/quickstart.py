@@ -5,7 +5,8 @@
 recipe=paper, the argument, trains the Raptors as the paper does, in three times the steps; see configs/pretrained.py.
 
 Hardware: 2 CPU cores, four to six minutes. Data: scikit-learn's digits, nothing is downloaded.
-Expect: teacher above 95 %, phases of 4 + 8 or 5 + 7 and about 3 + 4 + 5 layers, R² of the last state about 0.9, probes within 3 points.
+Expect: teacher above 95 %, phases of 4 + 8 or 5 + 7 and about 3 + 4 + 5 layers, R² of the last state about 0.9, probes within 3
+points.
 """
 
 from ml_collections import ConfigDict
